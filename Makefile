@@ -1,0 +1,93 @@
+# Needs Python 3.11 or newer with venv, and make. Everything else goes into $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_STORE ?= $(CURDIR)/_demo
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+# What ruff and mypy look at; folders that are not there yet are left out.
+PYTHON_ROOTS := $(wildcard src client daemon tests)
+LINT_ROOTS := $(PYTHON_ROOTS) $(wildcard docs/examples)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Installing as root into an own environment is what is meant here.
+export PIP_ROOT_USER_ACTION := ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow slow-sample bench check static format-check lint types examples format wheel clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo     run the example pipeline and show where its results are"
+	@echo "make test     run the fast tests"
+	@echo "make check    everything a change must pass: format, lint, types, tests, documentation examples"
+	@echo "make slow     the long tests"
+	@echo "make bench    measure"
+	@echo "make format   rewrite the code in the house format"
+	@echo "make wheel    build dist/*.whl"
+	@echo "make clean    remove what these commands made, $(VENV) too"
+
+# --- environments -----------------------------------------------------------------------------
+# A stamp per set of extras, so that nothing is installed twice until pyproject.toml changes.
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+# --- for users --------------------------------------------------------------------------------
+
+demo: $(VENV)/.stamp-demo
+	PYLIGHTNIX_ROOT='$(DEMO_STORE)' $(BIN)/python docs/examples/digits.py
+
+test: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# --- for those who change the code ------------------------------------------------------------
+
+check: static examples
+	$(MAKE) test
+
+static: format-check lint types
+
+format-check: $(VENV)/.stamp-dev
+	$(BIN)/ruff format --check $(LINT_ROOTS)
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check $(LINT_ROOTS)
+	$(BIN)/flake8 $(LINT_ROOTS)
+
+types: $(VENV)/.stamp-dev
+	$(BIN)/mypy $(PYTHON_ROOTS)
+
+# With the demo's packages there, so that no example is skipped.
+examples: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest tests/docs $(PYTEST_ARGS)
+
+slow: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# The first slow test of each file: what a bounded run can afford. Having none yet is no failure.
+slow-sample: $(VENV)/.stamp-dev
+	@sample=$$($(BIN)/python -m pytest -m slow --collect-only -q | awk -F'::' '/::/ && !seen[$$1]++'); \
+	if [ -z "$$sample" ]; then echo "no slow tests"; exit 0; fi; \
+	printf '%s\n' "$$sample" | tr '\n' '\0' | xargs -0 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+bench: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -s -m 'slow or not slow' tests/benchmarks $(PYTEST_ARGS)
+
+format: $(VENV)/.stamp-dev
+	$(BIN)/ruff format $(LINT_ROOTS)
+	$(BIN)/ruff check --fix $(LINT_ROOTS)
+
+wheel: | $(BIN)/python
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# A store is read-only on disk, so it needs its write permission back before it can go.
+clean:
+	if [ -d '$(DEMO_STORE)' ]; then chmod -R u+w '$(DEMO_STORE)'; fi
+	rm -rf '$(DEMO_STORE)' $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find $(wildcard src client daemon tests docs) -name __pycache__ -type d -prune -exec rm -rf {} +

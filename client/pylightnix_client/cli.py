@@ -1,0 +1,140 @@
+"""The program `pylightnix`: its commands by name, its global options, and the boundary that ends it.
+
+Commands are imported when they are asked for, and import what is heavy when they run, so that
+``--help`` and completion answer at once. What a command raises becomes a report here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, Optional
+
+import click
+
+from pylightnix_client.output import Answers, hold_standard_descriptors, note
+from pylightnix_client.session import Session
+
+__all__ = ["COMPLETE_VARIABLE", "PROGRAM", "cli", "main"]
+
+PROGRAM: Final = "pylightnix"
+COMPLETE_VARIABLE: Final = "_PYLIGHTNIX_COMPLETE"
+"""Set by the shell's completion script; the program then completes and does nothing else."""
+
+_COMMANDS: Final = {
+    "build": "build",
+    "cat": "files",
+    "completion": "completion",
+    "hash": "paths",
+    "ls": "files",
+    "path": "paths",
+    "path2rref": "paths",
+    "show": "show",
+}
+"""Each command with the module in `commands` that has it, as a function named after it with ``_command``."""
+
+_EPILOG: Final = """\b
+Exit status:
+    0  all is well
+    1  a build failed, or what it made does not do
+    2  the command line or a target is wrong; nothing was built
+   65  something in the store is not what its name says
+   66  no such reference or file
+   70  a defect of this program
+   73  something cannot be made: the store, an out-link
+   74  the disk is full or fails
+   75  the store is busy; try again later
+   77  the store belongs to another user
+   78  the store is of a newer version
+  130  interrupted
+  141  whoever read the output has gone
+"""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"pylightnix_client.commands.{_COMMANDS[cmd_name]}")
+        command = getattr(module, f"{cmd_name}_command")
+        if not isinstance(command, click.Command):
+            raise AssertionError(f"BUG: {cmd_name} is no command")
+        return command
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from pylightnix._version import __version__
+
+    click.echo(f"{PROGRAM} {__version__}")
+    ctx.exit()
+
+
+@click.group(cls=_LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--store",
+    metavar="ROOT",
+    type=click.Path(file_okay=False),
+    help="The store to use.  [default: $PYLIGHTNIX_ROOT, else the platform's user data folder]",
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version and exit.")
+@click.pass_obj
+def cli(session: Session, store: Optional[str]) -> None:
+    """Make data with Python stages, each at most once, and look at what was made."""
+    session.root = None if store is None else os.path.abspath(store)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line `argv` (else the process's) and return the exit status."""
+    hold_standard_descriptors()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if COMPLETE_VARIABLE in os.environ:
+        cli.main(arguments, prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE)  # prints completions and exits
+    # A first guess, for faults of the command line itself; the option corrects it.
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    session = Session(Answers("--json" in options))
+    try:
+        # Not cli.main(): it turns every EOFError into "Aborted" and every broken pipe into status 1.
+        with cli.make_context(PROGRAM, arguments, obj=session) as ctx:
+            status: Any = cli.invoke(ctx)
+            return int(status or 0)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001  # the boundary: everything becomes a report
+        return _ended(error, session.answers)
+
+
+def _ended(error: BaseException, answers: Answers) -> int:
+    from pylightnix_client.failures import EXIT_PIPE, report
+
+    if isinstance(error, BrokenPipeError):
+        _silence_stdout()
+        return EXIT_PIPE
+    found = report(error)
+    if answers.as_json:
+        try:
+            answers.object("error", **found.fields())
+        except (OSError, AssertionError):
+            _silence_stdout()
+        except Exception as lost:  # noqa: BLE001  # nobody can be told on standard output then
+            note(str(lost), "error: ", "red")
+    elif isinstance(error, click.ClickException):
+        error.show()
+    else:
+        if found.traceback:
+            note(found.traceback.rstrip("\n"))
+        note(found.message, "error: ", "red")
+    return found.exit_status
+
+
+def _silence_stdout() -> None:
+    # The interpreter flushes sys.stdout when it ends, and would complain about the pipe again.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

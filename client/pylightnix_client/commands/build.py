@@ -1,0 +1,152 @@
+"""The command `build`: realizes targets, tells what happens, and says what came out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Optional
+
+import click
+
+from pylightnix_client.parameters import TargetType, json_option
+from pylightnix_client.session import Session
+
+if TYPE_CHECKING:
+    from pylightnix.embedded import Outcome
+    from pylightnix.types import Closure, RRef, StorageSettings
+    from pylightnix_client.output import Answers
+
+__all__ = ["build_command"]
+
+
+_EPILOG = """\b
+Targets:
+  FILE.py               the only stage of a file, else the one called main
+  FILE.py:STAGE         a stage of a file
+  PACKAGE.MODULE:STAGE  a stage of a module
+  dref:...              a derivation that the store knows
+"""
+
+
+@click.command("build", epilog=_EPILOG)
+@click.argument("targets", type=TargetType(), nargs=-1, required=True, metavar="TARGET...")
+@click.option("--dry-run", is_flag=True, help="Say what would be built and why, and build nothing.")
+@click.option("--keep-going", is_flag=True, help="After a failure, go on with what does not depend on it.")
+@click.option("--force", is_flag=True, help="Build the targets again even if they are realized.")
+@click.option(
+    "--out-link",
+    metavar="PATH",
+    type=click.Path(),
+    help="Make PATH a link to what was realized; further realizations get PATH-2, PATH-3 and so on.",
+)
+@click.option("--arg", "arguments", multiple=True, metavar="NAME=JSON", help="An argument for the stages. Can be repeated.")
+@json_option
+@click.pass_obj
+def build_command(
+    session: Session,
+    targets: tuple[str, ...],
+    dry_run: bool,
+    keep_going: bool,
+    force: bool,
+    out_link: Optional[str],
+    arguments: tuple[str, ...],
+) -> int:
+    """Realize TARGETs and print their realizations, each with its folder after a tab.
+
+    What is realized already is not built again. Progress, and whatever stages print, go to standard error.
+    """
+    from pylightnix.embedded import realize_closure
+    from pylightnix_client.outlink import check_out_link
+    from pylightnix_client.progress import JsonProgress, TextProgress
+    from pylightnix_client.resolve import instantiate_targets
+    from pylightnix_client.target import parse_arguments, parse_target
+
+    if dry_run and out_link is not None:
+        raise click.UsageError("--out-link needs something that is built; leave out --dry-run")
+    parsed = [parse_target(target) for target in targets]
+    values = parse_arguments(arguments)
+    if out_link is not None:
+        check_out_link(out_link)  # now, rather than after an hour of building
+    S = session.settings()
+    answers = session.answers
+    answers.divert()
+    _, closure = instantiate_targets(parsed, values, S, force=force)
+    outcome = realize_closure(
+        closure,
+        force_rebuild=force,
+        dry_run=dry_run,
+        keep_going=keep_going,
+        observe=JsonProgress(answers) if answers.as_json else TextProgress(),
+    )
+    return _conclude(answers, outcome, closure, S, dry_run=dry_run, out_link=out_link)
+
+
+def _conclude(answers: Answers, outcome: Outcome, closure: Closure, S: StorageSettings, *, dry_run: bool, out_link: Optional[str]) -> int:
+    from pylightnix.storage import store_layout
+    from pylightnix_client.failures import EXIT_BUILD_FAILED
+    from pylightnix_client.outlink import put_out_links
+
+    if dry_run:
+        _tell_steps(answers, outcome)
+    realized = _realized(outcome, closure)
+    folders = [store_layout(S).realization(rref) for rref in realized]
+    # Links stand for a whole result: with some targets missing, the numbers would mean something else.
+    links = put_out_links(out_link, folders) if out_link is not None and not outcome.failed else []
+    if answers.as_json:
+        answers.object("result", **_result_fields(outcome, realized, links))
+    else:
+        if not dry_run:
+            for rref, folder in zip(realized, folders, strict=True):
+                answers.text(f"{rref}\t{folder}")
+        _tell_end(outcome, dry_run)
+    return EXIT_BUILD_FAILED if outcome.failed else 0
+
+
+def _realized(outcome: Outcome, closure: Closure) -> list[RRef]:
+    """Return the realizations of the targets, in their order, each once."""
+    found = [rref for target in closure.targets for rref in outcome.context.get(target) or []]
+    return list(dict.fromkeys(found))
+
+
+def _tell_steps(answers: Answers, outcome: Outcome) -> None:
+    for step in outcome.steps:
+        if answers.as_json:
+            answers.object("step", dref=step.dref, action=step.kind.value, reason=step.reason)
+        else:
+            answers.text(f"{step.kind.value:<7} {step.dref}  {step.reason}")
+
+
+def _result_fields(outcome: Outcome, realized: list[RRef], links: list[str]) -> dict[str, Any]:
+    from pylightnix_client.failures import build_report
+
+    return {
+        "ok": not outcome.failed,
+        "realized": realized,
+        "built": len(outcome.built),
+        "joined": len(outcome.joined),
+        "reused": len(outcome.reused),
+        "failed": [{"dref": dref, **build_report(error).fields()} for dref, error in outcome.failed],
+        "skipped": [{"dref": dref, "because": because} for dref, because in outcome.skipped],
+        "links": links,
+    }
+
+
+def _tell_end(outcome: Outcome, dry_run: bool) -> None:
+    from pylightnix_client.failures import build_report
+    from pylightnix_client.output import note
+
+    for dref, error in outcome.failed:
+        found = build_report(error)
+        if found.traceback:
+            note(found.traceback.rstrip("\n"))
+        message = found.message if dref in found.message else f"building {dref} failed: {found.message}"
+        note(message, "error: ", "red")
+    for dref, because in outcome.skipped:
+        note(f"skipped {dref}, because {because} failed")
+    counts = {
+        "failed": len(outcome.failed),
+        "skipped": len(outcome.skipped),
+        "built": len(outcome.built),
+        "joined": len(outcome.joined),
+        "reused": len(outcome.reused),
+    }
+    if not dry_run:
+        note(", ".join(f"{count} {what}" for what, count in counts.items() if count))

@@ -1,0 +1,76 @@
+"""The errors that only the command line can make: leaves of the tree in `pylightnix.errors`.
+
+Must import nothing but that tree.
+"""
+
+from __future__ import annotations
+
+from pylightnix.errors import PylightnixException
+
+__all__ = ["InvalidArgument", "LinkRefused", "NoSuchFile", "OutputLost", "TargetFailed", "UnreadableFile"]
+
+
+class InvalidArgument(PylightnixException):
+    """An ``--arg`` that cannot be read, that no target takes, or that one lacks."""
+
+    code = "invalid-argument"
+    exit_status = 2
+
+
+class TargetFailed(PylightnixException):
+    """The user's own code raised while it was imported or while its stage registered derivations.
+
+    The cause (`__cause__`) is what it raised. Nothing was built.
+    """
+
+    code = "target-failed"
+    exit_status = 2
+
+    def __init__(self, target: str, doing: str, cause: BaseException) -> None:
+        self.target, self.doing = target, doing
+        found = str(cause)
+        super().__init__(f"{target}: {doing} raised {type(cause).__name__}{': ' if found else ''}{found}; nothing was built")
+
+
+class LinkRefused(PylightnixException):
+    """An out-link cannot be made where it was asked for. What stands there is untouched."""
+
+    code = "link-refused"
+    exit_status = 73
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"cannot put a link at {path}: {problem}; give another --out-link, or move away what is there")
+
+
+class NoSuchFile(PylightnixException):
+    """There is no such file where the command was told to look."""
+
+    code = "no-such-file"
+    exit_status = 66
+
+    def __init__(self, path: str, where: str, advice: str) -> None:
+        self.path, self.where, self.advice = path, where, advice
+        super().__init__(f"no {path!r} in {where}; {advice}")
+
+
+class UnreadableFile(PylightnixException):
+    """What is there cannot be read as was asked: it is a folder, or the system refuses."""
+
+    code = "unreadable-file"
+    exit_status = 66
+
+    def __init__(self, path: str, problem: str, advice: str) -> None:
+        self.path, self.problem, self.advice = path, problem, advice
+        super().__init__(f"cannot read {path}: {problem}; {advice}")
+
+
+class OutputLost(PylightnixException):
+    """Standard output does not take what is written to it."""
+
+    code = "output-lost"
+    exit_status = 74
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"cannot write to standard output: {reason}; free some room there, or send it elsewhere")

@@ -1,0 +1,100 @@
+"""Where the program's answers go: standard output, as lines of text or as JSON objects, one a line.
+
+And what keeps other output out of it: see `Answers.divert`. Must not know any command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from pylightnix_client.errors import OutputLost
+
+__all__ = ["Answers", "coloured", "hold_standard_descriptors", "note"]
+
+
+class Answers:
+    """Standard output of this run.
+
+    Attributes:
+        as_json: whether answers are JSON objects.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self._fd = 1
+
+    def text(self, line: str) -> None:
+        """Write a line for people and shell scripts. File names that are not UTF-8 come out as they were."""
+        self.raw((line + "\n").encode("utf-8", "surrogateescape"))
+
+    def object(self, kind: str, **fields: Any) -> None:
+        """Write one JSON object on a line of its own. ASCII only, so that no locale and no file name can break it."""
+        self.raw((json.dumps({"kind": kind, **fields}) + "\n").encode("ascii"))
+
+    def raw(self, content: bytes) -> None:
+        """Write bytes at once: nothing is held back that a crash could lose.
+
+        Raises:
+            BrokenPipeError: whoever read our output has gone.
+            OutputLost: it cannot be written for another reason.
+        """
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputLost(error.strerror or str(error)) from error
+
+    def divert(self) -> None:
+        """Send what others print to standard output to standard error, from now on until the process ends.
+
+        Users' code (imports, stages, realizers, their child processes) prints freely, and must not mix into
+        our answers. The diversion is not undone: C libraries flush their buffers and exit handlers print
+        when the process ends, after the last answer. Does nothing the second time.
+        """
+        if self._fd != 1:
+            return
+        # Not inherited by programs that realizers start, so that none of them can keep our reader waiting.
+        self._fd = os.dup(1)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        os.dup2(2, 1)
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(line_buffering=True)  # in order with what is printed to standard error
+
+
+def hold_standard_descriptors() -> None:
+    """Open the null device on those of the descriptors 0, 1 and 2 that are closed.
+
+    Otherwise the next file opened, the store's index perhaps, would become somebody's standard error.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+
+
+def coloured() -> bool:
+    """Tell whether notes may be coloured: on a terminal, unless NO_COLOR or a dumb TERM says no."""
+    return sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def note(text: str, label: str = "", colour: str = "") -> None:
+    """Write lines to standard error, for people: progress and errors. `label` stands first, in `colour` on a terminal."""
+    if label and colour and coloured():
+        import click
+
+        label = click.style(label, fg=colour, bold=True)
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(f"{label}{text}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass  # nobody listens (a closed pipe, a terminal that is gone); that must not stop a build

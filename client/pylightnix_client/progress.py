@@ -1,0 +1,91 @@
+"""Watching a build: each event becomes a line for people, or a JSON object for programs.
+
+No line carries an RRef, for events come before results are durable; the messages of failures, which
+may name some, come with the result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pylightnix.errors import BuildError, PylightnixException
+from pylightnix.events import (
+    BuildFailed,
+    BuildFinished,
+    BuildJoined,
+    BuildSkipped,
+    BuildStarted,
+    BuildWaiting,
+    Event,
+)
+from pylightnix.refs import undref
+from pylightnix_client.output import Answers, note
+
+__all__ = ["JsonProgress", "TextProgress", "event_fields", "human_seconds"]
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration as people say it: ``1.2 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def event_fields(event: Event) -> dict[str, Any]:
+    """Return an event as a JSON object, its kind included."""
+    if isinstance(event, BuildWaiting):
+        return {"kind": "build-waiting", "dref": event.dref, "holders": list(event.holders)}
+    if isinstance(event, BuildStarted):
+        return {"kind": "build-started", "dref": event.dref, "done": event.done, "total": event.total}
+    if isinstance(event, BuildFinished):
+        return {"kind": "build-finished", "dref": event.dref, "seconds": round(event.seconds, 6)}
+    if isinstance(event, BuildJoined):
+        return {"kind": "build-joined", "dref": event.dref}
+    if isinstance(event, BuildFailed):
+        code = event.error.code if isinstance(event.error, PylightnixException) else BuildError.code
+        return {"kind": "build-failed", "dref": event.dref, "code": code}
+    return {"kind": "build-skipped", "dref": event.dref, "because": event.because}
+
+
+class JsonProgress:
+    """Writes events as JSON objects to standard output."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._heard = True
+
+    def __call__(self, event: Event) -> None:
+        if not self._heard:
+            return
+        fields = event_fields(event)
+        try:
+            self._answers.object(fields.pop("kind"), **fields)
+        except BrokenPipeError:
+            # The reader is gone. The build goes on, for its work is kept; the result will find nobody either.
+            self._heard = False
+
+
+class TextProgress:
+    """Writes events as lines to standard error. What was skipped is told at the end, with the reasons."""
+
+    def __init__(self) -> None:
+        self._place = ""
+
+    def __call__(self, event: Event) -> None:
+        name = undref(event.dref)[1]
+        if isinstance(event, BuildStarted):
+            width = len(str(event.total))
+            self._place = f"[{event.done + 1:>{width}}/{event.total}] "
+            note(f"building {name} …", self._place, "cyan")
+        elif isinstance(event, BuildFinished):
+            note(f"{name}: done in {human_seconds(event.seconds)}", self._place, "cyan")
+        elif isinstance(event, BuildWaiting):
+            who = ", ".join(event.holders) or "another process"
+            note(f"{name}: waiting, the same is being built by {who}")
+        elif isinstance(event, BuildJoined):
+            note(f"{name}: another process has built it")
+        elif isinstance(event, BuildFailed):
+            note(f"{name}: failed", self._place, "red")

@@ -1,0 +1,72 @@
+"""Registering derivations from their configs in the store, for targets that are given as DRefs.
+
+What a config says alone can be built again: commands, and nodes without artifacts. A Python function
+cannot; for such a derivation its realizations count, and building it is refused with advice.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from pylightnix.config import Config, cfgdeps, cfgdict
+from pylightnix.errors import NotRealized
+from pylightnix.matchers import match_latest, match_only
+from pylightnix.query import drefcfg_
+from pylightnix.registry import Registry, mkdrv
+from pylightnix.types import Context, DRef, RealizeArg, StorageSettings
+
+__all__ = ["StoredRealizer", "can_rebuild", "register_stored"]
+
+ADVICE = "its realizer is a Python function; build it from its file: pylightnix build FILE.py:STAGE"
+
+
+class StoredRealizer:
+    """Stands for a realizer that the store does not have."""
+
+    def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> NoReturn:
+        """Raise `NotRealized`, always."""
+        raise NotRealized(dref, ADVICE)
+
+
+def can_rebuild(config: Config) -> bool:
+    """Tell whether a derivation can be built from its config alone."""
+    return "__command__" in config.val or _is_plain_node(config)
+
+
+def _is_plain_node(config: Config) -> bool:
+    return config.val.get("__artifacts__") == {} and isinstance(config.val.get("name"), str)
+
+
+def register_stored(dref: DRef, r: Registry) -> None:
+    """Register the derivation `dref` and everything below it in `r`. What is registered already stays as it is.
+
+    Raises:
+        MissingDerivation: one of them is not in the store.
+    """
+    seen = {dref}
+    stack = [dref]
+    while stack:
+        at = stack.pop()
+        if at in r.builders:
+            continue
+        config = drefcfg_(at, r.S)
+        for dep in sorted(cfgdeps(config) - seen):
+            seen.add(dep)
+            stack.append(dep)
+        _register(at, config, r)
+
+
+def _register(dref: DRef, config: Config, r: Registry) -> None:
+    if "__command__" in config.val:
+        from pylightnix.stages.command import CommandRealizer
+
+        found = mkdrv(config, match_only(), CommandRealizer(), r)
+    elif _is_plain_node(config):
+        from pylightnix.stages.trivial import mknode
+
+        rest = {key: value for key, value in cfgdict(config).items() if key not in ("name", "__artifacts__")}
+        found = mknode(r, rest, name=config.val["name"])
+    else:
+        found = mkdrv(config, match_latest(), StoredRealizer(), r)
+    if found != dref:
+        raise AssertionError(f"BUG: the config of {dref} was registered as {found}")

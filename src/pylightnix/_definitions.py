@@ -1,0 +1,194 @@
+"""Where a function or class is defined: from the live object to the syntax tree of its definition.
+
+A definition is looked for in its whole file, by the line and name that the compiler recorded, so that
+its indentation, line continuations and multi-line strings are no matter. Notebook cells count as files.
+Must not know what the tree is for.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, Union
+
+from pylightnix.errors import CodeKeyError
+
+if TYPE_CHECKING:
+    import ast
+    from typing import TypeAlias
+
+    FunctionNode: TypeAlias = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda]
+
+__all__ = ["class_definitions", "function_definitions", "name_of"]
+
+_FILES_KEPT: Final = 64
+"""Parsed files that are remembered: a program's own, without holding every notebook cell of a long day."""
+_CALL_SHAPE: Final = 0x04 | 0x08 | 0x20
+"""Code flags: takes ``*args``, takes ``**kwargs``, is a generator."""
+
+
+def name_of(pyobj: Any) -> str:
+    """Return how to name an object to people: module and qualified name where it has them."""
+    module, name = getattr(pyobj, "__module__", None), getattr(pyobj, "__qualname__", None)
+    return f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else f"{pyobj!r:.80}"
+
+
+def function_definitions(function: types.FunctionType) -> list[FunctionNode]:
+    """Return the definition of a function; several if they cannot be told apart (lambdas on one line).
+
+    Raises:
+        CodeKeyError: its file cannot be read, or does not have the function where it was.
+    """
+    code = function.__code__
+    source = _source_of(function, code.co_filename, function.__globals__)
+    found = source.functions.get((code.co_firstlineno, code.co_name), [])
+    if not found:
+        where = f"line {code.co_firstlineno} of {code.co_filename}"
+        raise CodeKeyError(name_of(function), f"it is not on {where} any more; the file changed after it was loaded, so start again")
+    return found if len(found) == 1 else _narrowed(found, code)
+
+
+def class_definitions(cls: type) -> list[ast.ClassDef]:
+    """Return the definition of a class; several if the file has more of that name that cannot be told apart.
+
+    Raises:
+        CodeKeyError: its file is not known, cannot be read, or does not have the class.
+    """
+    import sys
+
+    codes = list(_own_codes(cls))
+    module = sys.modules.get(cls.__module__)
+    filename = codes[0].co_filename if codes else getattr(module, "__file__", None)
+    if filename is None:
+        raise CodeKeyError(name_of(cls), "neither its module nor a method of it says in which file it is")
+    found = _source_of(cls, filename, vars(module) if module else {}).classes.get(cls.__qualname__, [])
+    if len(found) > 1:
+        # Python 3.13 records a class's first line; before, its methods give the place away.
+        lines = {code.co_firstlineno for code in codes} | {line for line in [cls.__dict__.get("__firstlineno__")] if line}
+        found = [node for node in found if all(_first_line(node) <= line <= (node.end_lineno or 0) for line in lines)]
+    if not found:
+        raise CodeKeyError(name_of(cls), f"{filename} has no class {cls.__qualname__} where it was; did the file change after it was loaded?")
+    return found
+
+
+def _own_codes(cls: type) -> Iterator[types.CodeType]:
+    """Yield the code of the functions that stand in the class's own body, not of inherited or generated ones."""
+    for value in vars(cls).values():
+        if isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, functools.cached_property):
+            value = value.func
+        elif isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        if isinstance(value, types.FunctionType) and value.__code__.co_qualname.startswith(f"{cls.__qualname__}."):
+            yield value.__code__
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+class _Source:
+    """One parsed source file: where its functions and classes are."""
+
+    def __init__(self, lines: list[str]) -> None:
+        import ast
+
+        self.lines = lines
+        self.functions: dict[tuple[int, str], list[FunctionNode]] = {}
+        self.classes: dict[str, list[ast.ClassDef]] = {}
+        stack: list[tuple[ast.AST, str]] = [(ast.parse("".join(lines)), "")]
+        while stack:
+            node, prefix = stack.pop()
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                self.functions.setdefault((_first_line(node), node.name), []).append(node)
+                prefix = f"{prefix}{node.name}.<locals>."
+            elif isinstance(node, ast.Lambda):
+                self.functions.setdefault((node.lineno, "<lambda>"), []).append(node)
+                prefix = f"{prefix}<lambda>.<locals>."
+            elif isinstance(node, ast.ClassDef):
+                self.classes.setdefault(prefix + node.name, []).append(node)
+                prefix = f"{prefix}{node.name}."
+            stack.extend((child, prefix) for child in ast.iter_child_nodes(node))
+
+
+_sources: dict[str, _Source] = {}
+
+
+def _source_of(pyobj: Any, filename: str, module_globals: dict[str, Any]) -> _Source:
+    """Return the parsed file that `pyobj` is defined in; parsed once as long as its text stays the same."""
+    import linecache
+
+    linecache.checkcache(filename)
+    lines = linecache.getlines(filename, module_globals) or _interactive_lines(pyobj)
+    if not lines:
+        raise CodeKeyError(name_of(pyobj), f"its source {filename} cannot be read")
+    known = _sources.get(filename)
+    if known is not None and (known.lines is lines or known.lines == lines):
+        return known
+    try:
+        source = _Source(lines)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise CodeKeyError(name_of(pyobj), f"its source {filename} cannot be parsed ({error}); did it change after it was loaded?") from error
+    _sources.pop(filename, None)
+    _sources[filename] = source
+    while len(_sources) > _FILES_KEPT:
+        _sources.pop(next(iter(_sources)), None)
+    return source
+
+
+def _interactive_lines(pyobj: Any) -> list[str]:
+    import inspect  # newer Pythons keep what was typed at the prompt, where only `inspect` finds it
+
+    try:
+        return inspect.findsource(pyobj)[0]
+    except (OSError, TypeError):
+        return []
+
+
+def _first_line(node: Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]) -> int:
+    """Return what the compiler takes for a definition's first line: that of its first decorator."""
+    return node.decorator_list[0].lineno if node.decorator_list else node.lineno
+
+
+# --- lambdas on one line ------------------------------------------------------------------------------------
+
+
+def _narrowed(candidates: list[FunctionNode], code: types.CodeType) -> list[FunctionNode]:
+    """Return those of several lambdas on one line that `code` may be.
+
+    Each instruction knows which columns it is for: all lie in the body, and not all in a lambda inside
+    it. Some have none (Python 3.12 gives none to a constant result); then what is compiled decides.
+    """
+    import ast
+
+    lambdas = [node for node in candidates if isinstance(node, ast.Lambda)]
+    spans = [
+        ((line, column), (end_line, end_column))
+        for line, end_line, column, end_column in code.co_positions()
+        if line is not None and end_line is not None and column is not None and end_column is not None
+        if (line, column) != (end_line, end_column)
+    ]
+    if not spans:
+        return [*[node for node in lambdas if _shape(_compiled(node)) == _shape(code)]] or candidates
+    start, end = min(s for s, _ in spans), max(e for _, e in spans)
+    around = [node for node in lambdas if _span(node.body)[0] <= start and end <= _span(node.body)[1]]
+    # Bodies around one place lie in each other, and the innermost is the one that starts last.
+    return [max(around, key=lambda node: _span(node.body)[0])] if around else candidates
+
+
+def _span(node: ast.expr) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0)
+
+
+def _compiled(node: ast.Lambda) -> types.CodeType:
+    import ast
+
+    whole = compile(ast.Expression(node), "<lambda>", "eval")
+    # The last one: those of lambdas among the parameters' defaults come before.
+    return next(item for item in reversed(whole.co_consts) if isinstance(item, types.CodeType))
+
+
+def _shape(code: types.CodeType) -> tuple[Any, ...]:
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _CALL_SHAPE)
+    return (*counts, code.co_varnames, code.co_names, code.co_code, ascii(code.co_consts))

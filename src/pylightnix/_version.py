@@ -1,0 +1,3 @@
+"""The version of the distribution, in one place: the build reads it from here. Must not import anything."""
+
+__version__ = "1.0.0.dev0"

@@ -1,0 +1,278 @@
+"""Configs: the JSON value that describes what is to be built, its canonical bytes and what stands in it.
+
+Identity rests on `canonical_bytes`: sorted keys, minimal separators, UTF-8. Must not know any store.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, Optional
+
+from pylightnix.errors import InvalidConfig
+from pylightnix.refs import assert_valid_name, isdref, isrref, isselfpath
+from pylightnix.types import DRef, Hash, Name, RefPath
+
+__all__ = [
+    "Config",
+    "ConfigAttrs",
+    "RConfig",
+    "assert_rref_deps",
+    "assert_valid_config",
+    "canonical_bytes",
+    "cfgcattrs",
+    "cfgdeps",
+    "cfgdict",
+    "cfghash",
+    "cfgname",
+    "cfgserialize",
+    "cfgsp",
+    "mkconfig",
+    "readable_text",
+    "resolve",
+]
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_NEST_MAX = 100
+"""Deepest nesting of a config. Far above what people write, far below where parsers give up."""
+
+
+class Config:
+    """A JSON dict that fully describes what is to be built. `val` is a deep copy of what was given."""
+
+    def __init__(self, d: dict[str, Any]) -> None:
+        self.val: dict[str, Any] = copy.deepcopy(d)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.val!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and type(self) is type(other) and self.val == other.val
+
+    __hash__ = None  # type: ignore[assignment]  # mutable, as programs expect
+
+
+class RConfig(Config):
+    """A config whose self-paths were replaced by refpaths of its own derivation."""
+
+
+class ConfigAttrs:
+    """An object with the items of a dict as attributes."""
+
+    def __init__(self, d: dict[str, Any]) -> None:
+        self.__dict__.update(d)
+
+
+def _key_path(where: str, key: str) -> str:
+    return f"{where}.{key}" if key.isidentifier() else f"{where}[{key!r}]"
+
+
+def _json_text(value: str, where: str) -> str:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidConfig(
+            where,
+            f"the text {value!r} has a lone surrogate at position {error.start}",
+            "give text that UTF-8 can encode; for a file name that is not UTF-8 use os.fsencode(…).hex()",
+        ) from error
+    return str.__str__(value)
+
+
+def _json_int(value: int, where: str) -> int:
+    try:
+        int.__repr__(value)
+    except ValueError as error:  # Python's limit on converting huge integers, 4300 digits unless changed
+        raise InvalidConfig(where, "the integer has too many digits", "give it as text, for example hex(x)") from error
+    return int(value)
+
+
+def _advice(value: object) -> str:
+    kind = type(value).__name__
+    known = {
+        "tuple": "give a list: list(x)",
+        "set": "give a sorted list: sorted(x)",
+        "frozenset": "give a sorted list: sorted(x)",
+        "bytes": "give text: x.hex(), or pass the bytes through mknode(…, artifacts=…)",
+        "bytearray": "give text: x.hex(), or pass the bytes through mknode(…, artifacts=…)",
+        "ndarray": "give a list: x.tolist(), or pass the array through a stage that writes it to a file",
+        "Registry": "leave it out, or name it 'r'",
+        "Config": "give its dict: cfgdict(x)",
+        "PosixPath": "give text: str(x)",
+    }
+    if kind in known:
+        return known[kind]
+    if hasattr(value, "item") and hasattr(value, "dtype"):
+        return "give a Python number: x.item()"
+    return "a config holds dicts with text keys, lists, text, numbers, booleans and None"
+
+
+def _json_copy(value: Any, where: str, depth: int = 0) -> Any:
+    """Return a copy of `value` made of plain JSON types only; errors name the path to what does not fit."""
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else _json_text(value, where)
+    if value is None or kind is bool or kind is float:
+        return value
+    if kind is int:
+        return value if -(1 << 63) < value < 1 << 63 else _json_int(value, where)
+    if depth > _NEST_MAX:
+        raise InvalidConfig(where, f"nested deeper than {_NEST_MAX} levels", "flatten it, or check for a list that holds itself")
+    if isinstance(value, dict):
+        result = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InvalidConfig(where, f"the key {key!r} is a {type(key).__name__}", "keys are text: str(key)")
+            key = _json_copy(key, f"{where} (a key)") if type(key) is str else _json_text(key, f"{where} (a key)")
+            result[key] = _json_copy(item, _key_path(where, key), depth + 1)
+        return result
+    if isinstance(value, list):
+        return [_json_copy(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+    if isinstance(value, str):
+        return _json_text(value, where)
+    if isinstance(value, int):
+        return _json_int(value, where)
+    if isinstance(value, float):
+        return float(value)
+    raise InvalidConfig(where, f"{value!r:.80} is a {kind.__name__}, which JSON cannot hold", _advice(value))
+
+
+def canonical_bytes(value: Any) -> bytes:
+    """Return the canonical JSON of a value that is plain JSON: sorted keys, minimal separators, UTF-8.
+
+    NaN and the infinities are spelt as Python's json module spells them.
+    """
+    return _CANONICAL.encode(value).encode("utf-8")
+
+
+def readable_text(value: Any) -> str:
+    """Return the form of the same value that stands on disk for people: sorted, indented, a final newline."""
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+
+def mkconfig(d: dict[str, Any]) -> Config:
+    """Return the config of the dict `d`, checked and copied.
+
+    A key ``r`` that holds a `Registry` is dropped, so that ``mkconfig(locals())`` works inside a stage.
+
+    Raises:
+        InvalidConfig: a value is not JSON (the message has the path to it).
+        InvalidName: the item ``name`` cannot stand in a reference.
+    """
+    if not isinstance(d, dict):
+        raise InvalidConfig("config", f"{d!r:.80} is a {type(d).__name__}", "a config is a dict")
+    if "r" in d and type(d["r"]).__name__ == "Registry":
+        d = {key: value for key, value in d.items() if key != "r"}
+    config = Config.__new__(Config)
+    config.val = _json_copy(d, "config")
+    assert_valid_name(cfgname(config))
+    return config
+
+
+def assert_valid_config(c: Config) -> Config:
+    """Return `c` if it is a valid config; raise what `mkconfig` raises otherwise."""
+    if not isinstance(c, Config):
+        raise InvalidConfig("config", f"{c!r:.80} is a {type(c).__name__}", "make one with mkconfig({…})")
+    _json_copy(c.val, "config")
+    assert_valid_name(cfgname(c))
+    return c
+
+
+def cfgdict(cp: Config) -> dict[str, Any]:
+    """Return a deep copy of the config's dict."""
+    return copy.deepcopy(cp.val)
+
+
+def cfgcattrs(c: Config) -> Any:
+    """Return the config's items as attributes of an object."""
+    return ConfigAttrs(cfgdict(c))
+
+
+def cfgname(c: Config) -> Name:
+    """Return the config's name: its item ``name`` as text, ``unnamed`` without one."""
+    return Name(str(c.val.get("name", "unnamed")))
+
+
+def cfgserialize(c: Config) -> str:
+    """Return the canonical JSON text of the config, over which its hash is taken."""
+    return canonical_bytes(c.val).decode("utf-8")
+
+
+def cfghash(c: Config) -> Hash:
+    """Return the SHA-256 of the config's canonical form."""
+    return Hash(hashlib.sha256(canonical_bytes(c.val)).hexdigest())
+
+
+def _leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Yield every text that stands as a value at any depth, with the path to it. Keys do not count."""
+    stack = [(where, value)]
+    while stack:
+        path, item = stack.pop()
+        if isinstance(item, str):
+            yield path, item
+        elif isinstance(item, dict):
+            stack.extend((_key_path(path, key), v) for key, v in item.items())
+        elif isinstance(item, list):
+            stack.extend((f"{path}[{i}]", v) for i, v in enumerate(item))
+
+
+def cfgdeps(c: Config) -> set[DRef]:
+    """Return every DRef that stands as a value anywhere in the config, heads of refpaths included."""
+    return {DRef(text) for text in _texts(c.val) if text.startswith("dref:") and isdref(text)}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+
+
+def assert_rref_deps(c: Config) -> None:
+    """Raise `InvalidConfig` if the config holds a realization reference: nobody could rebuild that."""
+    for where, text in _leaves(c.val, "config"):
+        if text.startswith("rref:") and isrref(text):
+            raise InvalidConfig(where, f"{text} is a realization", "depend on its derivation: rref2dref(…)")
+
+
+def cfgsp(c: Config) -> list[tuple[str, RefPath]]:
+    """Return the config's self-paths (what it promises), each with the text of its key or list index."""
+    found: list[tuple[str, RefPath]] = []
+
+    def visit(key: str, value: Any) -> None:
+        if isselfpath(value):
+            found.append((key, value))
+        elif isinstance(value, dict):
+            for k, v in value.items():
+                visit(str(k), v)
+        elif isinstance(value, list):
+            for i, v in enumerate(value):
+                visit(str(i), v)
+
+    for key, value in c.val.items():
+        visit(str(key), value)
+    return found
+
+
+def _resolved(value: Any, head: Optional[DRef]) -> Any:
+    if isinstance(value, dict):
+        return {k: _resolved(v, head) for k, v in value.items()}
+    if isinstance(value, list):
+        if isselfpath(value):
+            return [str(head), *value[1:]]
+        return [_resolved(v, head) for v in value]
+    return value
+
+
+def resolve(c: Config, r: DRef) -> RConfig:
+    """Return a copy of the config in which every self-path is a refpath of the derivation `r`."""
+    config = RConfig.__new__(RConfig)
+    config.val = _resolved(c.val, r)
+    return config

@@ -1,0 +1,428 @@
+"""The one tree of errors: what was expected, what was found, where, and what to do.
+
+Each class has a stable `code` for machines, an exit status for the command line and its facts as
+attributes. Misuse derives from `AssertionError` too, because programs written for the first
+Pylightnix catch that; nothing here is a bare ``assert``, so ``python -O`` changes nothing.
+This module must not import any other of the package but `types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Optional
+
+from pylightnix.types import DRef, Output, Path, RRef, StorageSettings
+
+__all__ = [
+    "AmbiguousMatch",
+    "BuildError",
+    "CodeKeyError",
+    "CommandFailed",
+    "ConflictingArguments",
+    "CycleError",
+    "ForeignDerivation",
+    "InvalidConfig",
+    "InvalidMatch",
+    "InvalidName",
+    "InvalidOutput",
+    "InvalidReference",
+    "InvalidStorage",
+    "InvalidTree",
+    "MatcherRefused",
+    "MissingDerivation",
+    "MissingRealization",
+    "Misuse",
+    "NoRegistry",
+    "NotRealized",
+    "PromiseException",
+    "PylightnixException",
+    "StoreBusy",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreExists",
+    "StoreForeign",
+    "StoreFull",
+    "StoreIOError",
+    "StoreReadOnly",
+    "StoreTooNew",
+    "TargetNotFound",
+]
+
+
+def _revive(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class PylightnixException(Exception):
+    """The base of every error that this package raises on purpose."""
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+    exit_status: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The constructors take facts, not messages, so the default (call the class with args) would fail.
+        return (_revive, (type(self), self.args, self.__dict__))
+
+
+# --- misuse: the caller gave something that can never work --------------------------------------
+
+
+class Misuse(PylightnixException, AssertionError):
+    """A call that cannot work as it was made. Nothing was changed."""
+
+    code = "misuse"
+    exit_status = 2
+
+
+class InvalidReference(Misuse):
+    """A text that was to be a reference (or part of one) is not."""
+
+    code = "invalid-reference"
+
+    def __init__(self, found: object, expected: str) -> None:
+        self.found, self.expected = found, expected
+        super().__init__(f"expected {expected}, found {found!r}")
+
+
+class InvalidName(Misuse):
+    """A name has characters or a length that a store folder cannot have."""
+
+    code = "invalid-name"
+
+    def __init__(self, found: object, problem: str) -> None:
+        self.found, self.problem = found, problem
+        super().__init__(f"invalid name {found!r}: {problem}; a name is 1 to 211 characters of [a-zA-Z0-9_-], for example 'train-model'")
+
+
+class InvalidConfig(Misuse):
+    """A config holds something that canonical JSON cannot."""
+
+    code = "invalid-config"
+
+    def __init__(self, where: str, problem: str, advice: str) -> None:
+        self.where, self.problem, self.advice = where, problem, advice
+        super().__init__(f"invalid config: {where}: {problem}; {advice}")
+
+
+class ConflictingArguments(PylightnixException):
+    """The same argument was given twice, with no rule to say which counts."""
+
+    code = "conflicting-arguments"
+    exit_status = 2
+
+
+class NoRegistry(Misuse):
+    """A derivation was to be registered, but there is no registry to do so in."""
+
+    code = "no-registry"
+
+    def __init__(self, doing: str) -> None:
+        self.doing = doing
+        super().__init__(
+            f"{doing} needs a registry and none is given or current; pass r=…, or call it inside a stage or under current_registry(…)"
+        )
+
+
+class ForeignDerivation(Misuse):
+    """A needed derivation is not registered in this registry."""
+
+    code = "foreign-derivation"
+
+    def __init__(self, dref: DRef, needed_by: Optional[DRef]) -> None:
+        self.dref, self.needed_by = dref, needed_by
+        by = f" (needed by {needed_by})" if needed_by else " (a target)"
+        super().__init__(
+            f"{dref}{by} is not registered in this registry; call its stage with the same r=…, "
+            "references of another registry cannot be mixed in"
+        )
+
+
+class CycleError(Misuse):
+    """Derivations depend on each other in a circle. `path` names it, first and last being the same."""
+
+    code = "cycle"
+
+    def __init__(self, path: Sequence[str]) -> None:
+        self.path = list(path)
+        super().__init__(f"derivations depend on each other in a circle: {' -> '.join(self.path)}; remove one of these dependencies")
+
+
+class InvalidStorage(Misuse):
+    """Storage settings that cannot be used together, or folders that are not there."""
+
+    code = "invalid-storage"
+
+
+class StoreExists(PylightnixException, FileExistsError):
+    """A store was to be made where one is already."""
+
+    code = "store-exists"
+    exit_status = 73
+
+
+class CodeKeyError(Misuse):
+    """The source of a function cannot be found, so its code has no identity."""
+
+    code = "no-source"
+
+    def __init__(self, what: str, problem: str) -> None:
+        self.what, self.problem = what, problem
+        super().__init__(f"cannot tell what the code of {what} is: {problem}; define it in a file or a notebook cell")
+
+
+class TargetNotFound(PylightnixException):
+    """A build target does not name a stage or a derivation."""
+
+    code = "target-not-found"
+    exit_status = 2
+
+
+# --- matching -------------------------------------------------------------------------------------
+
+
+class AmbiguousMatch(Misuse):
+    """More realizations match than the caller can do with."""
+
+    code = "ambiguous-match"
+    exit_status = 1
+
+    def __init__(self, what: str, rrefs: Sequence[RRef], expected: str) -> None:
+        self.what, self.rrefs, self.expected = what, list(rrefs), expected
+        shown = ", ".join(self.rrefs[:3]) + (", …" if len(self.rrefs) > 3 else "")
+        super().__init__(f"{what}: expected {expected}, found {len(self.rrefs)} ({shown}); choose with a matcher such as match_latest()")
+
+
+class InvalidMatch(Misuse):
+    """A matcher answered with something other than realizations that it was offered."""
+
+    code = "invalid-match"
+    exit_status = 1
+
+    def __init__(self, dref: DRef, problem: str) -> None:
+        self.dref, self.problem = dref, problem
+        super().__init__(
+            f"the matcher of {dref} {problem}; expected a non-empty list of the realizations it was offered, or None to ask for a build"
+        )
+
+
+class MatcherRefused(Misuse):
+    """A matcher still demands a build after one was made."""
+
+    code = "matcher-refused"
+    exit_status = 1
+
+    def __init__(self, dref: DRef, candidates: int) -> None:
+        self.dref, self.candidates = dref, candidates
+        super().__init__(
+            f"the matcher of {dref} accepts none of the {candidates} realizations there are after a build; "
+            "it may want more of them than one build makes (nouts), or a property that this one lacks"
+        )
+
+
+class NotRealized(Misuse):
+    """A derivation had to be realized already, and is not."""
+
+    code = "not-realized"
+    exit_status = 1
+
+    def __init__(self, dref: DRef, why: str) -> None:
+        self.dref, self.why = dref, why
+        super().__init__(f"{dref} is not realized, and {why}")
+
+
+# --- builds ---------------------------------------------------------------------------------------
+
+
+class PromiseException(PylightnixException):
+    """Outputs lack files that their config promises. `failed` lists (output folder, self-path)."""
+
+    code = "broken-promise"
+
+    def __init__(self, dref: DRef, failed: Iterable[tuple[Path, list[Any]]]) -> None:
+        self.dref, self.failed = dref, list(failed)
+        missing = "; ".join(f"{'/'.join(map(str, sp[1:]))} in {o}" for o, sp in self.failed)
+        super().__init__(
+            f"{dref} promises files that its realizer did not leave: {missing}; write them, or drop the self-reference from the config"
+        )
+
+
+class InvalidOutput(PylightnixException):
+    """A realizer returned or left something that cannot become a realization."""
+
+    code = "invalid-output"
+
+    def __init__(self, dref: DRef, where: str, problem: str, advice: str) -> None:
+        self.dref, self.where, self.problem, self.advice = dref, where, problem, advice
+        super().__init__(f"output of {dref}: {where}: {problem}; {advice}")
+
+
+class BuildError(PylightnixException):
+    """The realizer of a derivation raised. `exception` is what it raised, `outpaths` what it left."""
+
+    code = "build-failed"
+
+    def __init__(
+        self,
+        S: Optional[StorageSettings],
+        dref: DRef,
+        outpaths: Optional[Output[Path]],
+        exception: BaseException,
+        msg: str = "",
+    ) -> None:
+        self.S, self.dref, self.exception, self.msg = S, dref, exception, msg
+        self.outpaths: list[Path] = list(outpaths.val) if outpaths is not None else []
+        super().__init__(dref, msg)
+
+    def __str__(self) -> str:
+        # Made when asked for: the driver moves the folders to where they are kept.
+        kept = f"; what it left is kept in {', '.join(self.outpaths)}" if self.outpaths else ""
+        before = f"{self.msg}: " if self.msg else ""
+        return f"{before}building {self.dref} failed: {type(self.exception).__name__}: {self.exception}{kept}"
+
+
+class CommandFailed(PylightnixException):
+    """A program that a `command` stage ran did not exit with status 0."""
+
+    code = "command-failed"
+
+    def __init__(self, argv: Sequence[str], status: str, tail: str) -> None:
+        self.argv, self.status, self.tail = list(argv), status, tail
+        shown = f"\n{tail}" if tail else ""
+        super().__init__(f"command {self.argv!r}: expected exit status 0, found {status}{shown}")
+
+
+class InvalidTree(PylightnixException):
+    """A file tree holds something that has no tree hash."""
+
+    code = "invalid-tree"
+
+    def __init__(self, where: str, problem: str) -> None:
+        self.where, self.problem = where, problem
+        super().__init__(f"{where}: {problem}; a tree holds regular files, folders and symbolic links only")
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+class StoreError(PylightnixException):
+    """The store cannot do what was asked of it. Whatever was acknowledged before is still there."""
+
+    code = "store-error"
+    exit_status = 74
+
+
+class StoreBusy(StoreError):
+    """Others hold the store's lock. Waiting and asking again helps."""
+
+    code = "store-busy"
+    retryable = True
+    exit_status = 75
+
+    def __init__(self, root: str, holders: Sequence[str], waited_seconds: float) -> None:
+        self.root, self.holders, self.waited_seconds = root, list(holders), waited_seconds
+        who = ", ".join(self.holders) or "another process"
+        super().__init__(f"the store {root} is busy: held by {who}; waited {waited_seconds:g} s; try again when that is done")
+
+
+class StoreReadOnly(StoreError):
+    """The store's folder cannot be written."""
+
+    code = "store-read-only"
+    exit_status = 73
+
+    def __init__(self, root: str, reason: str) -> None:
+        self.root, self.reason = root, reason
+        super().__init__(
+            f"cannot write the store {root}: {reason}; choose another with --store or PYLIGHTNIX_ROOT, or mend its permissions"
+        )
+
+
+class StoreForeign(StoreError):
+    """The store belongs to another user."""
+
+    code = "store-foreign"
+    exit_status = 77
+
+    def __init__(self, root: str, owner: str, caller: str) -> None:
+        self.root, self.owner, self.caller = root, owner, caller
+        super().__init__(
+            f"the store {root} belongs to {owner} and you are {caller}; use a store of your own (--store or PYLIGHTNIX_ROOT), "
+            f"or ask {owner} to run a daemon on it"
+        )
+
+
+class StoreTooNew(StoreError):
+    """The store was written by a newer Pylightnix."""
+
+    code = "store-too-new"
+    exit_status = 78
+
+    def __init__(self, root: str, found: int, known: int) -> None:
+        self.root, self.found, self.known = root, found, known
+        super().__init__(
+            f"the index of the store {root} has format {found}, this Pylightnix knows up to {known}; "
+            "upgrade Pylightnix or choose another store"
+        )
+
+
+class StoreFull(StoreError):
+    """There is no room for what was to be written."""
+
+    code = "store-full"
+    exit_status = 74
+
+    def __init__(self, where: str, doing: str) -> None:
+        self.where, self.doing = where, doing
+        super().__init__(
+            f"no space left (or quota exceeded) at {where} while {doing}; "
+            "free some room there and run the same command again, what was finished is kept"
+        )
+
+
+class StoreCorrupt(StoreError):
+    """Something in the store is not what its name says."""
+
+    code = "store-corrupt"
+    exit_status = 65
+
+    def __init__(self, where: str, problem: str, advice: str) -> None:
+        self.where, self.problem, self.advice = where, problem, advice
+        super().__init__(f"{where}: {problem}; {advice}")
+
+
+class StoreIOError(StoreError):
+    """The operating system refused an operation on the store."""
+
+    code = "store-io"
+
+    def __init__(self, where: str, doing: str, reason: str) -> None:
+        self.where, self.doing, self.reason = where, doing, reason
+        super().__init__(f"{where}: {reason} while {doing}; check the disk and its file system, then run the same command again")
+
+
+class MissingDerivation(PylightnixException, FileNotFoundError):
+    """A derivation is not in this store."""
+
+    code = "missing-derivation"
+    exit_status = 66
+
+    def __init__(self, dref: str, where: str) -> None:
+        self.dref, self.where = dref, where
+        super().__init__(
+            f"no derivation {dref} in the store (looked for {where}); instantiate its stage on this store first, or check --store"
+        )
+
+
+class MissingRealization(PylightnixException, FileNotFoundError):
+    """A realization is not in this store."""
+
+    code = "missing-realization"
+    exit_status = 66
+
+    def __init__(self, rref: str, where: str) -> None:
+        self.rref, self.where = rref, where
+        super().__init__(f"no realization {rref} in the store (looked for {where}); realize its stage first, or check --store")

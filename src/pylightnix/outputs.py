@@ -1,0 +1,62 @@
+"""Outputs and promises: what a build must have left in each of its output folders.
+
+A self-path in a config is a promise. It is kept by a file, a folder or a symbolic link, even one that
+leads nowhere, inside the output folder. Must not know how outputs are made or what becomes of them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Optional
+
+from pylightnix.config import cfgsp
+from pylightnix.errors import InvalidOutput, PromiseException
+from pylightnix.storage import store_layout
+from pylightnix.store.derivations import read_config
+from pylightnix.types import Context, DRef, Output, Path, RealizeArg, Realizer, RealizerO, RefPath, StorageSettings
+
+__all__ = ["output_realizer", "output_validate"]
+
+
+def _is_kept(folder: str, selfpath: RefPath) -> bool:
+    top = os.path.abspath(folder)
+    promised = os.path.normpath(os.path.join(top, *selfpath[1:]))
+    # A path that climbs out of the folder could be there and still not be part of the realization.
+    return (promised == top or promised.startswith(f"{top}/")) and os.path.lexists(promised)
+
+
+def output_validate(dref: DRef, o: Output[Path], S: Optional[StorageSettings] = None) -> list[Path]:
+    """Return the output folders of `o` if each of them holds everything that the config of `dref` promises.
+
+    Raises:
+        PromiseException: something is missing; it lists all that is, in every folder.
+    """
+    promises = [selfpath for _, selfpath in cfgsp(read_config(store_layout(S), dref))]
+    broken = [(folder, selfpath) for folder in o.val for selfpath in promises if not _is_kept(folder, selfpath)]
+    if broken:
+        raise PromiseException(dref, broken)
+    return list(o.val)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRealizer:
+    """The realizer of a function that returns an `Output`. An instance, so that it can be pickled by name."""
+
+    f: RealizerO
+
+    @property
+    def __wrapped__(self) -> RealizerO:
+        return self.f
+
+    def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> list[Path]:
+        output: object = self.f(S, dref, context, rarg)
+        if not isinstance(output, Output):
+            problem = f"returned {output!r:.200}"
+            raise InvalidOutput(dref, "its realizer", problem, "expected an Output; a realizer that returns a list needs no output_realizer")
+        return output_validate(dref, output, S)
+
+
+def output_realizer(f: RealizerO) -> Realizer:
+    """Return a realizer that calls `f`, unwraps the `Output` it returns, and checks promises."""
+    return OutputRealizer(f)

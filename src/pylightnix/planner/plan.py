@@ -1,0 +1,381 @@
+"""The realization algorithm, as a state machine over one closure: facts in, actions out.
+
+It owns every decision: order, matching, rebuild or reuse, failure and its spread, dry runs, when to
+commit. It knows no files, clock, threads or randomness; two drivers turn it, one embedded and one in
+the daemon, and tests drive it alone.
+
+Each derivation goes through these states:
+
+    waiting ──(dependencies settled)──> finding ──> matching ──(accepted)──> settled
+                                           ^  ^        │
+                                           │  │        └─(None)─> building ──(Built)──> finding
+                                           │  └─────(others delivered)─┘
+                                           └── a forced derivation starts at building
+
+and from any of them to `failed` (its own matcher or realizer failed, or its commit), `skipped`
+(something below it failed) or, in a dry run, `unknown` (it would be built, or depends on what would).
+A matcher that asks for a build again after one was made has refused, which is a failure.
+
+When every derivation is in a final state, `Commit` is given, and only after `Committed` comes
+`Finish`: nobody hears of a realization that is not durable. Rules that must change together: a new
+state needs a row in `_FINAL` or a way out, and a clause in `check_invariants`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+from pylightnix.errors import InvalidMatch, MatcherRefused, NotRealized
+from pylightnix.events import PlanStep, StepKind
+from pylightnix.planner.messages import (
+    Action,
+    AskMatcher,
+    Built,
+    Candidate,
+    CandidatesFound,
+    Commit,
+    CommitFailed,
+    Committed,
+    Fact,
+    Failed,
+    FindCandidates,
+    Finish,
+    MatcherAnswered,
+    StartBuild,
+)
+from pylightnix.types import DRef, RRef
+
+__all__ = ["NodeState", "Plan", "PlanOutcome"]
+
+
+class NodeState(Enum):
+    """Where a derivation is on its way."""
+
+    waiting = "waiting"
+    finding = "finding"
+    matching = "matching"
+    building = "building"
+    settled = "settled"
+    failed = "failed"
+    skipped = "skipped"
+    unknown = "unknown"
+
+
+_FINAL = frozenset({NodeState.settled, NodeState.failed, NodeState.skipped, NodeState.unknown})
+_BUSY = frozenset({NodeState.finding, NodeState.matching, NodeState.building})
+
+
+@dataclass(slots=True)
+class _Node:
+    dref: DRef
+    deps: tuple[DRef, ...]
+    waits_for: int
+    """Direct dependencies that are not settled."""
+    dependents: list[_Node] = field(default_factory=list)
+    state: NodeState = NodeState.waiting
+    candidates: Sequence[Candidate] = ()
+    built: bool = False
+    joined: bool = False
+    matched: Optional[list[RRef]] = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOutcome:
+    """How a plan ended. Every list is in the order of the plan."""
+
+    matched: dict[DRef, list[RRef]]
+    built: list[DRef]
+    joined: list[DRef]
+    reused: list[DRef]
+    failed: list[tuple[DRef, BaseException]]
+    """In the order in which they failed."""
+    skipped: list[tuple[DRef, DRef]]
+    """(derivation, the failed one below it)"""
+    steps: list[PlanStep]
+    """What a dry run found; empty otherwise."""
+
+
+class Plan:
+    """One closure on its way to being realized.
+
+    Args:
+        order: what the targets need, dependencies first.
+        deps: direct dependencies of each of these.
+        forced: build these whatever there is.
+        assert_realized: fail these rather than build them.
+        dry_run: ask matchers, build nothing.
+        keep_going: after a failure go on with what does not depend on it.
+    """
+
+    def __init__(
+        self,
+        order: Sequence[DRef],
+        deps: Mapping[DRef, Sequence[DRef]],
+        *,
+        forced: Iterable[DRef] = (),
+        assert_realized: Iterable[DRef] = (),
+        dry_run: bool = False,
+        keep_going: bool = False,
+    ) -> None:
+        self._nodes: dict[DRef, _Node] = {}
+        for dref in order:
+            unique = tuple(dict.fromkeys(deps[dref]))
+            node = self._nodes[dref] = _Node(dref, unique, len(unique))
+            for dep in unique:
+                self._nodes[dep].dependents.append(node)
+        self._forced = frozenset(forced)
+        self._assert_realized = frozenset(assert_realized)
+        self._dry_run, self._keep_going = dry_run, keep_going
+        self._open = len(self._nodes)
+        self._busy = 0
+        self._stopping = False
+        self._phase = "running"
+        self._failed: list[tuple[DRef, BaseException]] = []
+        self._skipped: dict[DRef, DRef] = {}
+
+    # --- what drivers call --------------------------------------------------------------------------
+
+    def start(self) -> list[Action]:
+        """Return the first actions."""
+        actions: list[Action] = []
+        for node in self._nodes.values():
+            if not node.deps:
+                self._begin(node, actions)
+        return self._close(actions)
+
+    def handle(self, fact: Fact) -> list[Action]:
+        """Take in what happened and return what to do next, in the order of the plan.
+
+        Raises:
+            AssertionError: the fact does not fit the state; the driver has a bug.
+        """
+        actions: list[Action] = []
+        if isinstance(fact, CandidatesFound):
+            self._on_candidates(self._expect(fact, NodeState.finding, NodeState.building), fact.candidates, actions)
+        elif isinstance(fact, MatcherAnswered):
+            self._on_answer(self._expect(fact, NodeState.matching), fact.answer, actions)
+        elif isinstance(fact, Built):
+            self._on_built(self._expect(fact, NodeState.building), actions)
+        elif isinstance(fact, Failed):
+            self._fail(self._expect(fact, NodeState.matching, NodeState.building), fact.error)
+        elif isinstance(fact, (Committed, CommitFailed)):
+            return self._on_commit(fact)
+        return self._close(actions)
+
+    @property
+    def done(self) -> int:
+        """How many derivations are in a final state."""
+        return len(self._nodes) - self._open
+
+    @property
+    def total(self) -> int:
+        """How many derivations there are."""
+        return len(self._nodes)
+
+    def state(self, dref: DRef) -> NodeState:
+        """Return where `dref` is on its way."""
+        return self._nodes[dref].state
+
+    def transitive(self, dref: DRef) -> dict[DRef, list[RRef]]:
+        """Return what was matched for everything below `dref`. All of it must be settled."""
+        found: dict[DRef, list[RRef]] = {}
+        stack = list(self._nodes[dref].deps)
+        while stack:
+            node = self._nodes[stack.pop()]
+            if node.dref not in found:
+                if node.matched is None:
+                    raise AssertionError(f"BUG: {node.dref} is {node.state.value}, below {dref}")
+                found[node.dref] = node.matched
+                stack.extend(node.deps)
+        return found
+
+    # --- transitions --------------------------------------------------------------------------------
+
+    def _expect(self, fact: CandidatesFound | MatcherAnswered | Built | Failed, *states: NodeState) -> _Node:
+        node = self._nodes[fact.dref]
+        if node.state not in states or (isinstance(fact, CandidatesFound) and self._is_forced_build(node)):
+            raise AssertionError(f"BUG: {type(fact).__name__} for {fact.dref}, which is {node.state.value}")
+        return node
+
+    def _is_forced_build(self, node: _Node) -> bool:
+        return node.state is NodeState.building and node.dref in self._forced
+
+    def _set(self, node: _Node, state: NodeState) -> None:
+        """The one place where a state changes."""
+        self._busy += (state in _BUSY) - (node.state in _BUSY)
+        self._open -= (state in _FINAL) - (node.state in _FINAL)
+        node.state = state
+
+    def _context(self, node: _Node) -> dict[DRef, list[RRef]]:
+        context: dict[DRef, list[RRef]] = {}
+        for dep in node.deps:
+            matched = self._nodes[dep].matched
+            if matched is None:
+                raise AssertionError(f"BUG: {node.dref} starts before {dep} is settled")
+            context[dep] = matched
+        return context
+
+    def _begin(self, node: _Node, actions: list[Action]) -> None:
+        if self._stopping:
+            return
+        if node.dref in self._forced:
+            self._want_build(node, "forced", actions)
+        else:
+            self._set(node, NodeState.finding)
+            actions.append(FindCandidates(node.dref, self._context(node)))
+
+    def _on_candidates(self, node: _Node, candidates: Sequence[Candidate], actions: list[Action]) -> None:
+        node.joined = node.joined or node.state is NodeState.building
+        node.candidates = candidates
+        self._set(node, NodeState.matching)
+        actions.append(AskMatcher(node.dref, candidates))
+
+    def _on_answer(self, node: _Node, answer: Any, actions: list[Action]) -> None:
+        if answer is None:
+            if node.built:
+                self._fail(node, MatcherRefused(node.dref, len(node.candidates)))
+            else:
+                seen = len(node.candidates)
+                self._want_build(node, f"the matcher accepts none of {seen} realizations" if seen else "no realization", actions)
+            return
+        problem = _problem_of_answer(answer, node.candidates)
+        if problem:
+            self._fail(node, InvalidMatch(node.dref, problem))
+            return
+        node.matched = sorted({RRef(rref) for rref in answer})
+        self._set(node, NodeState.settled)
+        for dependent in node.dependents:
+            dependent.waits_for -= 1
+            if dependent.waits_for == 0 and dependent.state is NodeState.waiting:
+                self._begin(dependent, actions)
+
+    def _want_build(self, node: _Node, reason: str, actions: list[Action]) -> None:
+        node.reason = reason
+        if self._dry_run:
+            self._set(node, NodeState.unknown)
+            for above in self._above(node):
+                above.reason = f"depends on {node.dref}, which would be built"
+                self._set(above, NodeState.unknown)
+        elif node.dref in self._assert_realized:
+            self._fail(node, NotRealized(node.dref, f"a build was needed ({reason}) where assert_realized forbids it"))
+        elif self._stopping:
+            self._set(node, NodeState.waiting)
+        else:
+            self._set(node, NodeState.building)
+            known = None if node.dref in self._forced else node.candidates
+            actions.append(StartBuild(node.dref, self._context(node), known))
+
+    def _on_built(self, node: _Node, actions: list[Action]) -> None:
+        node.built = True
+        self._set(node, NodeState.finding)
+        actions.append(FindCandidates(node.dref, self._context(node)))
+
+    def _above(self, node: _Node) -> list[_Node]:
+        """Return what waits for `node`, at any distance.
+
+        What is above a skipped or unknown derivation is so too, hence no walk beyond those: each
+        derivation is walked over once in the life of the plan.
+        """
+        found: dict[DRef, _Node] = {}
+        stack = [node]
+        while stack:
+            for dependent in stack.pop().dependents:
+                if dependent.dref not in found and dependent.state is NodeState.waiting:
+                    found[dependent.dref] = dependent
+                    stack.append(dependent)
+        return list(found.values())
+
+    def _fail(self, node: _Node, error: BaseException) -> None:
+        self._failed.append((node.dref, error))
+        node.matched = None
+        self._set(node, NodeState.failed)
+        for above in self._above(node):
+            self._skipped[above.dref] = node.dref
+            self._set(above, NodeState.skipped)
+        if not self._keep_going:
+            self._stopping = True
+
+    def _on_commit(self, fact: Committed | CommitFailed) -> list[Action]:
+        if self._phase != "committing":
+            raise AssertionError(f"BUG: {type(fact).__name__} while {self._phase}")
+        self._phase = "finished"
+        if isinstance(fact, CommitFailed):
+            for node in self._nodes.values():
+                lost = node.built or any(self._nodes[dep].state is NodeState.failed for dep in node.deps)
+                if lost and node.state is NodeState.settled:
+                    node.matched = None
+                    self._failed.append((node.dref, fact.error))
+                    self._set(node, NodeState.failed)
+        return [Finish()]
+
+    def _close(self, actions: list[Action]) -> list[Action]:
+        """Give `Commit` when nothing is under way and nothing more will start."""
+        if self._phase == "running" and self._busy == 0 and (self._open == 0 or self._stopping):
+            self._phase = "committing"
+            return [*actions, Commit()]
+        return actions
+
+    # --- the end ------------------------------------------------------------------------------------
+
+    def outcome(self) -> PlanOutcome:
+        """Return how it ended; to be asked after `Finish` only."""
+        if self._phase != "finished":
+            raise AssertionError(f"BUG: outcome asked while {self._phase}")
+        nodes = list(self._nodes.values())
+        settled = [node for node in nodes if node.state is NodeState.settled]
+        return PlanOutcome(
+            matched={node.dref: node.matched for node in settled if node.matched is not None},
+            built=[node.dref for node in nodes if node.built],
+            joined=[node.dref for node in settled if node.joined and not node.built],
+            reused=[node.dref for node in settled if not node.built and not node.joined],
+            failed=list(self._failed),
+            skipped=[(node.dref, self._skipped[node.dref]) for node in nodes if node.dref in self._skipped],
+            steps=[_step(node) for node in nodes] if self._dry_run else [],
+        )
+
+    def check_invariants(self) -> None:
+        """Raise `AssertionError` if the state contradicts itself. For tests, after every step."""
+        nodes = self._nodes
+        problems = [
+            (self._open != sum(n.state not in _FINAL for n in nodes.values()), "open count"),
+            (self._busy != sum(n.state in _BUSY for n in nodes.values()), "busy count"),
+            (self._phase != "running" and self._busy > 0, "committing while busy"),
+        ]
+        for node in nodes.values():
+            unsettled = sum(nodes[dep].matched is None for dep in node.deps)
+            below = {nodes[dep].state for dep in node.deps}
+            started = node.state in _BUSY or node.state is NodeState.settled
+            problems += [
+                ((node.matched is not None) != (node.state is NodeState.settled), "matched but not settled, or the reverse"),
+                (self._phase == "running" and node.waits_for != unsettled, "count of awaited dependencies"),
+                (self._phase == "running" and started and unsettled > 0, "started before its dependencies"),
+                (node.state is NodeState.skipped and not below & {NodeState.failed, NodeState.skipped}, "skipped without a cause"),
+                (node.built and self._dry_run, "built in a dry run"),
+                (node.built and node.dref in self._assert_realized, "built against assert_realized"),
+            ]
+            for wrong, what in problems:
+                if wrong:
+                    raise AssertionError(f"BUG: {what}: {node}")
+            problems = []
+
+
+def _step(node: _Node) -> PlanStep:
+    if node.state is NodeState.settled:
+        return PlanStep(node.dref, StepKind.reuse, f"{len(node.matched or ())} of {len(node.candidates)} realizations match")
+    if node.state is NodeState.unknown and not node.reason.startswith("depends on"):
+        return PlanStep(node.dref, StepKind.build, node.reason)
+    return PlanStep(node.dref, StepKind.unknown, node.reason or node.state.value)
+
+
+def _problem_of_answer(answer: Any, candidates: Sequence[Candidate]) -> Optional[str]:
+    if not isinstance(answer, (list, tuple)):
+        return f"answered {answer!r:.200}"
+    if not answer:
+        return f"answered an empty list when offered {len(candidates)} realizations"
+    offered = {candidate.rref for candidate in candidates}
+    strange = [rref for rref in answer if rref not in offered]
+    return f"answered {strange[0]!r:.200}, which it was not offered" if strange else None

@@ -1,0 +1,350 @@
+"""Questions about a store: what is in it, and what was made from what.
+
+Questions about one named reference read the tree (or the current registry); those that enumerate ask
+the index. Nothing is told of a realization that is not durable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Optional, TypeVar
+
+from pylightnix.config import Config, RConfig, cfgcattrs, cfgdeps, resolve
+from pylightnix.context import context_key, parse_context
+from pylightnix.errors import MissingRealization, PylightnixException, StoreCorrupt
+from pylightnix.planner.graph import dependency_order
+from pylightnix.refs import assert_valid_dref, isdref, mkdref, mkrref, rref2dref
+from pylightnix.registry import registered_config
+from pylightnix.storage import fsstorage, store_layout
+from pylightnix.store.derivations import read_config
+from pylightnix.store.layout import CONTEXT_FILE, START_FILE, STOP_FILE, StoreLayout
+from pylightnix.timestamps import parsetime
+from pylightnix.types import Context, DRef, Path, RefPath, RRef, StorageSettings
+
+if TYPE_CHECKING:
+    from pylightnix.store.index import RealizationInfo
+    from pylightnix.store.store import Store
+
+__all__ = [
+    "alldrefs",
+    "allrrefs",
+    "dref2path",
+    "drefattrs",
+    "drefcfg",
+    "drefcfg_",
+    "drefcfgpath",
+    "drefdeps",
+    "drefdeps1",
+    "drefrrefs",
+    "drefrrefsC",
+    "path2dref",
+    "path2rref",
+    "realization_info",
+    "realization_starts",
+    "rootdrefs",
+    "rootrrefs",
+    "rref2path",
+    "rrefattrs",
+    "rrefbdelta",
+    "rrefbstart",
+    "rrefbstop",
+    "rrefctx",
+    "rrefdata",
+    "rrefdeps",
+    "rrefdeps1",
+    "rrefpath2path",
+]
+
+R = TypeVar("R", bound=str)
+
+# --- paths (textual) ----------------------------------------------------------------------------------
+
+
+def dref2path(r: DRef, S: Optional[StorageSettings] = None) -> Path:
+    """Return the folder of a derivation. Looks at no file."""
+    return Path(store_layout(S).derivation(r))
+
+
+def rref2path(r: RRef, S: Optional[StorageSettings] = None) -> Path:
+    """Return the folder of a realization. Looks at no file."""
+    return Path(store_layout(S).realization(r))
+
+
+def drefcfgpath(r: DRef, S: Optional[StorageSettings] = None) -> Path:
+    """Return the path of a derivation's `config.json`. Looks at no file."""
+    return Path(store_layout(S).config(r))
+
+
+def rrefpath2path(r: RRef, refpath: RefPath, S: Optional[StorageSettings] = None) -> Path:
+    """Return the path of the artifact `refpath` in the realization `r` of the same derivation."""
+    from pylightnix.errors import InvalidReference
+    from pylightnix.refs import assert_valid_refpath
+
+    assert_valid_refpath(refpath)
+    if refpath[0] != rref2dref(r):
+        raise InvalidReference(refpath, f"a refpath of {rref2dref(r)}, which {r} is a realization of")
+    return Path(os.path.join(rref2path(r, S), *refpath[1:]))
+
+
+def _link_target(p: str) -> str:
+    return os.readlink(p) if os.path.islink(p) else p
+
+
+def path2dref(p: str) -> Optional[DRef]:
+    """Return the derivation that a path, or the link at that path, names; None if it names none."""
+    dhash, _, name = os.path.basename(_link_target(p).rstrip("/")).partition("-")
+    try:
+        return mkdref(dhash, name)
+    except PylightnixException:
+        return None
+
+
+def path2rref(p: str) -> Optional[RRef]:
+    """Return the realization that a path, or the link at that path, names; None if it names none."""
+    head, rhash = os.path.split(_link_target(p).rstrip("/"))
+    dhash, _, name = os.path.basename(head).partition("-")
+    try:
+        return mkrref(rhash, dhash, name)
+    except PylightnixException:
+        return None
+
+
+# --- one derivation -----------------------------------------------------------------------------------
+
+
+def drefcfg_(dref: DRef, S: Optional[StorageSettings] = None) -> Config:
+    """Return a derivation's config as it was given, self-paths included.
+
+    Raises:
+        MissingDerivation, StoreCorrupt: the store does not have it, or not whole.
+    """
+    assert_valid_dref(dref)
+    return registered_config(dref) or read_config(store_layout(S), dref)
+
+
+def drefcfg(dref: DRef, S: Optional[StorageSettings] = None) -> RConfig:
+    """Return a derivation's config with its self-paths resolved to refpaths."""
+    return resolve(drefcfg_(dref, S), dref)
+
+
+def drefattrs(r: DRef, S: Optional[StorageSettings] = None) -> Any:
+    """Return the items of a derivation's resolved config as attributes."""
+    return cfgcattrs(drefcfg(r, S))
+
+
+def drefdeps1(drefs: Iterable[DRef], S: Optional[StorageSettings] = None) -> set[DRef]:
+    """Return the direct dependencies of all these derivations."""
+    return set().union(*(cfgdeps(drefcfg_(dref, S)) for dref in drefs))
+
+
+def drefdeps(drefs: Iterable[DRef], S: Optional[StorageSettings] = None) -> set[DRef]:
+    """Return all dependencies of these derivations at any distance, without themselves."""
+    return _reachable(drefs, lambda dref: cfgdeps(drefcfg_(dref, S)))
+
+
+def _reachable(starts: Iterable[R], below: Any) -> set[R]:
+    found: set[R] = set()
+    stack = list(starts)
+    seen = set(stack)
+    while stack:
+        for item in below(stack.pop()):
+            found.add(item)
+            if item not in seen:
+                seen.add(item)
+                stack.append(item)
+    return found
+
+
+# --- one realization ----------------------------------------------------------------------------------
+
+
+def _direct_context(layout: StoreLayout, rref: RRef) -> tuple[dict[DRef, list[RRef]], dict[DRef, list[RRef]]]:
+    path = f"{layout.realization(rref)}/{CONTEXT_FILE}"
+    try:
+        with open(path, "rb") as file:
+            value = json.load(file)
+    except FileNotFoundError as error:
+        raise MissingRealization(rref, path) from error
+    except ValueError as error:
+        raise StoreCorrupt(path, f"not JSON ({error})", f"remove {rref} and realize it again") from error
+    try:
+        return parse_context(value)
+    except PylightnixException as error:
+        raise StoreCorrupt(path, str(error), f"remove {rref} and realize it again") from error
+
+
+def rrefctx(r: RRef, S: Optional[StorageSettings] = None) -> Context:
+    """Return which realizations stand for each dependency of `r`, at any distance, sorted.
+
+    Raises:
+        MissingRealization: `r`, or something below it, is not in the store.
+    """
+    layout = store_layout(S)
+    found: dict[DRef, set[RRef]] = {}
+    stack, seen = [RRef(r)], {r}
+    while stack:
+        for part in _direct_context(layout, stack.pop()):
+            for dref, rrefs in part.items():
+                found.setdefault(dref, set()).update(rrefs)
+                for rref in rrefs:
+                    if rref not in seen:
+                        seen.add(rref)
+                        stack.append(rref)
+    return {dref: sorted(rrefs) for dref, rrefs in sorted(found.items())}
+
+
+def rrefattrs(r: RRef, S: Optional[StorageSettings] = None) -> Any:
+    """Return the items of the resolved config of a realization's derivation as attributes."""
+    return drefattrs(rref2dref(r), S)
+
+
+def rrefdeps1(rrefs: Iterable[RRef], S: Optional[StorageSettings] = None) -> set[RRef]:
+    """Return the realizations that these were directly made from."""
+    layout = store_layout(S)
+    parts = (part for rref in rrefs for part in _direct_context(layout, rref))
+    return {rref for part in parts for matched in part.values() for rref in matched}
+
+
+def rrefdeps(rrefs: Iterable[RRef], S: Optional[StorageSettings] = None) -> set[RRef]:
+    """Return all realizations that these were made from, at any distance, without themselves."""
+    return _reachable(rrefs, lambda rref: rrefdeps1([rref], S))
+
+
+def rrefdata(rref: RRef, S: Optional[StorageSettings] = None) -> list[Path]:
+    """Return the paths of a realization's top-level entries, sorted, `context.json` left out."""
+    folder = rref2path(rref, S)
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError as error:
+        raise MissingRealization(rref, folder) from error
+    return [Path(os.path.join(folder, name)) for name in names if name != CONTEXT_FILE]
+
+
+def _stamp(rref: RRef, name: str, S: Optional[StorageSettings]) -> Optional[str]:
+    try:
+        with open(os.path.join(rref2path(rref, S), name), encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def rrefbstart(rref: RRef, S: Optional[StorageSettings] = None) -> Optional[str]:
+    """Return the time stamp at which the build began that made this tree, or None."""
+    return _stamp(rref, START_FILE, S)
+
+
+def rrefbstop(rref: RRef, S: Optional[StorageSettings] = None) -> Optional[str]:
+    """Return the time stamp at which the build ended that made this tree, or None."""
+    return _stamp(rref, STOP_FILE, S)
+
+
+def rrefbdelta(rref: RRef, S: Optional[StorageSettings] = None) -> Optional[float]:
+    """Return how many seconds that build took, or None if a stamp is missing or unreadable."""
+    start, stop = rrefbstart(rref, S), rrefbstop(rref, S)
+    begun = parsetime(start) if start else None
+    ended = parsetime(stop) if stop else None
+    return None if begun is None or ended is None else ended - begun
+
+
+# --- enumerations -------------------------------------------------------------------------------------
+
+
+def alldrefs(S: Optional[StorageSettings] = None) -> Iterator[DRef]:
+    """Iterate over every derivation in the store, sorted. Foreign entries of the folder do not count."""
+    try:
+        names = sorted(os.listdir(fsstorage(S)))
+    except FileNotFoundError:
+        names = []
+    for name in names:
+        dhash, _, label = name.partition("-")
+        if isdref(f"dref:{dhash}-{label}"):
+            yield DRef(f"dref:{dhash}-{label}")
+
+
+def _ask(S: Optional[StorageSettings], question: Any) -> Any:
+    """Put a question to the index, once everything this process has built is durable."""
+    from pylightnix.store.access import translated_errors
+    from pylightnix.store.store import open_store
+
+    layout = store_layout(S)
+    with open_store(layout) as store:
+        store.flush()
+        with translated_errors(layout, "asking the index"):
+            return question(store)
+
+
+def allrrefs(S: Optional[StorageSettings] = None) -> Iterator[RRef]:
+    """Iterate over every realization in the store, sorted."""
+
+    def question(store: Store) -> list[RRef]:
+        return store.index.valid_rrefs()
+
+    yield from _ask(S, question)
+
+
+def drefrrefs(dref: DRef, S: Optional[StorageSettings] = None) -> set[RRef]:
+    """Return all realizations of a derivation."""
+    assert_valid_dref(dref)
+
+    def question(store: Store) -> set[RRef]:
+        return set(store.index.valid_rrefs(dref))
+
+    found: set[RRef] = _ask(S, question)
+    return found
+
+
+def drefrrefsC(dref: DRef, context: Context, S: Optional[StorageSettings] = None) -> Iterator[RRef]:
+    """Iterate over the realizations of `dref` that were made in this context, sorted.
+
+    `context` may hold more than the direct dependencies of `dref`; only those are compared.
+    """
+    direct = {dep: context.get(dep) or [] for dep in drefdeps1([dref], S)}
+
+    def question(store: Store) -> list[RRef]:
+        return store.index.valid_rrefs(dref, context_key(direct))
+
+    yield from _ask(S, question)
+
+
+def rootdrefs(S: Optional[StorageSettings] = None) -> set[DRef]:
+    """Return the derivations that no other derivation in the store depends on.
+
+    Raises:
+        CycleError: they cannot be sorted.
+    """
+    deps = {dref: sorted(cfgdeps(drefcfg_(dref, S))) for dref in alldrefs(S)}
+    known = {dref: [dep for dep in below if dep in deps] for dref, below in deps.items()}
+    dependency_order(list(known), known)
+    return set(known) - {dep for below in known.values() for dep in below}
+
+
+def rootrrefs(S: Optional[StorageSettings] = None) -> set[RRef]:
+    """Return the realizations that no other realization in the store was made from."""
+
+    def question(store: Store) -> set[RRef]:
+        return set(store.index.valid_rrefs()) - store.index.referred()
+
+    found: set[RRef] = _ask(S, question)
+    return found
+
+
+def realization_starts(rrefs: Iterable[RRef], S: Optional[StorageSettings] = None) -> dict[RRef, float]:
+    """Return when the latest build of each of these realizations started, UTC seconds since the epoch."""
+    from pylightnix.store.access import translated_errors
+    from pylightnix.store.store import open_store
+
+    layout = store_layout(S)
+    with open_store(layout) as store, translated_errors(layout, "asking the index"):
+        return store.index.starts(rrefs)
+
+
+def realization_info(rref: RRef, S: Optional[StorageSettings] = None) -> Optional[RealizationInfo]:
+    """Return what the index knows of a realization, or None if it is not a valid one."""
+
+    def question(store: Store) -> Optional[RealizationInfo]:
+        return store.index.info(rref)
+
+    found: Optional[RealizationInfo] = _ask(S, question)
+    return found

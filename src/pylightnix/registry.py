@@ -1,0 +1,326 @@
+"""Registries: the derivations that stages register, and the closures made of them.
+
+A registry is the mutable, in-memory side of the language. Registering a derivation also writes its
+folder in the store. Must not realize anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from pylightnix.config import Config, assert_rref_deps, canonical_bytes, cfgdeps, cfgname, mkconfig
+from pylightnix.errors import (
+    ForeignDerivation,
+    InvalidStorage,
+    Misuse,
+    NoRegistry,
+)
+from pylightnix.planner.graph import dependency_order
+from pylightnix.refs import assert_valid_dref, isdref
+from pylightnix.storage import _registry, store_layout, tlstorage
+from pylightnix.store.derivations import derivation_ref, read_config, write_derivation
+from pylightnix.types import Closure, Derivation, DRef, Matcher, Realizer, Stage, StageResult, StorageSettings
+
+__all__ = [
+    "Registry",
+    "assert_have_realizers",
+    "assert_valid_closure",
+    "closure_deps",
+    "current_registry",
+    "instantiate",
+    "isclosure",
+    "mkclosure",
+    "mkdrv",
+    "mkdrv_",
+    "mkregistry",
+    "registered_config",
+    "result_drefs",
+    "setregistry",
+    "tlregistry",
+]
+
+_log = logging.getLogger("pylightnix")
+
+
+class RegisteredDerivation(Derivation):
+    """A derivation that knows its direct dependencies, so that a plan need not read configs again."""
+
+    config: bytes
+    """The canonical config, as it was when registered."""
+    deps: tuple[DRef, ...]
+    """Direct dependencies, sorted."""
+
+
+class Registry:
+    """A mutable, ordered map from DRefs to derivations, bound to a store.
+
+    Attributes:
+        builders: the derivations, in the order in which they were first registered.
+        S: the settings of the store, or None for the default one.
+        in_instantiate: whether `instantiate` is at work with this registry.
+    """
+
+    def __init__(self, S: Optional[StorageSettings] = None) -> None:
+        self.builders: dict[DRef, Derivation] = {}
+        self.S = S
+        self.in_instantiate = False
+
+    def __repr__(self) -> str:
+        return f"Registry({len(self.builders)} derivations, S={self.S!r})"
+
+
+def mkregistry(S: Optional[StorageSettings] = None) -> Registry:
+    """Return a new registry, bound to `S` or to the current storage."""
+    return Registry(tlstorage(S))
+
+
+def tlregistry(M: Optional[Registry] = None) -> Optional[Registry]:
+    """Return `M` if given, else the current registry, else None."""
+    return M if M is not None else _registry.get()
+
+
+def setregistry(r: Optional[Registry]) -> Optional[Registry]:
+    """Make `r` the current registry of this thread (or task) and return the previous one."""
+    previous = _registry.get()
+    _registry.set(r)
+    return previous
+
+
+@contextmanager
+def current_registry(r: Registry) -> Iterator[Registry]:
+    """Make `r` the current registry, and its store the current one, inside the ``with`` block."""
+    from pylightnix.storage import current_storage
+
+    token = _registry.set(r)
+    try:
+        with current_storage(r.S):
+            yield r
+    finally:
+        _registry.reset(token)
+
+
+# --- registering ------------------------------------------------------------------------------------
+
+
+def mkdrv_(c: Config, S: Optional[StorageSettings] = None) -> DRef:
+    """Write the derivation folder of the config `c` into the store and return its reference."""
+    return _write(mkconfig(c.val), S)[0]
+
+
+def _write(checked: Config, S: Optional[StorageSettings]) -> tuple[DRef, bytes, tuple[DRef, ...]]:
+    deps = cfgdeps(checked)
+    canonical = canonical_bytes(checked.val)
+    if b'"rref:' in canonical:
+        assert_rref_deps(checked)
+    dref = derivation_ref(canonical, cfgname(checked))
+    write_derivation(store_layout(S), dref, canonical, checked.val)
+    return dref, canonical, tuple(sorted(deps))
+
+
+def mkdrv(config: Config, matcher: Matcher, realizer: Realizer, r: Optional[Registry] = None) -> DRef:
+    """Register a derivation, and write its folder.
+
+    Registering the same config again replaces matcher and realizer (the last one wins, with a warning
+    in the log) and keeps its place in the order.
+
+    Args:
+        config: what `mkconfig` returned.
+        matcher: picks the realizations that count, see `Matcher`.
+        realizer: fills output folders, see `Realizer`.
+        r: the registry, else the current one.
+
+    Raises:
+        NoRegistry: there is none.
+        InvalidConfig: the config holds what JSON cannot, or an RRef.
+    """
+    registry = tlregistry(r)
+    if registry is None:
+        raise NoRegistry("mkdrv")
+    if not callable(matcher) or not callable(realizer):
+        raise Misuse(f"mkdrv expects a matcher and a realizer that can be called, found {matcher!r} and {realizer!r}")
+    if not isinstance(config, Config):
+        raise Misuse(f"mkdrv expects a Config, found a {type(config).__name__}; make one with mkconfig({{…}})")
+    checked = mkconfig(config.val)
+    dref, canonical, deps = _write(checked, registry.S)
+    derivation = RegisteredDerivation(dref, matcher, realizer)
+    derivation.config, derivation.deps = canonical, deps
+    previous = registry.builders.get(dref)
+    if previous is not None and (previous.matcher is not matcher or previous.realizer is not realizer):
+        _log.warning("%s is registered again; the last matcher and realizer count", dref)
+    registry.builders[dref] = derivation
+    return dref
+
+
+def registered_config(dref: DRef) -> Optional[Config]:
+    """Return the config of `dref` as the current registry has it, None if it does not."""
+    registry = tlregistry()
+    derivation = registry.builders.get(dref) if registry is not None else None
+    if not isinstance(derivation, RegisteredDerivation):
+        return None
+    config = Config.__new__(Config)
+    config.val = json.loads(derivation.config)
+    return config
+
+
+# --- closures ---------------------------------------------------------------------------------------
+
+
+def result_drefs(result: StageResult) -> list[DRef]:
+    """Return the DRefs in a stage's result (any nesting of lists, tuples and dicts), in traversal order."""
+    found: list[DRef] = []
+    stack: list[Any] = [result]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            if isdref(item):
+                found.append(DRef(item))
+        elif isinstance(item, dict):
+            stack.extend(reversed(item.values()))
+        elif isinstance(item, (list, tuple)):
+            stack.extend(reversed(item))
+    return found
+
+
+def closure_deps(closure_or_builders: Iterable[Derivation], S: Optional[StorageSettings]) -> dict[DRef, tuple[DRef, ...]]:
+    """Return each derivation's direct dependencies, read from the store where they were not registered here."""
+    layout = None
+    deps: dict[DRef, tuple[DRef, ...]] = {}
+    for derivation in closure_or_builders:
+        if isinstance(derivation, RegisteredDerivation):
+            deps[derivation.dref] = derivation.deps
+        else:
+            layout = layout or store_layout(S)
+            deps[derivation.dref] = tuple(sorted(cfgdeps(read_config(layout, derivation.dref))))
+    return deps
+
+
+@dataclass(frozen=True, slots=True)
+class ClosureGraph:
+    """The part of a closure that its targets need."""
+
+    order: list[DRef]
+    """Dependencies first; registration order wherever that allows it."""
+    deps: dict[DRef, tuple[DRef, ...]]
+
+
+def needed_graph(targets: Sequence[DRef], builders: Iterable[Derivation], S: Optional[StorageSettings]) -> ClosureGraph:
+    """Return what `targets` need, in an order in which it can be realized.
+
+    Raises:
+        ForeignDerivation: something needed is not among `builders`.
+        MissingDerivation: it is not even in the store.
+        CycleError: derivations depend on each other in a circle.
+    """
+    deps = closure_deps(builders, S)
+    for target in targets:
+        if target not in deps:
+            _refuse_foreign(target, None, S)
+    for dref in deps:
+        for dep in deps[dref]:
+            if dep not in deps:
+                _check_needed(targets, deps, S)
+                break
+    order = dependency_order(targets, deps)
+    return ClosureGraph(order, {dref: deps[dref] for dref in order})
+
+
+def _check_needed(targets: Sequence[DRef], deps: dict[DRef, tuple[DRef, ...]], S: Optional[StorageSettings]) -> None:
+    seen = set(targets)
+    stack = list(targets)
+    while stack:
+        dref = stack.pop()
+        for dep in deps[dref]:
+            if dep not in deps:
+                _refuse_foreign(dep, dref, S)
+            if dep not in seen:
+                seen.add(dep)
+                stack.append(dep)
+
+
+def _refuse_foreign(dref: DRef, needed_by: Optional[DRef], S: Optional[StorageSettings]) -> None:
+    assert_valid_dref(dref)
+    read_config(store_layout(S), dref)  # raises MissingDerivation when the store has never seen it
+    raise ForeignDerivation(dref, needed_by)
+
+
+def mkclosure(result: StageResult, r: Registry) -> Closure:
+    """Return the closure of `result` over everything registered in `r`.
+
+    Raises:
+        Misuse: the result holds no DRef.
+        ForeignDerivation, MissingDerivation: a needed derivation was not registered in `r`.
+        CycleError: derivations depend on each other in a circle.
+    """
+    targets = result_drefs(result)
+    if not targets:
+        raise Misuse(f"a stage is expected to return a DRef, or a container that holds some; found {result!r:.200}")
+    derivations = list(r.builders.values())
+    needed_graph(targets, derivations, r.S)
+    return Closure(result, targets, derivations, r.S)
+
+
+def instantiate(
+    stage: Stage | StageResult,
+    *args: Any,
+    S: Optional[StorageSettings] = None,
+    r: Optional[Registry] = None,
+    **kwargs: Any,
+) -> tuple[StageResult, Closure]:
+    """Call a stage and return what it returned, with the closure of everything that this takes.
+
+    Args:
+        stage: a callable, called as ``stage(*args, r=registry, **kwargs)``; or a DRef or a container
+            of DRefs, taken as the result.
+        S: the store, when no registry is given or current.
+        r: the registry, else the current one, else a fresh one on `S`.
+
+    Raises:
+        Misuse: called from inside a stage with the same registry, or without any DRef as result.
+        InvalidStorage: `S` and the registry's store differ.
+        ForeignDerivation, MissingDerivation: the result needs what this registry does not have.
+    """
+    registry = tlregistry(r)
+    if registry is None:
+        registry = mkregistry(S)
+    elif S is not None and store_layout(S).storage != store_layout(registry.S).storage:
+        raise InvalidStorage(f"instantiate was given the store {S} and a registry on {registry.S}; give one of them")
+    if registry.in_instantiate:
+        raise Misuse("instantiate was called inside itself with the same registry; call the inner stage directly, with r=…, instead")
+    registry.in_instantiate = True
+    try:
+        result = stage(*args, r=registry, **kwargs) if callable(stage) else stage
+    finally:
+        registry.in_instantiate = False
+    return result, mkclosure(result, registry)
+
+
+def isclosure(x: Any) -> bool:
+    """Tell whether `x` is a `Closure`, or a 4-tuple shaped like one."""
+    return (
+        isinstance(x, tuple)
+        and len(x) == 4
+        and isinstance(x[1], list)
+        and isinstance(x[2], list)
+        and all(isdref(t) for t in x[1])
+        and all(isinstance(d, tuple) and len(d) == 3 for d in x[2])
+    )
+
+
+def assert_valid_closure(closure: Closure) -> None:
+    """Raise `Misuse` unless `closure` has derivations and all targets are among them."""
+    if not isclosure(closure) or not closure.derivations:
+        raise Misuse(f"expected a closure with derivations, as instantiate returns it, found {closure!r:.200}")
+    known = {derivation.dref for derivation in closure.derivations}
+    for target in closure.targets:
+        if target not in known:
+            raise ForeignDerivation(target, None)
+
+
+def assert_have_realizers(r: Registry, drefs: Sequence[DRef]) -> None:
+    """Raise `ForeignDerivation` unless `drefs` and all that they depend on are registered in `r`."""
+    needed_graph(drefs, r.builders.values(), r.S)

@@ -1,0 +1,133 @@
+"""Making stores, and telling in our own errors why one cannot be used."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pylightnix.errors import (
+    InvalidStorage,
+    PylightnixException,
+    StoreBusy,
+    StoreCorrupt,
+    StoreError,
+    StoreForeign,
+    StoreFull,
+    StoreIOError,
+    StoreReadOnly,
+)
+from pylightnix.store.layout import StoreLayout
+from pylightnix.store.locks import LOCK_WAIT_SECONDS, exclusive_lock, shared_lock
+from pylightnix.store.owner import Owner, process_owner
+from pylightnix.store.removal import remove_tree
+
+__all__ = ["check_access", "make_folders", "store_error", "translated_errors", "user_name", "wipe_store", "write_access"]
+
+
+def user_name(uid: int) -> str:
+    """Return the login name of a user, or its number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def store_error(layout: StoreLayout, doing: str, error: OSError | sqlite3.Error) -> StoreError:
+    """Return our error for one of the operating system's or of SQLite's."""
+    if isinstance(error, sqlite3.Error):
+        return _index_error(layout, doing, error)
+    where = str(error.filename2 or error.filename or layout.state)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(where, doing)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoreReadOnly(layout.state, f"{error.strerror} at {where} while {doing}")
+    return StoreIOError(where, doing, error.strerror or str(error))
+
+
+def _index_error(layout: StoreLayout, doing: str, error: sqlite3.Error) -> StoreError:
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFull(layout.index, doing)
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
+        return StoreReadOnly(layout.state, f"{error} ({layout.index}) while {doing}")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreBusy(layout.state, ["a long transaction on its index"], LOCK_WAIT_SECONDS)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreCorrupt(layout.index, f"not a sound index ({error})", "restore it from a backup, or move the whole store aside and build anew")
+    return StoreIOError(layout.index, doing, str(error))
+
+
+@contextmanager
+def translated_errors(layout: StoreLayout, doing: str) -> Iterator[None]:
+    """Turn errors of the system inside the block into ours. No code of users may run inside."""
+    try:
+        yield
+    except PylightnixException:
+        raise
+    except (OSError, sqlite3.Error) as error:
+        raise store_error(layout, doing, error) from error
+
+
+def check_access(layout: StoreLayout) -> None:
+    """Raise unless there is a store and it belongs to the caller.
+
+    Raises:
+        InvalidStorage: there is none.
+        StoreForeign: it is another user's. Even root is refused: files of root's in it would lock its
+            owner out of parts of it.
+    """
+    try:
+        info = os.stat(layout.state)
+        os.stat(layout.storage)
+        os.stat(layout.tmp)
+    except FileNotFoundError as error:
+        raise InvalidStorage(
+            f"expected a store at {layout.storage}, found nothing at {error.filename}; "
+            "make one with fsinit(…), or check --store and PYLIGHTNIX_ROOT"
+        ) from error
+    except PermissionError as error:
+        raise StoreReadOnly(layout.state, f"{error.strerror} at {error.filename}") from error
+    _check_owner(layout, info.st_uid)
+
+
+def _check_owner(layout: StoreLayout, uid: int) -> None:
+    if uid != os.geteuid():
+        raise StoreForeign(layout.state, user_name(uid), user_name(os.geteuid()))
+
+
+def make_folders(layout: StoreLayout) -> None:
+    """Make the folders of a store where they are missing. Idempotent."""
+    with translated_errors(layout, "making the store's folders"):
+        for folder in (layout.state, layout.storage, layout.tmp):
+            os.makedirs(folder, exist_ok=True)
+        _check_owner(layout, os.stat(layout.state).st_uid)
+        os.makedirs(layout.trash, 0o700, exist_ok=True)
+
+
+def wipe_store(layout: StoreLayout) -> None:
+    """Remove everything in a store. Its lock files stay: others may be waiting on them.
+
+    Raises:
+        StoreBusy: somebody works in it.
+        StoreForeign, StoreReadOnly: it is not the caller's to remove.
+    """
+    if not os.path.isdir(layout.state):
+        return
+    with translated_errors(layout, "removing the store"):
+        _check_owner(layout, os.stat(layout.state).st_uid)
+        with exclusive_lock(layout, "fsinit"):
+            # The index first: what a crash leaves then is debris, never rows without trees.
+            for path in (layout.index, f"{layout.index}-wal", f"{layout.index}-shm", layout.storage, layout.tmp, layout.trash, layout.failed):
+                remove_tree(path)
+
+
+@contextmanager
+def write_access(layout: StoreLayout) -> Iterator[Owner]:
+    """Hold the store's lock shared for one write that needs no index."""
+    check_access(layout)
+    with shared_lock(layout):
+        yield process_owner(layout)

@@ -1,0 +1,128 @@
+"""Derivation folders: `<dhash>-<name>/config.json`, written once and certified by their own name.
+
+A derivation needs no row in the index: its folder's name is the hash of what is in it. So it is
+written without fsync; what a power cut leaves half-written is found out here and written again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from typing import Any
+
+from pylightnix.config import Config, canonical_bytes, cfgname, readable_text
+from pylightnix.errors import InvalidStorage, MissingDerivation, PylightnixException, StoreCorrupt
+from pylightnix.refs import mkdref
+from pylightnix.store.faults import reach
+from pylightnix.store.layout import CONFIG_FILE, StoreLayout
+from pylightnix.types import DRef, HashPart
+
+__all__ = ["derivation_ref", "read_canonical", "read_config", "write_derivation"]
+
+
+def derivation_ref(canonical: bytes, name: str) -> DRef:
+    """Return the reference of the derivation whose canonical config these bytes are."""
+    return mkdref(HashPart(hashlib.sha256(canonical).hexdigest()[:32]), name)
+
+
+def _parse(data: bytes) -> tuple[bytes, Any]:
+    """Return (canonical bytes, value) of a config file's text; ValueError if it is none."""
+    try:
+        value = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return canonical_bytes(value), value
+
+
+def _is_intact(path: str, canonical: bytes) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        data = os.read(fd, 2 * len(canonical) + 65536)
+        return _parse(data)[0] == canonical
+    except (OSError, ValueError):
+        return False
+    finally:
+        os.close(fd)
+
+
+def write_derivation(layout: StoreLayout, dref: DRef, canonical: bytes, value: dict[str, Any]) -> bool:
+    """Make sure that the derivation's folder is there and right; tell whether anything was written.
+
+    Raises:
+        InvalidStorage: the store was never made.
+        StoreReadOnly, StoreForeign, StoreFull, StoreBusy, StoreIOError: it cannot be written.
+    """
+    folder = layout.derivation(dref)
+    config = f"{folder}/{CONFIG_FILE}"
+    if _is_intact(config, canonical):
+        return False
+    if not os.path.isdir(layout.storage):
+        raise InvalidStorage(f"expected a store at {layout.storage}, found none; make one with fsinit(…), or check --store and PYLIGHTNIX_ROOT")
+    from pylightnix.store.access import translated_errors, write_access
+
+    with write_access(layout) as owner, translated_errors(layout, f"writing the derivation {dref}"):
+        draft = owner.make_folder()
+        _write_file(f"{draft}/{CONFIG_FILE}", readable_text(value).encode("utf-8"))
+        os.chmod(draft, 0o755)
+        try:
+            os.rename(draft, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # The folder is there, with realizations perhaps, and its config.json is bad or missing.
+            os.rename(f"{draft}/{CONFIG_FILE}", config)
+            os.rmdir(draft)
+        reach("derivation_written")
+    return True
+
+
+def _write_file(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    try:
+        os.fchmod(fd, 0o444)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+
+
+def read_canonical(layout: StoreLayout, dref: DRef | str) -> bytes:
+    """Return the canonical config of a derivation in the store, checked against its name."""
+    return canonical_bytes(read_config(layout, dref).val)
+
+
+def read_config(layout: StoreLayout, dref: DRef | str) -> Config:
+    """Read a derivation's config from the store.
+
+    Raises:
+        MissingDerivation: the store does not have it.
+        StoreCorrupt: its `config.json` is not what the folder's name says.
+    """
+    path = layout.config(dref)
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError as error:
+        raise MissingDerivation(str(dref), path) from error
+    advice = "instantiate its stage again, which rewrites it"
+    try:
+        canonical, value = _parse(data)
+    except ValueError as error:
+        raise StoreCorrupt(path, f"not a config ({error})", advice) from error
+    config = Config.__new__(Config)
+    config.val = value
+    try:
+        found = derivation_ref(canonical, cfgname(config))
+    except PylightnixException as error:
+        raise StoreCorrupt(path, f"not a config ({error})", advice) from error
+    if found != dref:
+        raise StoreCorrupt(path, f"its content has the reference {found}", advice)
+    return config

@@ -1,0 +1,276 @@
+"""The index: which realizations are valid, what refers to what, and who built it. SQLite, WAL.
+
+Rows of realizations have a life cycle, so that a crash at any point leaves something collectable:
+
+    pending ──(synced)──> valid ──(collected)──> deleted ──> no row
+       └──────────(lost: owner died, sync failed)──^
+
+`owner` names the process whose pending (or half-deleted) row it is. One `Index` is one connection and
+belongs to one thread. Must not know files: it never looks at a tree.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Optional
+
+from pylightnix.planner.messages import Candidate
+from pylightnix.types import DRef, RRef
+
+__all__ = ["APPLICATION_ID", "FORMAT", "MIGRATIONS", "Index", "NewRealization", "RealizationInfo"]
+
+APPLICATION_ID: Final = 0x504C4E58  # "PLNX"
+_BUSY_SECONDS: Final = 30.0
+
+PENDING: Final = 0
+VALID: Final = 1
+DELETED: Final = 2
+
+MIGRATIONS: Final = (
+    # 1: the first format. Each later entry brings the one before up to its own number.
+    """
+    CREATE TABLE realization (
+        id INTEGER PRIMARY KEY,
+        rref TEXT NOT NULL UNIQUE,
+        dref TEXT NOT NULL,
+        context_key TEXT NOT NULL,
+        state INTEGER NOT NULL CHECK (state IN (0, 1, 2)),
+        owner TEXT NOT NULL,
+        tree_hash TEXT NOT NULL,
+        nar_bytes INTEGER NOT NULL,
+        started REAL NOT NULL,
+        stopped REAL NOT NULL,
+        builder TEXT NOT NULL,
+        host TEXT NOT NULL,
+        realizer_digest TEXT
+    );
+    CREATE INDEX realization_match ON realization (dref, context_key);
+    CREATE INDEX realization_in_flight ON realization (owner) WHERE state <> 1;
+    CREATE TABLE reference (
+        referrer INTEGER NOT NULL REFERENCES realization (id) ON DELETE CASCADE,
+        referred TEXT NOT NULL,
+        dynamic INTEGER NOT NULL,
+        PRIMARY KEY (referrer, referred)
+    ) WITHOUT ROWID;
+    CREATE INDEX reference_by ON reference (referred);
+    """,
+)
+FORMAT: Final = len(MIGRATIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class NewRealization:
+    """What is known of a realization when it is entered."""
+
+    rref: RRef
+    dref: DRef
+    context_key: str
+    tree_hash: str
+    nar_bytes: int
+    started: float
+    """UTC seconds since the epoch."""
+    stopped: float
+    builder: str
+    """The user who built it."""
+    host: str
+    realizer_digest: Optional[str]
+    references: tuple[RRef, ...]
+    dynamic_references: tuple[RRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RealizationInfo:
+    """A valid realization's row."""
+
+    rref: RRef
+    dref: DRef
+    tree_hash: str
+    """SHA-256 of the tree's NAR, 64 hex digits."""
+    nar_bytes: int
+    started: float
+    """When its latest build started, UTC seconds since the epoch."""
+    stopped: float
+    builder: str
+    host: str
+    realizer_digest: Optional[str]
+
+
+class Index:
+    """One connection to the index of one store."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA foreign_keys = ON")
+        self._durable = True  # SQLite's own default, synchronous = FULL
+
+    def close(self) -> None:
+        """Close the connection; a transaction that is open is rolled back."""
+        self._db.close()
+
+    # --- format -------------------------------------------------------------------------------------
+
+    def format(self) -> int:
+        """Return the number of the index's format, 0 for an empty file."""
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    def migrate(self) -> None:
+        """Bring the index to the newest format. The caller is alone in the store."""
+        self._db.execute("PRAGMA journal_mode = WAL")
+        for number in range(self.format(), FORMAT):
+            # executescript commits first; a transaction inside the script keeps each step whole.
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
+            )
+
+    # --- transactions -------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self, *, durable: bool) -> Iterator[None]:
+        """Run the block as one write transaction; when `durable`, it has reached the disk on return."""
+        if durable is not self._durable:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    # --- life cycle (inside a transaction) ------------------------------------------------------------
+
+    def state_of(self, rref: RRef) -> Optional[int]:
+        """Return the state of a row, None if there is none."""
+        row = self._db.execute("SELECT state FROM realization WHERE rref = ?", (rref,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def enter_pending(self, new: NewRealization, owner: str) -> None:
+        """Enter a realization as pending, in place of a row that is being deleted if there is one."""
+        self._db.execute("DELETE FROM realization WHERE rref = ? AND state = 2", (new.rref,))
+        cursor = self._db.execute(
+            "INSERT INTO realization (rref, dref, context_key, state, owner, tree_hash, nar_bytes, started, stopped,"
+            " builder, host, realizer_digest) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                new.rref,
+                new.dref,
+                new.context_key,
+                owner,
+                new.tree_hash,
+                new.nar_bytes,
+                new.started,
+                new.stopped,
+                new.builder,
+                new.host,
+                new.realizer_digest,
+            ),
+        )
+        row_id = cursor.lastrowid
+        self._db.executemany(
+            "INSERT OR IGNORE INTO reference (referrer, referred, dynamic) VALUES (?, ?, ?)",
+            [(row_id, rref, 0) for rref in new.references] + [(row_id, rref, 1) for rref in new.dynamic_references],
+        )
+
+    def note_start(self, rref: RRef, started: float) -> None:
+        """Record that a realization was built again, with the same result, by a build that started then."""
+        self._db.execute("UPDATE realization SET started = max(started, ?) WHERE rref = ?", (started, rref))
+
+    def make_valid(self, rrefs: Iterable[RRef]) -> int:
+        """Make pending rows valid; return how many of `rrefs` are valid now."""
+        listed = [(rref,) for rref in rrefs]
+        self._db.executemany("UPDATE realization SET state = 1 WHERE rref = ? AND state = 0", listed)
+        return sum(self.state_of(RRef(rref)) == VALID for (rref,) in listed)
+
+    def mark_lost(self, owner: str) -> list[tuple[RRef, str]]:
+        """Mark all pending rows of `owner` deleted; return its deleted ones as (rref, context key)."""
+        self._db.execute("UPDATE realization SET state = 2 WHERE owner = ? AND state = 0", (owner,))
+        rows = self._db.execute("SELECT rref, context_key FROM realization WHERE owner = ? AND state = 2", (owner,))
+        return [(RRef(rref), key) for rref, key in rows]
+
+    def demote(self, rref: RRef, owner: str) -> None:
+        """Mark a row deleted whatever its state, as `owner`'s to finish."""
+        self._db.execute("UPDATE realization SET state = 2, owner = ? WHERE rref = ?", (owner, rref))
+
+    def is_deleted(self, rref: RRef) -> bool:
+        """Tell whether the row is marked deleted (and still there)."""
+        return self.state_of(rref) == DELETED
+
+    def forget_deleted(self, rref: RRef) -> None:
+        """Drop the row of a realization whose deletion is finished."""
+        self._db.execute("DELETE FROM realization WHERE rref = ? AND state = 2", (rref,))
+
+    # --- queries ------------------------------------------------------------------------------------
+
+    def candidates(self, dref: DRef, context_key: str, owner: str) -> list[Candidate]:
+        """Return the realizations that a matcher of `owner` may see: valid ones, and its own pending ones."""
+        rows = self._db.execute(
+            "SELECT rref, started FROM realization WHERE dref = ? AND context_key = ?"
+            " AND (state = 1 OR (state = 0 AND owner = ?)) ORDER BY rref",
+            (dref, context_key, owner),
+        )
+        return [Candidate(RRef(rref), started) for rref, started in rows]
+
+    def pending_of_others(self, dref: DRef, context_key: str, owner: str) -> list[tuple[RRef, str]]:
+        """Return the pending realizations of a (derivation, context) that others entered, with their owners."""
+        rows = self._db.execute(
+            "SELECT rref, owner FROM realization WHERE dref = ? AND context_key = ? AND state = 0 AND owner <> ?",
+            (dref, context_key, owner),
+        )
+        return [(RRef(rref), other) for rref, other in rows]
+
+    def pending_below(self, rrefs: Sequence[RRef]) -> list[RRef]:
+        """Return `rrefs` and every pending realization that they depend on at any distance."""
+        found = dict.fromkeys(rrefs)
+        stack = list(rrefs)
+        while stack:
+            rows = self._db.execute(
+                "SELECT below.rref FROM realization AS above JOIN reference ON referrer = above.id"
+                " JOIN realization AS below ON below.rref = referred WHERE above.rref = ? AND below.state = 0",
+                (stack.pop(),),
+            )
+            for (rref,) in rows.fetchall():
+                if rref not in found:
+                    found[RRef(rref)] = None
+                    stack.append(RRef(rref))
+        return list(found)
+
+    def owners_in_flight(self) -> list[str]:
+        """Return the owners that have pending or half-deleted rows."""
+        return [owner for (owner,) in self._db.execute("SELECT DISTINCT owner FROM realization WHERE state <> 1")]
+
+    def valid_rrefs(self, dref: Optional[DRef] = None, context_key: Optional[str] = None) -> list[RRef]:
+        """Return valid realizations, sorted: all, of one derivation, or of one derivation and context."""
+        query, args = "SELECT rref FROM realization WHERE state = 1", []
+        if dref is not None:
+            query, args = f"{query} AND dref = ?", [str(dref)]
+        if context_key is not None:
+            query, args = f"{query} AND context_key = ?", [*args, context_key]
+        return [RRef(rref) for (rref,) in self._db.execute(f"{query} ORDER BY rref", args)]
+
+    def starts(self, rrefs: Iterable[RRef]) -> dict[RRef, float]:
+        """Return when the latest build of each of these realizations started."""
+        found = {}
+        for rref in rrefs:
+            row = self._db.execute("SELECT started FROM realization WHERE rref = ?", (rref,)).fetchone()
+            if row is not None:
+                found[rref] = float(row[0])
+        return found
+
+    def info(self, rref: RRef) -> Optional[RealizationInfo]:
+        """Return the row of a valid realization, None if there is none."""
+        row = self._db.execute(
+            "SELECT rref, dref, tree_hash, nar_bytes, started, stopped, builder, host, realizer_digest"
+            " FROM realization WHERE rref = ? AND state = 1",
+            (rref,),
+        ).fetchone()
+        return None if row is None else RealizationInfo(RRef(row[0]), DRef(row[1]), *row[2:])
+
+    def referred(self) -> set[RRef]:
+        """Return every realization that a valid one depends on."""
+        rows = self._db.execute("SELECT DISTINCT referred FROM reference JOIN realization ON id = referrer WHERE state = 1")
+        return {RRef(rref) for (rref,) in rows}

@@ -1,0 +1,89 @@
+"""Where everything of a store lies, as text. Looks at no file system."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from pylightnix.refs import undref, unrref
+from pylightnix.types import DRef, RRef
+
+__all__ = [
+    "CONFIG_FILE",
+    "CONTEXT_FILE",
+    "METADATA_NAMES",
+    "START_FILE",
+    "STOP_FILE",
+    "STORAGE_NAME",
+    "StoreLayout",
+    "state_folder",
+]
+
+STORAGE_NAME: Final = "store-v1"
+CONFIG_FILE: Final = "config.json"
+CONTEXT_FILE: Final = "context.json"
+START_FILE: Final = "__buildstart__.txt"
+STOP_FILE: Final = "__buildstop__.txt"
+METADATA_NAMES: Final = frozenset({CONTEXT_FILE, START_FILE, STOP_FILE})
+"""Names at the top of a realization that are metadata, not part of its tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLayout:
+    """The absolute paths of one store."""
+
+    storage: str
+    """The folder of derivations, `<root>/store-v1` unless set apart."""
+    tmp: str
+    """The folder of build folders. On the storage's device."""
+    state: str
+    """Index, locks, logs, roots and trash. The root itself unless storage was set apart from it."""
+
+    @property
+    def index(self) -> str:
+        return f"{self.state}/index.sqlite"
+
+    @property
+    def lock(self) -> str:
+        return f"{self.state}/lock"
+
+    @property
+    def gate(self) -> str:
+        return f"{self.state}/lock.gate"
+
+    @property
+    def build_locks(self) -> str:
+        """A file whose byte ranges stand for (derivation, context)."""
+        return f"{self.state}/lock.builds"
+
+    @property
+    def trash(self) -> str:
+        return f"{self.state}/trash"
+
+    @property
+    def failed(self) -> str:
+        """What the last failed builds left."""
+        return f"{self.state}/failed"
+
+    def derivation(self, dref: DRef | str) -> str:
+        dhash, name = undref(dref)
+        return f"{self.storage}/{dhash}-{name}"
+
+    def config(self, dref: DRef | str) -> str:
+        return f"{self.derivation(dref)}/{CONFIG_FILE}"
+
+    def realization(self, rref: RRef | str) -> str:
+        rhash, dhash, name = unrref(rref)
+        return f"{self.storage}/{dhash}-{name}/{rhash}"
+
+
+def state_folder(root: str, storage: str) -> str:
+    """Return where the state of `storage` lies.
+
+    Two storages under one root must not share an index, so a storage that is not the root's own keeps
+    its state beside itself.
+    """
+    if storage == os.path.join(root, STORAGE_NAME):
+        return root
+    return f"{storage}.state"

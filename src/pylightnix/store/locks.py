@@ -1,0 +1,249 @@
+"""Who may work in a store: the store lock, its gate, owners' folders and build locks.
+
+- `lock`: held shared by an embedded process for one public call, exclusively by whoever must be
+  alone. It says in it who holds it exclusively.
+- `lock.gate`: a waiting exclusive taker holds it and newcomers pass it first, so that a stream of
+  short shared holders cannot starve one that wants to be alone.
+- `lock.builds`: one byte of it stands for one (derivation, context). Open-file-description locks on
+  byte ranges need no file per lock, so there is nothing to clean up after a crash; two keys that
+  share a byte (one in 2^62) merely wait for each other.
+
+All of them are bound to open file descriptions: the kernel frees them when the process dies, however
+it dies. A forked child inherits the descriptors, so it closes them at once: closing a copy frees
+nothing, and the child would else keep its parent's locks alive.
+
+Must not know what the locks are for.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Optional
+
+from pylightnix.errors import StoreBusy, StoreIOError, StoreReadOnly
+from pylightnix.store.layout import StoreLayout
+from pylightnix.types import DRef
+
+__all__ = [
+    "LOCK_WAIT_SECONDS",
+    "build_key",
+    "build_lock",
+    "close_lock_file",
+    "exclusive_lock",
+    "forget_after_fork",
+    "holders",
+    "open_lock_file",
+    "shared_lock",
+    "try_build_lock",
+    "try_flock",
+]
+
+LOCK_WAIT_SECONDS: Final = 10.0
+_POLL_SECONDS: Final = 0.02
+
+_mutex = threading.RLock()
+_shared: dict[str, list[int]] = {}
+"""Path of a lock that this process holds shared -> [descriptor, how many calls hold it]."""
+_open_fds: set[int] = set()
+"""Every descriptor that carries a lock, for a forked child to close."""
+
+
+def forget_after_fork() -> None:
+    """Let go, in a forked child, of all that the parent holds."""
+    global _mutex
+    _mutex = threading.RLock()
+    _shared.clear()
+    for fd in _open_fds:
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # a child of a child that closed it already
+    _open_fds.clear()
+
+
+os.register_at_fork(after_in_child=forget_after_fork)
+
+
+def open_lock_file(path: str) -> int:
+    """Open (and make, 0600) a lock file; the descriptor is closed in forked children."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreReadOnly(os.path.dirname(path), f"{error.strerror} at {path}") from error
+        raise StoreIOError(path, "opening a lock", error.strerror or str(error)) from error
+    _open_fds.add(fd)
+    return fd
+
+
+def close_lock_file(fd: int) -> None:
+    """Close a descriptor of `open_lock_file`, which frees its lock."""
+    _open_fds.discard(fd)
+    os.close(fd)
+
+
+def try_flock(fd: int, operation: int) -> bool:
+    """Take a lock without waiting; tell whether that worked."""
+    try:
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _flock_until(layout: StoreLayout, fd: int, operation: int, started: float, wait_seconds: float) -> None:
+    # flock has no timeout of its own and an alarm signal belongs to the program, hence the polling.
+    while not try_flock(fd, operation):
+        waited = time.monotonic() - started
+        if waited >= wait_seconds:
+            raise StoreBusy(layout.state, holders(layout), wait_seconds)
+        time.sleep(min(_POLL_SECONDS, wait_seconds - waited))
+
+
+def _acquire(layout: StoreLayout, operation: int, wait_seconds: float) -> int:
+    started = time.monotonic()
+    gate = open_lock_file(layout.gate)
+    try:
+        _flock_until(layout, gate, operation, started, wait_seconds)
+        fd = open_lock_file(layout.lock)
+        try:
+            _flock_until(layout, fd, operation, started, wait_seconds)
+        except BaseException:
+            close_lock_file(fd)
+            raise
+        return fd
+    finally:
+        close_lock_file(gate)
+
+
+@contextmanager
+def shared_lock(layout: StoreLayout, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[bool]:
+    """Hold the store's lock shared; yields whether this call is the process's outermost one.
+
+    A call inside another of the same process does not pass the gate again: it would wait for a taker
+    that waits for the outer call.
+
+    Raises:
+        StoreBusy: somebody held it exclusively for all of `wait_seconds`.
+    """
+    with _mutex:
+        held = _shared.get(layout.lock)
+        outermost = held is None
+        if held is None:
+            held = _shared[layout.lock] = [_acquire(layout, fcntl.LOCK_SH, wait_seconds), 0]
+        held[1] += 1
+    pid = os.getpid()
+    try:
+        yield outermost
+    finally:
+        if os.getpid() == pid:  # else this is a forked child, which let go already
+            with _mutex:
+                held[1] -= 1
+                if held[1] == 0:
+                    del _shared[layout.lock]
+                    close_lock_file(held[0])
+
+
+@contextmanager
+def exclusive_lock(layout: StoreLayout, role: str, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
+    """Be alone in the store. The lock file then says who is: `role` and the process id.
+
+    Raises:
+        StoreBusy: others held it for all of `wait_seconds`, or this process itself holds it shared.
+    """
+    with _mutex:
+        if layout.lock in _shared:
+            raise StoreBusy(layout.state, ["this process, in a call that is not finished"], 0)
+        fd = _acquire(layout, fcntl.LOCK_EX, wait_seconds)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps({"role": role, "pid": os.getpid()}).encode(), 0)
+            yield
+        finally:
+            os.ftruncate(fd, 0)
+            close_lock_file(fd)
+
+
+def holders(layout: StoreLayout) -> list[str]:
+    """Name the processes that hold the store's lock, as far as the kernel tells."""
+    try:
+        info = os.stat(layout.lock)
+        with open("/proc/locks", encoding="ascii") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return []
+    device = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    pids = {int(words[4]) for words in lines if len(words) > 5 and words[1] == "FLOCK" and words[5] == device}
+    return [_describe(pid) for pid in sorted(pids - {0, os.getpid()})]
+
+
+def _describe(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = file.read(200).rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        command = ""
+    return f"process {pid} ({command})" if command else f"process {pid}"
+
+
+# --- build locks ------------------------------------------------------------------------------------
+
+def build_key(dref: DRef, context_key: str) -> str:
+    """Return the key of the lock that a (derivation, context) is built under."""
+    return hashlib.sha256(f"{dref}\0{context_key}".encode()).hexdigest()
+
+
+_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, pid (0 for these locks)
+
+
+@contextmanager
+def build_lock(layout: StoreLayout, key: str, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """Hold the lock of one (derivation, context); yields whether it had to be waited for.
+
+    Args:
+        layout: the store.
+        key: hexadecimal, at least 16 digits, evenly distributed.
+        on_wait: called once if another holds it. Builds may take days, so the wait has no end but
+            the other's, and Ctrl-C.
+    """
+    start = int(key[:16], 16) >> 2
+    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
+    fd = open_lock_file(layout.build_locks)
+    pid = os.getpid()
+    waited = False
+    try:
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise StoreIOError(layout.build_locks, "taking a build lock", error.strerror or str(error)) from error
+            waited = True
+            on_wait()
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, request)
+        yield waited
+    finally:
+        if os.getpid() == pid:
+            close_lock_file(fd)
+
+
+def try_build_lock(layout: StoreLayout, key: str) -> Optional[int]:
+    """Take the lock of one (derivation, context) if it is free; free it with `close_lock_file`."""
+    fd = open_lock_file(layout.build_locks)
+    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, int(key[:16], 16) >> 2, 1, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+    except OSError:
+        close_lock_file(fd)
+        return None
+    return fd

@@ -1,0 +1,95 @@
+"""Cleaning up after processes that died: the normal start-up, not a special mode.
+
+It looks only at what was in flight, however large the store: owners' folders whose lock is free, and
+rows that are pending or half-deleted and whose owner is gone. What such an owner put in place was
+never acknowledged: it goes to the trash, and then its row goes. A row is not touched while somebody
+builds its (derivation, context); that builder, or the next recovery, deals with it.
+
+Any number of processes may recover at once; whoever has an owner's lock does it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from pylightnix.refs import rref2dref
+from pylightnix.store.faults import reach
+from pylightnix.store.index import Index
+from pylightnix.store.layout import StoreLayout
+from pylightnix.store.locks import build_key, close_lock_file, try_build_lock
+from pylightnix.store.owner import dead_owners, lock_owner_folder, process_owner
+from pylightnix.store.removal import remove_tree
+from pylightnix.store.trash import empty_trash, to_trash
+from pylightnix.types import RRef
+
+__all__ = ["finish_deletions", "is_dead", "recover"]
+
+
+def recover(layout: StoreLayout, index: Index) -> None:
+    """Throw away what the dead left unacknowledged."""
+    found = False
+    for name, fd in dead_owners(layout):
+        found = True
+        try:
+            _recover_owner(layout, index, name)
+            remove_tree(f"{layout.tmp}/{name}")
+            reach("owner_swept")
+        finally:
+            close_lock_file(fd)
+    mine = process_owner(layout).id
+    for owner in index.owners_in_flight():
+        # An owner without a folder is dead too: its folder was removed by hand, or by a sweep that
+        # left rows over because somebody was building them.
+        if owner != mine and not os.path.isdir(f"{layout.tmp}/{owner}"):
+            found = True
+            _recover_owner(layout, index, owner)
+    if found or _has_entries(layout.trash):
+        empty_trash(layout)
+
+
+def is_dead(layout: StoreLayout, owner: str) -> bool:
+    """Tell whether the process that this owner's folder belongs to is gone."""
+    path = f"{layout.tmp}/{owner}"
+    fd = lock_owner_folder(path)
+    if fd is not None:
+        close_lock_file(fd)
+        return True
+    return not os.path.isdir(path)
+
+
+def _has_entries(folder: str) -> bool:
+    try:
+        return bool(os.listdir(folder))
+    except FileNotFoundError:
+        return False
+
+
+def _recover_owner(layout: StoreLayout, index: Index, owner: str) -> None:
+    with index.transaction(durable=False):
+        rows = index.mark_lost(owner)
+    if rows:
+        reach("recovery_marked")
+        finish_deletions(layout, index, rows)
+
+
+def finish_deletions(layout: StoreLayout, index: Index, rows: Sequence[tuple[RRef, str]]) -> None:
+    """Move the trees of deleted rows to the trash and drop the rows.
+
+    Dependents first would be nicer to readers; nobody reads what is deleted, so any order will do.
+    """
+    for rref, key in rows:
+        fd = try_build_lock(layout, build_key(rref2dref(rref), key))
+        if fd is None:
+            continue
+        try:
+            # Between the mark and the lock a builder may have made this very realization anew.
+            if index.is_deleted(rref):
+                to_trash(layout, layout.realization(rref))
+                reach("recovery_trashed")
+                with index.transaction(durable=False):
+                    index.forget_deleted(rref)
+                reach("recovery_forgotten")
+        finally:
+            close_lock_file(fd)
+

@@ -1,0 +1,221 @@
+"""One store, open for one public call: the index, the trees, and what happens between the two."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Optional
+
+from pylightnix.context import context_key
+from pylightnix.errors import StoreBusy, StoreTooNew
+from pylightnix.planner.messages import Candidate
+from pylightnix.store.access import check_access, translated_errors, user_name
+from pylightnix.store.commit import Attempt, Batch, TakenOutput, place
+from pylightnix.store.durability import sync_file_system
+from pylightnix.store.index import FORMAT, Index
+from pylightnix.store.layout import StoreLayout
+from pylightnix.store.locks import LOCK_WAIT_SECONDS, build_key, build_lock, exclusive_lock, shared_lock
+from pylightnix.store.owner import Owner, process_owner
+from pylightnix.store.recovery import is_dead, recover
+from pylightnix.types import DRef, RRef
+
+__all__ = ["Store", "open_store"]
+
+_MIGRATION_POLL_SECONDS: Final = 0.1
+
+
+@dataclass(slots=True)
+class Store:
+    """What one thread of this process may do with a store while it holds the store's lock.
+
+    Made by `open_store` only. Every method translates errors of the system into ours.
+    """
+
+    layout: StoreLayout
+    index: Index
+    owner: Owner
+    batch: Batch
+
+    def candidates(self, dref: DRef, context: Mapping[DRef, Sequence[RRef]]) -> list[Candidate]:
+        """Return the realizations of `dref` whose direct dependencies are `context`, sorted by reference.
+
+        Those that this process has put in place and not made durable yet are among them. A row whose
+        folder is gone (removed by hand) is not offered, so that it is built again.
+        """
+        with translated_errors(self.layout, f"looking up realizations of {dref}"):
+            found = self.index.candidates(dref, context_key(context), self.owner.id)
+            return [c for c in found if os.path.isdir(self.layout.realization(c.rref))]
+
+    @contextmanager
+    def build_lock(self, dref: DRef, context: Mapping[DRef, Sequence[RRef]], on_wait: Callable[[], None]) -> Iterator[bool]:
+        """Be the only process that builds (dref, context); yields whether another had to be waited for.
+
+        What another put in place and did not make durable yet is made durable here, so that it need not
+        be built again, nor waited for while that process builds something long on top of it.
+        """
+        key = context_key(context)
+        with build_lock(self.layout, build_key(dref, key), on_wait) as waited:
+            with translated_errors(self.layout, f"adopting realizations of {dref}"):
+                self._adopt(dref, key)
+            yield waited
+
+    def _adopt(self, dref: DRef, key: str) -> None:
+        others = self.index.pending_of_others(dref, key, self.owner.id)
+        if not others:
+            return
+        if any(is_dead(self.layout, owner) for _, owner in others):
+            recover(self.layout, self.index)
+            others = self.index.pending_of_others(dref, key, self.owner.id)
+        rrefs = self.index.pending_below([rref for rref, _ in others])
+        # Whoever has the build lock finds everything in place that was entered under it, and below it.
+        if rrefs and all(os.path.isdir(self.layout.realization(rref)) for rref in rrefs):
+            sync_file_system(self.layout.storage)
+            with self.index.transaction(durable=True):
+                self.index.make_valid(rrefs)
+
+    def place(
+        self,
+        dref: DRef,
+        context: Mapping[DRef, Sequence[RRef]],
+        outputs: Sequence[TakenOutput],
+        *,
+        started: float,
+        stopped: float,
+        realizer_digest: Optional[str] = None,
+    ) -> list[RRef]:
+        """Put the outputs of one attempt in place. The caller holds the build lock.
+
+        They are not durable before `flush`, and nobody may be told of them before that.
+        """
+        attempt = Attempt(
+            dref=dref,
+            context={d: sorted(rrefs) for d, rrefs in context.items()},
+            outputs=tuple(outputs),
+            started=started,
+            stopped=stopped,
+            builder=_builder(os.geteuid()),
+            host=os.uname().nodename,
+            realizer_digest=realizer_digest,
+        )
+        with translated_errors(self.layout, f"putting the outputs of {dref} in place"):
+            return place(self.layout, self.index, self.owner, self.batch, attempt)
+
+    def flush_if_due(self) -> None:
+        """Make durable what is in place, if much is at stake."""
+        if self.batch.is_due():
+            self.flush()
+
+    def flush(self) -> None:
+        """Make durable what this process has put in place; then, and only then, it may be told of.
+
+        Raises:
+            StoreError: that failed, and what was not durable is gone.
+        """
+        self.batch.flush(self.index, self.owner)
+
+
+@functools.cache
+def _builder(uid: int) -> str:
+    return user_name(uid)
+
+
+# --- opening ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Cached:
+    index: Index
+    inode: tuple[int, int]
+
+
+class _PerThread(threading.local):
+    def __init__(self) -> None:
+        self.indexes: dict[str, _Cached] = {}
+
+
+_thread = _PerThread()
+_batches: dict[str, Batch] = {}
+_graveyard: list[object] = []
+"""Connections of a parent process. SQLite forbids to use or close them in a forked child."""
+
+
+def _forget_after_fork() -> None:
+    global _thread
+    _graveyard.append(_thread.indexes)
+    _thread = _PerThread()
+    _batches.clear()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def _open_index(layout: StoreLayout) -> Index:
+    """Return this thread's connection to the index; an empty file is made if there is none."""
+    cached = _thread.indexes.get(layout.index)
+    if cached is not None:
+        try:
+            info = os.stat(layout.index)
+        except FileNotFoundError:
+            info = None
+        if info is not None and cached.inode == (info.st_dev, info.st_ino):
+            return cached.index
+        cached.index.close()
+        del _thread.indexes[layout.index]
+    os.close(os.open(layout.index, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    info = os.stat(layout.index)
+    index = Index(layout.index)
+    _thread.indexes[layout.index] = _Cached(index, (info.st_dev, info.st_ino))
+    return index
+
+
+def _ready_index(layout: StoreLayout) -> Optional[Index]:
+    index = _open_index(layout)
+    found = index.format()
+    if found > FORMAT:
+        raise StoreTooNew(layout.state, found, FORMAT)
+    return index if found == FORMAT else None
+
+
+def _migrate(layout: StoreLayout, deadline: float) -> None:
+    try:
+        with exclusive_lock(layout, "migration", _MIGRATION_POLL_SECONDS):
+            _open_index(layout).migrate()
+    except StoreBusy:
+        # Another process may have migrated it meanwhile, and be at work already.
+        if time.monotonic() >= deadline:
+            raise
+
+
+@contextmanager
+def open_store(layout: StoreLayout) -> Iterator[Store]:
+    """Open a store for one public call: lock it shared, and clean up after the dead.
+
+    Raises:
+        InvalidStorage: there is none.
+        StoreForeign, StoreReadOnly, StoreBusy, StoreTooNew, StoreCorrupt, StoreFull, StoreIOError.
+    """
+    check_access(layout)
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    while True:
+        with shared_lock(layout) as outermost:
+            with translated_errors(layout, "opening the store"):
+                index = _ready_index(layout)
+            if index is not None:
+                yield _opened(layout, index, outermost)
+                return
+        with translated_errors(layout, "bringing the index to its newest format"):
+            _migrate(layout, deadline)
+
+
+def _opened(layout: StoreLayout, index: Index, outermost: bool) -> Store:
+    with translated_errors(layout, "opening the store"):
+        owner = process_owner(layout)
+        batch = _batches.setdefault(layout.state, Batch(layout))
+        if outermost:
+            recover(layout, index)
+    return Store(layout, index, owner, batch)

@@ -1,0 +1,156 @@
+"""The real program in a process of its own, in a folder with stages, on a store of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SECONDS = 60
+
+STAGES = '''
+import os
+import sys
+import tempfile
+
+from pylightnix.config import mkconfig
+from pylightnix.matchers import match_latest
+from pylightnix.registry import mkdrv
+from pylightnix.storage import fstmpdir
+
+
+def _writes(text):
+    def realize(S, dref, context, rarg):
+        print("the realizer prints")
+        os.system("echo its child prints")
+        folder = tempfile.mkdtemp(dir=fstmpdir(S))
+        with open(os.path.join(folder, "out.txt"), "w") as file:
+            file.write(text)
+        return [folder]
+    return realize
+
+
+def _derivation(r, name, realizer, **config):
+    return mkdrv(mkconfig({"name": name, **config}), match_latest(), realizer, r)
+
+
+def _fails(S, dref, context, rarg):
+    raise ValueError("no such luck")
+
+
+def first(r, text="one"):
+    return _derivation(r, "first", _writes(text), text=text)
+
+
+def main(r):
+    return _derivation(r, "second", _writes("two"), dep=first(r))
+
+
+def broken(r):
+    return _derivation(r, "broken", _fails)
+
+
+def above(r):
+    return _derivation(r, "above", _writes("never"), dep=broken(r))
+'''
+
+
+@dataclass
+class Ran:
+    """How one run of the program ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.stdout.splitlines()
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.objects[-1]
+
+
+
+
+@dataclass
+class Program:
+    """`pylightnix`, ready to run."""
+
+    folder: Path
+    store: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYLIGHTNIX", "PYTHON"))}
+        path = os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY / "client")])
+        return {**kept, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYLIGHTNIX_ROOT": str(self.store), "COLUMNS": "120"}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-W", "error", "-m", "pylightnix_client", *arguments]
+
+    def start(self, *arguments: str, **extra: Any) -> subprocess.Popen[bytes]:
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": self.folder, "env": self.environment}
+        return subprocess.Popen(self.command(*arguments), **{**options, **extra})
+
+    def __call__(self, *arguments: str, env: Optional[dict[str, str]] = None) -> Ran:
+        child = subprocess.run(
+            self.command(*arguments),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=self.folder,
+            env={**self.environment, **(env or {})},
+            timeout=SECONDS,
+        )
+        return Ran(child.returncode, child.stdout.decode("utf-8", "surrogateescape"), child.stderr.decode("utf-8", "surrogateescape"))
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    made = Program(folder, tmp_path / "store")
+    made.write("stages.py", STAGES)
+    return made
+
+
+@pytest.fixture
+def fresh_imports() -> Iterator[None]:
+    """Undo what importing users' files leaves in this process."""
+    path, modules = list(sys.path), dict(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - set(modules):
+        del sys.modules[name]
+
+
+@pytest.fixture
+def built(program: Program) -> Callable[[str], str]:
+    """Builds a target and gives its RRef."""
+
+    def build(target: str) -> str:
+        ran = program("build", target, "--json")
+        assert ran.status == 0, ran.stderr
+        found: str = ran.last["realized"][0]
+        return found
+
+    return build

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pylightnix.config import mkconfig
+from pylightnix.errors import InvalidReference, MissingRealization
+from pylightnix.refs import undref
+from pylightnix.registry import mkdrv_
+from pylightnix.storage import current_storage, fsinit, mkSS
+from pylightnix.types import DRef, RRef, StorageSettings
+from pylightnix_client.references import existing_realization, reference_of_path, resolve_reference
+
+
+@pytest.fixture
+def S(tmp_path: Path) -> StorageSettings:
+    settings = mkSS(str(tmp_path / "store"))
+    fsinit(settings, use_as_default=False)
+    return settings
+
+
+@pytest.fixture
+def dref(S: StorageSettings) -> DRef:
+    with current_storage(S):
+        return mkdrv_(mkconfig({"name": "thing"}), S)
+
+
+def test_full_references_are_not_looked_up(S: StorageSettings) -> None:
+    for text in ("dref:" + "0" * 32 + "-x", "rref:" + "0" * 32 + "-" + "1" * 32 + "-x"):
+        assert resolve_reference(text, S) == text
+
+
+def test_beginnings(S: StorageSettings, dref: DRef) -> None:
+    dhash, name = undref(dref)
+    for text in (dhash[:4], dhash[:8], dhash, f"{dhash}-", f"{dhash}-{name}", f"dref:{dhash[:8]}"):
+        assert resolve_reference(text, S) == dref
+
+
+def test_beginning_of_nothing_and_of_several(S: StorageSettings) -> None:
+    with pytest.raises(InvalidReference, match="nothing in this store begins so"):
+        resolve_reference("0123456789ab", S)
+    drefs = [mkdrv_(mkconfig({"n": n}), S) for n in range(600)]  # some two of them share four digits, or none does
+    beginnings = [undref(dref)[0][:4] for dref in drefs]
+    shared = {text for text in beginnings if beginnings.count(text) > 1}
+    for text in shared:
+        with pytest.raises(InvalidReference, match="begin so"):
+            resolve_reference(text, S)
+
+
+@pytest.mark.parametrize("text", ["", "abc", "xyz", "dref:", "dref:zz", "rref:12345678901234567890123456789012345", "no/such/path"])
+def test_what_is_no_reference(S: StorageSettings, text: str) -> None:
+    with pytest.raises(InvalidReference, match="hexadecimal digits or more, or a path in the store"):
+        resolve_reference(text, S)
+
+
+def test_kind_is_checked(S: StorageSettings, dref: DRef) -> None:
+    with pytest.raises(InvalidReference, match="expected a realization"):
+        resolve_reference(dref, S, kinds=("rref",))
+    with pytest.raises(InvalidReference, match="expected a realization"):
+        resolve_reference(f"dref:{undref(dref)[0][:8]}", S, kinds=("rref",))
+
+
+def test_paths_and_links(S: StorageSettings, dref: DRef, tmp_path: Path) -> None:
+    dhash, name = undref(dref)
+    folder = tmp_path / "store" / "store-v1" / f"{dhash}-{name}"
+    realization = folder / ("a" * 32)
+    (realization / "sub").mkdir(parents=True)
+    rref = RRef(f"rref:{'a' * 32}-{dhash}-{name}")
+    link = tmp_path / "result"
+    link.symlink_to(realization)
+    assert resolve_reference(str(folder), S) == dref
+    assert resolve_reference(str(link), S) == rref
+    assert reference_of_path(str(link / "sub" / "file"), S) == (rref, "sub/file")
+    assert reference_of_path(str(folder / "config.json"), S) == (dref, "config.json")
+    assert existing_realization(rref, S) == str(realization)
+    with pytest.raises(InvalidReference, match="this path is inside rref:a"):
+        resolve_reference(str(link / "sub"), S)
+    with pytest.raises(InvalidReference, match="expected a path in the store"):
+        reference_of_path(str(tmp_path), S)
+
+
+def test_missing_realization(S: StorageSettings) -> None:
+    with pytest.raises(MissingRealization):
+        existing_realization(RRef("rref:" + "0" * 32 + "-" + "1" * 32 + "-x"), S)
