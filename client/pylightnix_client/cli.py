@@ -7,7 +7,9 @@ Commands are imported when they are asked for, and import what is heavy when the
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+import runpy
 import sys
 from collections.abc import Sequence
 from typing import Any, Final, Optional
@@ -70,10 +72,17 @@ class _LazyGroup(click.Group):
 def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from pylightnix._version import __version__
-
-    click.echo(f"{PROGRAM} {__version__}")
+    click.echo(f"{PROGRAM} {_version()}")
     ctx.exit()
+
+
+def _version() -> str:
+    """Return the version of `pylightnix` without importing that package, whose public face imports it all."""
+    package = importlib.util.find_spec("pylightnix")
+    if package is None or not package.submodule_search_locations:
+        raise AssertionError("BUG: the program is installed without its library")
+    version: str = runpy.run_path(os.path.join(package.submodule_search_locations[0], "_version.py"))["__version__"]
+    return version
 
 
 @click.group(cls=_LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,6 +96,8 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) 
 @click.pass_obj
 def cli(session: Session, store: Optional[str]) -> None:
     """Make data with Python stages, each at most once, and look at what was made."""
+    if store == "":  # an unset variable of a script, most likely; it must not mean the current folder
+        raise click.BadParameter("expected a folder, found an empty text", param_hint="--store")
     session.root = None if store is None else os.path.abspath(store)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Optional
 
-from pylightnix.errors import TargetNotFound
+from pylightnix.errors import StoreError, TargetNotFound
 from pylightnix_client.errors import InvalidArgument, TargetFailed
 
 __all__ = ["LoadedStage", "choose_stage", "load_file", "load_module", "users_code"]
@@ -46,13 +46,11 @@ def users_code(target: str, doing: str) -> Iterator[None]:
 
     Interrupts pass, and so do the store's errors, which are not the code's fault.
     """
-    from pylightnix.errors import StoreError
-
     try:
         yield
-    except (KeyboardInterrupt, StoreError):
+    except StoreError:
         raise
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         raise TargetFailed(target, doing, error) from error
 
 
@@ -115,17 +113,15 @@ def load_module(name: str) -> ModuleType:
     """
     _put_first(os.getcwd())
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+        with users_code(name, "importing it"):
+            return importlib.import_module(name)
+    except TargetFailed as error:
+        missing = error.__cause__
+        if isinstance(missing, ModuleNotFoundError) and missing.name and f"{name}.".startswith(f"{missing.name}."):
             raise TargetNotFound(
-                f"there is no module {name} ({error}); modules are looked for in the current folder and on Python's import path"
-            ) from error
-        raise TargetFailed(name, "importing it", error) from error
-    except KeyboardInterrupt:
+                f"there is no module {name} ({missing}); modules are looked for in the current folder and on Python's import path"
+            ) from missing
         raise
-    except BaseException as error:
-        raise TargetFailed(name, "importing it", error) from error
 
 
 def _put_first(folder: str) -> None:

@@ -1,6 +1,7 @@
 """Where the program's answers go: standard output, as lines of text or as JSON objects, one a line.
 
-And what keeps other output out of it: see `Answers.divert`. Must not know any command.
+And what keeps other output out of it: see `Answers.divert`. Must not know any command, nor import
+`pylightnix` before there is a need: ``--help`` goes this way.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ import json
 import os
 import sys
 from typing import Any
-
-from pylightnix_client.errors import OutputLost
 
 __all__ = ["Answers", "coloured", "hold_standard_descriptors", "note"]
 
@@ -48,6 +47,8 @@ class Answers:
         except BrokenPipeError:
             raise
         except OSError as error:
+            from pylightnix_client.errors import OutputLost
+
             raise OutputLost(error.strerror or str(error)) from error
 
     def divert(self) -> None:
@@ -77,7 +78,8 @@ def hold_standard_descriptors() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            # Takes the lowest free number, which is this one. Programs that we start get it as well.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def coloured() -> bool:
@@ -97,4 +99,16 @@ def note(text: str, label: str = "", colour: str = "") -> None:
         sys.stderr.write(f"{label}{text}\n")
         sys.stderr.flush()
     except OSError:
-        pass  # nobody listens (a closed pipe, a terminal that is gone); that must not stop a build
+        _lose_stderr()  # nobody listens (a closed pipe, a terminal that is gone); that must not stop a build
+
+
+def _lose_stderr() -> None:
+    """Point standard error at the null device, and with it whatever was diverted there.
+
+    Else the interpreter would fail to flush it at the end, and realizers would fail on their own prints.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    if os.path.sameopenfile(1, 2):
+        os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.close(null)

@@ -13,7 +13,6 @@ from pylightnix.events import (
     BuildFailed,
     BuildFinished,
     BuildJoined,
-    BuildSkipped,
     BuildStarted,
     BuildWaiting,
     Event,

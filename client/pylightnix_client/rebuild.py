@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from pylightnix.config import Config, cfgdeps, cfgdict
+from pylightnix.config import Config, cfgdeps
 from pylightnix.errors import NotRealized
 from pylightnix.matchers import match_latest, match_only
 from pylightnix.query import drefcfg_
@@ -30,11 +30,15 @@ class StoredRealizer:
 
 def can_rebuild(config: Config) -> bool:
     """Tell whether a derivation can be built from its config alone."""
-    return "__command__" in config.val or _is_plain_node(config)
+    return _is_command(config) or _is_plain_node(config)
+
+
+def _is_command(config: Config) -> bool:
+    return isinstance(config.val.get("__command__"), dict)
 
 
 def _is_plain_node(config: Config) -> bool:
-    return config.val.get("__artifacts__") == {} and isinstance(config.val.get("name"), str)
+    return config.val.get("__artifacts__") == {}
 
 
 def register_stored(dref: DRef, r: Registry) -> None:
@@ -57,15 +61,14 @@ def register_stored(dref: DRef, r: Registry) -> None:
 
 
 def _register(dref: DRef, config: Config, r: Registry) -> None:
-    if "__command__" in config.val:
+    if _is_command(config):
         from pylightnix.stages.command import CommandRealizer
 
         found = mkdrv(config, match_only(), CommandRealizer(), r)
     elif _is_plain_node(config):
-        from pylightnix.stages.trivial import mknode
+        from pylightnix.stages.node import NodeRealizer
 
-        rest = {key: value for key, value in cfgdict(config).items() if key not in ("name", "__artifacts__")}
-        found = mknode(r, rest, name=config.val["name"])
+        found = mkdrv(config, match_only(), NodeRealizer(()), r)
     else:
         found = mkdrv(config, match_latest(), StoredRealizer(), r)
     if found != dref:

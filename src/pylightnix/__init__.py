@@ -8,6 +8,17 @@ were made from. This module is the public face and only re-exports.
 from __future__ import annotations
 
 from pylightnix._version import __version__
+from pylightnix.attrs import (
+    Attrs,
+    Unroller,
+    realizeU,
+    unroll,
+    unrollR,
+)
+from pylightnix.autostage import (
+    InvalidStageCall,
+    autostage,
+)
 from pylightnix.build import (
     Build,
     BuildRealizer,
@@ -89,6 +100,18 @@ from pylightnix.errors import (
     StoreReadOnly,
     StoreTooNew,
     TargetNotFound,
+)
+from pylightnix.lens import (
+    Lens,
+    LensContext,
+    MissingKey,
+    lens_repr,
+    mklens,
+    mutate,
+    traverse,
+    val2dict,
+    val2path,
+    val2rref,
 )
 from pylightnix.matchers import (
     exact,
@@ -177,8 +200,13 @@ from pylightnix.registry import (
     setregistry,
     tlregistry,
 )
+from pylightnix.stages import (
+    command,
+    mknode,
+)
 from pylightnix.storage import (
     PYLIGHTNIX_STORE_VERSION,
+    absolute_settings,
     assert_valid_storage,
     current_storage,
     fsinit,
@@ -223,6 +251,7 @@ from pylightnix.types import (
 
 __all__ = [
     "AmbiguousMatch",
+    "Attrs",
     "Build",
     "BuildArgs",
     "BuildError",
@@ -246,13 +275,17 @@ __all__ = [
     "InvalidName",
     "InvalidOutput",
     "InvalidReference",
+    "InvalidStageCall",
     "InvalidStorage",
     "InvalidTree",
     "Key",
+    "Lens",
+    "LensContext",
     "Matcher",
     "MatcherO",
     "MatcherRefused",
     "MissingDerivation",
+    "MissingKey",
     "MissingRealization",
     "Misuse",
     "Name",
@@ -287,7 +320,9 @@ __all__ = [
     "StoreReadOnly",
     "StoreTooNew",
     "TargetNotFound",
+    "Unroller",
     "__version__",
+    "absolute_settings",
     "alldrefs",
     "allrrefs",
     "assert_have_realizers",
@@ -302,6 +337,7 @@ __all__ = [
     "assert_valid_refpath",
     "assert_valid_rref",
     "assert_valid_storage",
+    "autostage",
     "build_cattrs",
     "build_config",
     "build_context",
@@ -325,6 +361,7 @@ __all__ = [
     "cfgname",
     "cfgserialize",
     "cfgsp",
+    "command",
     "context_add",
     "context_deref",
     "context_eq",
@@ -353,6 +390,7 @@ __all__ = [
     "isrref",
     "isselfpath",
     "latest",
+    "lens_repr",
     "match",
     "match_all",
     "match_exact",
@@ -367,10 +405,13 @@ __all__ = [
     "mkdref",
     "mkdrv",
     "mkdrv_",
+    "mklens",
     "mkname",
+    "mknode",
     "mkrefpath",
     "mkregistry",
     "mkrref",
+    "mutate",
     "output_matcher",
     "output_realizer",
     "output_validate",
@@ -381,6 +422,7 @@ __all__ = [
     "realize",
     "realize1",
     "realizeMany",
+    "realizeU",
     "resolve",
     "rootdrefs",
     "rootrrefs",
@@ -403,8 +445,14 @@ __all__ = [
     "timestring",
     "tlregistry",
     "tlstorage",
+    "traverse",
     "trimhash",
     "undref",
     "unpack_closure_arg_",
+    "unroll",
+    "unrollR",
     "unrref",
+    "val2dict",
+    "val2path",
+    "val2rref",
 ]

@@ -68,7 +68,9 @@ def class_definitions(cls: type) -> list[ast.ClassDef]:
         lines = {code.co_firstlineno for code in codes} | {line for line in [cls.__dict__.get("__firstlineno__")] if line}
         found = [node for node in found if all(_first_line(node) <= line <= (node.end_lineno or 0) for line in lines)]
     if not found:
-        raise CodeKeyError(name_of(cls), f"{filename} has no class {cls.__qualname__} where it was; did the file change after it was loaded?")
+        raise CodeKeyError(
+            name_of(cls), f"{filename} has no class {cls.__qualname__} where it was; did the file change after it was loaded?"
+        )
     return found
 
 
@@ -129,7 +131,9 @@ def _source_of(pyobj: Any, filename: str, module_globals: dict[str, Any]) -> _So
     try:
         source = _Source(lines)
     except (SyntaxError, ValueError, RecursionError) as error:
-        raise CodeKeyError(name_of(pyobj), f"its source {filename} cannot be parsed ({error}); did it change after it was loaded?") from error
+        raise CodeKeyError(
+            name_of(pyobj), f"its source {filename} cannot be parsed ({error}); did it change after it was loaded?"
+        ) from error
     _sources.pop(filename, None)
     _sources[filename] = source
     while len(_sources) > _FILES_KEPT:

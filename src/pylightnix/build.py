@@ -196,7 +196,9 @@ def build_markstart(b: Build, nouts: int) -> list[Path]:
     if nouts < 1:
         raise Misuse(f"build_markstart expects how many outputs {b.dref} makes, 1 or more, found {nouts!r}")
     if b.outpaths is not None:
-        raise Misuse(f"the outputs of {b.dref} were opened before; use build_outpaths(b), or pass nouts=None to build_wrapper to open them yourself")
+        raise Misuse(
+            f"the outputs of {b.dref} were opened before; use build_outpaths(b), or pass nouts=None to build_wrapper to open them yourself"
+        )
     import tempfile
 
     where = fstmpdir(b.S)
@@ -247,8 +249,9 @@ def build_outpath(b: Build) -> Path:
 # --- the config ---------------------------------------------------------------------------------------
 
 
-def _config(b: Build) -> Config:
-    # Kept on the object, not in `Build.__init__`, which subclasses may replace.
+def stored_config(b: Build) -> Config:
+    """Return the config of what is being built as the store has it, self-paths included. Not to be changed."""
+    # Kept on the object, but not from `Build.__init__` on, which subclasses may replace.
     config: Optional[Config] = getattr(b, "_config", None)
     if config is None:
         config = read_config(store_layout(b.S), b.dref)
@@ -258,7 +261,7 @@ def _config(b: Build) -> Config:
 
 def build_config(b: Build) -> RConfig:
     """Return the config of what is being built, its self-paths as refpaths. A copy; change it at will."""
-    return resolve(_config(b), b.dref)
+    return resolve(stored_config(b), b.dref)
 
 
 def build_cattrs(b: Build) -> Any:
@@ -270,7 +273,7 @@ def build_cattrs(b: Build) -> Any:
 
 def build_name(b: Build) -> Name:
     """Return the name of what is being built."""
-    return cfgname(_config(b))
+    return cfgname(stored_config(b))
 
 
 # --- dependencies -------------------------------------------------------------------------------------

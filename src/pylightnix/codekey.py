@@ -89,4 +89,8 @@ def _argument_text(value: Any) -> bytes:
     try:
         return ascii(canonical_bytes(mkconfig({"value": value}).val)).encode("ascii")
     except PylightnixException:
-        return _code_text(value) if callable(value) else f"<{type(value).__module__}.{type(value).__qualname__}>".encode("ascii", "backslashreplace")
+        return (
+            _code_text(value)
+            if callable(value)
+            else f"<{type(value).__module__}.{type(value).__qualname__}>".encode("ascii", "backslashreplace")
+        )

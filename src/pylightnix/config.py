@@ -109,34 +109,83 @@ def _advice(value: object) -> str:
     return "a config holds dicts with text keys, lists, text, numbers, booleans and None"
 
 
-def _json_copy(value: Any, where: str, depth: int = 0) -> Any:
-    """Return a copy of `value` made of plain JSON types only; errors name the path to what does not fit."""
+class _Unfit(Exception):
+    """Something that JSON cannot hold; where it was is found out by a second, slower walk."""
+
+
+def _json_copy(value: Any, depth: int = 0) -> Any:
+    """Return a copy of `value` made of plain JSON types only, or raise `_Unfit`."""
     kind = type(value)
     if kind is str:
-        return value if value.isascii() else _json_text(value, where)
+        if not value.isascii():
+            _json_text(value, "")
+        return value
     if value is None or kind is bool or kind is float:
         return value
-    if kind is int:
-        return value if -(1 << 63) < value < 1 << 63 else _json_int(value, where)
+    if kind is int and -(1 << 63) < value < 1 << 63:
+        return value
     if depth > _NEST_MAX:
-        raise InvalidConfig(where, f"nested deeper than {_NEST_MAX} levels", "flatten it, or check for a list that holds itself")
+        raise _Unfit
+    if kind is dict:
+        for key in value:
+            if type(key) is not str or not key.isascii():
+                return {_json_key(key): _json_copy(item, depth + 1) for key, item in value.items()}
+        return {key: _json_copy(item, depth + 1) for key, item in value.items()}
+    if kind is list:
+        return [_json_copy(item, depth + 1) for item in value]
+    return _json_copy_of_subclass(value, depth)
+
+
+def _json_key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise _Unfit
+    return _json_text(key, "")
+
+
+def _json_copy_of_subclass(value: Any, depth: int) -> Any:
+    """Bring texts, numbers and containers of derived types (a DRef, numpy.float64) down to the plain type."""
+    if isinstance(value, str):
+        return _json_text(value, "")
+    if isinstance(value, int):
+        return _json_int(value, "")
+    if isinstance(value, float):
+        return float(value)
     if isinstance(value, dict):
-        result = {}
+        return _json_copy(dict(value), depth)
+    if isinstance(value, list):
+        return _json_copy(list(value), depth)
+    raise _Unfit
+
+
+def _explain(value: Any, where: str, depth: int = 0) -> None:
+    """Raise `InvalidConfig` with the path to the first thing in `value` that JSON cannot hold."""
+    if isinstance(value, str):
+        _json_text(value, where)
+    elif isinstance(value, int):
+        _json_int(value, where)
+    elif value is None or isinstance(value, float):
+        return
+    elif depth > _NEST_MAX:
+        raise InvalidConfig(where, f"nested deeper than {_NEST_MAX} levels", "flatten it, or check for a list that holds itself")
+    elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise InvalidConfig(where, f"the key {key!r} is a {type(key).__name__}", "keys are text: str(key)")
-            key = _json_copy(key, f"{where} (a key)") if type(key) is str else _json_text(key, f"{where} (a key)")
-            result[key] = _json_copy(item, _key_path(where, key), depth + 1)
-        return result
-    if isinstance(value, list):
-        return [_json_copy(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
-    if isinstance(value, str):
-        return _json_text(value, where)
-    if isinstance(value, int):
-        return _json_int(value, where)
-    if isinstance(value, float):
-        return float(value)
-    raise InvalidConfig(where, f"{value!r:.80} is a {kind.__name__}, which JSON cannot hold", _advice(value))
+            _json_text(key, f"{where} (a key)")
+            _explain(item, _key_path(where, key), depth + 1)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _explain(item, f"{where}[{i}]", depth + 1)
+    else:
+        raise InvalidConfig(where, f"{value!r:.80} is a {type(value).__name__}, which JSON cannot hold", _advice(value))
+
+
+def _checked_copy(value: Any) -> Any:
+    try:
+        return _json_copy(value)
+    except (_Unfit, InvalidConfig):
+        _explain(value, "config")
+        raise AssertionError("BUG: the fast check refuses what the explaining one accepts") from None
 
 
 def canonical_bytes(value: Any) -> bytes:
@@ -166,7 +215,7 @@ def mkconfig(d: dict[str, Any]) -> Config:
     if "r" in d and type(d["r"]).__name__ == "Registry":
         d = {key: value for key, value in d.items() if key != "r"}
     config = Config.__new__(Config)
-    config.val = _json_copy(d, "config")
+    config.val = _checked_copy(d)
     assert_valid_name(cfgname(config))
     return config
 
@@ -175,7 +224,7 @@ def assert_valid_config(c: Config) -> Config:
     """Return `c` if it is a valid config; raise what `mkconfig` raises otherwise."""
     if not isinstance(c, Config):
         raise InvalidConfig("config", f"{c!r:.80} is a {type(c).__name__}", "make one with mkconfig({…})")
-    _json_copy(c.val, "config")
+    _checked_copy(c.val)
     assert_valid_name(cfgname(c))
     return c
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Optional, cast
+from typing import Any, Optional
 
 from pylightnix.config import canonical_bytes, readable_text
 from pylightnix.errors import InvalidReference, Misuse
@@ -123,12 +123,16 @@ class LazyContext(dict[DRef, Optional[list[RRef]]]):
         self._fill()
         return super().__contains__(dref)
 
-    def get(self, dref: DRef, default: Any = None) -> Any:  # type: ignore[override]
+    def get(self, dref: DRef, default: Any = None) -> Any:
         return self[dref] if dref in self else default
 
     def __iter__(self) -> Iterator[DRef]:
         self._fill()
         return super().__iter__()
+
+    def __reversed__(self) -> Iterator[DRef]:
+        self._fill()
+        return super().__reversed__()
 
     def __len__(self) -> int:
         self._fill()
@@ -152,12 +156,14 @@ class LazyContext(dict[DRef, Optional[list[RRef]]]):
 
     def __eq__(self, other: object) -> bool:
         self._fill()
+        if isinstance(other, LazyContext):
+            other._fill()
         return super().__eq__(other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]  # as every dict
+    __hash__ = None  # as every dict
 
     def __repr__(self) -> str:
         self._fill()
@@ -181,6 +187,8 @@ def assert_valid_context(c: Context) -> None:
         raise InvalidReference(c, "a context: a dict from derivations to lists of realizations")
     for dref, rrefs in c.items():
         assert_valid_dref(dref)
+        if rrefs is not None and not isinstance(rrefs, list):
+            raise InvalidReference(rrefs, f"None or a list of realizations of {dref}")
         for rref in rrefs or []:
             assert_valid_rref(rref)
 
@@ -215,7 +223,7 @@ def context_deref(context: Context, dref: DRef) -> list[RRef]:
     rrefs = context.get(dref)
     if rrefs is None:
         raise Misuse(f"{dref} is not among the dependencies of this build; mention it in the config to depend on it")
-    return cast(list[RRef], rrefs)
+    return rrefs
 
 
 def context_serialize(c: Context) -> str:

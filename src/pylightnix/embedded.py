@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import heapq
 import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -46,6 +48,7 @@ from pylightnix.planner.messages import (
 from pylightnix.planner.plan import Plan
 from pylightnix.registry import ClosureGraph, assert_valid_closure, needed_graph
 from pylightnix.storage import current_storage, fsroot, store_layout
+from pylightnix.store.access import translated_errors
 from pylightnix.store.faults import reach
 from pylightnix.store.kept import keep_failed
 from pylightnix.store.layout import StoreLayout
@@ -154,6 +157,7 @@ class _Driver:
         self._rank = {dref: i for i, dref in enumerate(graph.order)}
         self._realize_args, self._observe = realize_args, observe
         self._losses = store.batch.losses
+        self._root = fsroot(closure.S)  # now: a realizer may change the working folder or the environment
 
     def run(self) -> None:
         """Turn the plan until it is finished. What is in place when anything is raised is committed first."""
@@ -199,7 +203,7 @@ class _Driver:
                 return MatcherAnswered(action.dref, matcher.pick(action.candidates))
             rrefs = [candidate.rref for candidate in action.candidates]
             return MatcherAnswered(action.dref, matcher(self._settings(None), rrefs))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # a user's code; the planner decides what follows
             return self._failed(action.dref, error)
 
     def _commit(self) -> Fact:
@@ -211,7 +215,7 @@ class _Driver:
 
     def _settings(self, folder: Optional[str]) -> StorageSettings:
         layout = self._store.layout
-        return StorageSettings(fsroot(self._closure.S), Path(layout.storage), Path(folder or layout.tmp))
+        return StorageSettings(self._root, Path(layout.storage), Path(folder or layout.tmp))
 
     # --- building -----------------------------------------------------------------------------------
 
@@ -234,7 +238,8 @@ class _Driver:
 
     def _run_realizer(self, dref: DRef, context: dict[DRef, list[RRef]]) -> Fact:
         layout = self._store.layout
-        folder = self._store.owner.make_folder()
+        with translated_errors(layout, f"making the build folder of {dref}"):
+            folder = self._store.owner.make_folder()
         reach("folder_made")
         realizer = self._derivations[dref].realizer
         started = time.time()
@@ -249,11 +254,11 @@ class _Driver:
             self._store.place(dref, context, outputs, started=started, stopped=stopped, realizer_digest=digest)
         except StoreError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # a user's code; the planner decides what follows
             _keep(layout, dref, folder, error)
             return self._failed(dref, error)
         finally:
-            remove_tree(folder)
+            _remove_folder(folder)
         self._observe(BuildFinished(dref, stopped - started))
         return Built(dref)
 
@@ -286,6 +291,13 @@ def _keep(layout: StoreLayout, dref: DRef, folder: str, error: Exception) -> Non
         error.outpaths = [Path(path.replace(folder, kept, 1)) for path in error.outpaths]
 
 
+def _remove_folder(folder: str) -> None:
+    try:
+        os.rmdir(folder)  # mostly empty now: outputs were renamed into the store
+    except OSError:
+        remove_tree(folder)
+
+
 def _realizer_digest(realizer: Any) -> Optional[str]:
     from pylightnix.codekey import pyobjhash
 
@@ -299,18 +311,14 @@ _building: set[tuple[int, DRef]] = set()
 """(thread, derivation) of every realizer that is running."""
 
 
-class _not_nested:
+@contextmanager
+def _not_nested(dref: DRef) -> Iterator[None]:
     """Refuse to build, inside a realizer, the very derivation that it realizes: it would wait for itself."""
-
-    def __init__(self, dref: DRef) -> None:
-        import threading
-
-        self._key = (threading.get_ident(), dref)
-
-    def __enter__(self) -> None:
-        if self._key in _building:
-            raise Misuse(f"the realizer of {self._key[1]} asks for its own derivation to be realized, which would never end")
-        _building.add(self._key)
-
-    def __exit__(self, *exc: object) -> None:
-        _building.discard(self._key)
+    key = (threading.get_ident(), dref)
+    if key in _building:
+        raise Misuse(f"the realizer of {dref} asks for its own derivation to be realized, which would never end")
+    _building.add(key)
+    try:
+        yield
+    finally:
+        _building.discard(key)

@@ -163,9 +163,7 @@ class _KeyMatcher:
         return self.mnext(S, trimmed) if trimmed else None
 
 
-def match(
-    key: Key, trim: Callable[[list[RRef]], Optional[list[RRef]]], mnext: Optional[Matcher] = None
-) -> Matcher:
+def match(key: Key, trim: Callable[[list[RRef]], Optional[list[RRef]]], mnext: Optional[Matcher] = None) -> Matcher:
     """Return a matcher made of parts.
 
     Realizations whose key is None are dropped, the rest are sorted by key, largest first, then `trim`

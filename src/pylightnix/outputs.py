@@ -53,7 +53,9 @@ class OutputRealizer:
         output: object = self.f(S, dref, context, rarg)
         if not isinstance(output, Output):
             problem = f"returned {output!r:.200}"
-            raise InvalidOutput(dref, "its realizer", problem, "expected an Output; a realizer that returns a list needs no output_realizer")
+            raise InvalidOutput(
+                dref, "its realizer", problem, "expected an Output; a realizer that returns a list needs no output_realizer"
+            )
         return output_validate(dref, output, S)
 
 

@@ -254,13 +254,13 @@ def rrefbdelta(rref: RRef, S: Optional[StorageSettings] = None) -> Optional[floa
 def alldrefs(S: Optional[StorageSettings] = None) -> Iterator[DRef]:
     """Iterate over every derivation in the store, sorted. Foreign entries of the folder do not count."""
     try:
-        names = sorted(os.listdir(fsstorage(S)))
+        with os.scandir(fsstorage(S)) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     except FileNotFoundError:
         names = []
     for name in names:
-        dhash, _, label = name.partition("-")
-        if isdref(f"dref:{dhash}-{label}"):
-            yield DRef(f"dref:{dhash}-{label}")
+        if isdref(f"dref:{name}"):
+            yield DRef(f"dref:{name}")
 
 
 def _ask(S: Optional[StorageSettings], question: Any) -> Any:

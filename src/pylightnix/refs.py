@@ -126,12 +126,7 @@ def isrref(ref: Any) -> bool:
 
 def isrefpath(p: Any) -> bool:
     """Tell whether `p` is a list of texts of which the first, and only that, is a DRef."""
-    return (
-        isinstance(p, list)
-        and len(p) > 0
-        and isdref(p[0])
-        and all(isinstance(item, str) and not isdref(item) for item in p[1:])
-    )
+    return isinstance(p, list) and len(p) > 0 and isdref(p[0]) and all(isinstance(item, str) and not isdref(item) for item in p[1:])
 
 
 def isselfpath(p: Any) -> bool:

@@ -22,7 +22,7 @@ from pylightnix.errors import (
 )
 from pylightnix.planner.graph import dependency_order
 from pylightnix.refs import assert_valid_dref, isdref
-from pylightnix.storage import _registry, store_layout, tlstorage
+from pylightnix.storage import _registry, absolute_settings, store_layout, tlstorage
 from pylightnix.store.derivations import derivation_ref, read_config, write_derivation
 from pylightnix.types import Closure, Derivation, DRef, Matcher, Realizer, Stage, StageResult, StorageSettings
 
@@ -48,11 +48,14 @@ _log = logging.getLogger("pylightnix")
 
 
 class RegisteredDerivation(Derivation):
-    """A derivation that knows its direct dependencies, so that a plan need not read configs again."""
+    """A derivation that knows its config, so that a plan need not read the store again.
 
-    config: bytes
+    A copy made by `_replace` knows nothing; then the store is read.
+    """
+
+    config: Optional[bytes] = None
     """The canonical config, as it was when registered."""
-    deps: tuple[DRef, ...]
+    deps: Optional[tuple[DRef, ...]] = None
     """Direct dependencies, sorted."""
 
 
@@ -61,13 +64,13 @@ class Registry:
 
     Attributes:
         builders: the derivations, in the order in which they were first registered.
-        S: the settings of the store, or None for the default one.
+        S: the settings of the store, made absolute, or None for the default one.
         in_instantiate: whether `instantiate` is at work with this registry.
     """
 
     def __init__(self, S: Optional[StorageSettings] = None) -> None:
         self.builders: dict[DRef, Derivation] = {}
-        self.S = S
+        self.S = absolute_settings(S)
         self.in_instantiate = False
 
     def __repr__(self) -> str:
@@ -160,7 +163,7 @@ def registered_config(dref: DRef) -> Optional[Config]:
     """Return the config of `dref` as the current registry has it, None if it does not."""
     registry = tlregistry()
     derivation = registry.builders.get(dref) if registry is not None else None
-    if not isinstance(derivation, RegisteredDerivation):
+    if not isinstance(derivation, RegisteredDerivation) or derivation.config is None:
         return None
     config = Config.__new__(Config)
     config.val = json.loads(derivation.config)
@@ -191,7 +194,7 @@ def closure_deps(closure_or_builders: Iterable[Derivation], S: Optional[StorageS
     layout = None
     deps: dict[DRef, tuple[DRef, ...]] = {}
     for derivation in closure_or_builders:
-        if isinstance(derivation, RegisteredDerivation):
+        if isinstance(derivation, RegisteredDerivation) and derivation.deps is not None:
             deps[derivation.dref] = derivation.deps
         else:
             layout = layout or store_layout(S)

@@ -7,6 +7,7 @@ for. Must not open a store: it gives names only, but for `fsinit`, which makes o
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PYLIGHTNIX_STORE_VERSION",
+    "absolute_settings",
     "assert_valid_storage",
     "current_storage",
     "fsinit",
@@ -51,9 +53,7 @@ def storagename() -> str:
 
 def mkSS(root: str, stordir: Optional[str] = None, tmpdir: Optional[str] = None) -> StorageSettings:
     """Return settings for the store at `root`, its folders optionally set apart. Touches no file."""
-    return StorageSettings(
-        Path(root), None if stordir is None else Path(stordir), None if tmpdir is None else Path(tmpdir)
-    )
+    return StorageSettings(Path(root), None if stordir is None else Path(stordir), None if tmpdir is None else Path(tmpdir))
 
 
 def tlstorage(S: Optional[StorageSettings] = None) -> Optional[StorageSettings]:
@@ -69,17 +69,24 @@ def tlstorage(S: Optional[StorageSettings] = None) -> Optional[StorageSettings]:
     return _process_default
 
 
+def absolute_settings(S: Optional[StorageSettings]) -> Optional[StorageSettings]:
+    """Return `S` with its paths made absolute, so that it means the same store after a change of the working folder."""
+    if S is None or all(part is None or part[:1] == "/" for part in S):
+        return S
+    return StorageSettings(*(None if part is None else Path(os.path.abspath(part)) for part in S))
+
+
 def setstorage(S: Optional[StorageSettings]) -> Optional[StorageSettings]:
     """Make `S` the current storage of this thread (or task) and return the previous one."""
     previous = _storage.get()
-    _storage.set(S)
+    _storage.set(absolute_settings(S))
     return previous
 
 
 @contextmanager
 def current_storage(S: Optional[StorageSettings]) -> Iterator[Optional[StorageSettings]]:
     """Make `S` the current storage inside the ``with`` block."""
-    token = _storage.set(S)
+    token = _storage.set(absolute_settings(S))
     try:
         yield S
     finally:
@@ -118,8 +125,19 @@ def fstmpdir(S: Optional[StorageSettings] = None) -> Path:
 
 def store_layout(S: Optional[StorageSettings] = None) -> StoreLayout:
     """Return where everything of the store lies that `S` (or the current default) means."""
+    settings = tlstorage(S)
+    if settings is not None and all(part is None or part[:1] == "/" for part in settings) and settings.root:
+        return _absolute_layout(settings)
+    return _layout(settings)
+
+
+def _layout(S: Optional[StorageSettings]) -> StoreLayout:
     storage = fsstorage(S)
     return StoreLayout(storage=str(storage), tmp=str(fstmpdir(S)), state=state_folder(str(fsroot(S)), str(storage)))
+
+
+# Nothing of the environment takes part when the root is given and absolute.
+_absolute_layout = functools.lru_cache(maxsize=64)(_layout)
 
 
 def assert_valid_storage(S: Optional[StorageSettings] = None) -> None:
@@ -168,8 +186,8 @@ def fsinit(
     from pylightnix.store.access import make_folders
 
     make_folders(layout)
-    if use_as_default:
-        global _process_default
-        setstorage(settings)
-        _process_default = settings
     assert_valid_storage(settings)
+    if use_as_default:
+        global _process_default  # noqa: PLW0603  # one default per process is the point
+        setstorage(settings)
+        _process_default = absolute_settings(settings)

@@ -8,7 +8,7 @@ stamps are of.
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Final, Optional
 
 from pylightnix.errors import Misuse
@@ -24,7 +24,7 @@ _STAMP: Final = re.compile(
     r"-(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2}):(?P<fraction>[0-9]{1,6})"
     r"(?P<sign>[+-])(?P<zone_hours>[0-9]{2}):?(?P<zone_minutes>[0-5][0-9])"
 )
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def timestring(sec: Optional[float] = None) -> str:
@@ -37,7 +37,7 @@ def timestring(sec: Optional[float] = None) -> str:
         Misuse: the year would not lie between 1 and 9999.
     """
     try:
-        moment = datetime.now(timezone.utc) if sec is None else datetime.fromtimestamp(sec, timezone.utc)
+        moment = datetime.now(UTC) if sec is None else datetime.fromtimestamp(sec, UTC)
     except (OverflowError, ValueError, OSError) as error:
         raise Misuse(f"timestring expects seconds since 1970 that lie in the years 1 to 9999, found {sec!r}") from error
     # The year apart, because some C libraries do not pad %Y with zeros.

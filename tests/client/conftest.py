@@ -16,33 +16,28 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 60
 
-STAGES = '''
+STAGES = """
 import os
-import sys
-import tempfile
 
-from pylightnix.config import mkconfig
-from pylightnix.matchers import match_latest
-from pylightnix.registry import mkdrv
-from pylightnix.storage import fstmpdir
+from pylightnix import build_outpath, build_wrapper, match_latest, mkconfig, mkdrv
 
 
 def _writes(text):
-    def realize(S, dref, context, rarg):
+    def realize(b):
         print("the realizer prints")
         os.system("echo its child prints")
-        folder = tempfile.mkdtemp(dir=fstmpdir(S))
-        with open(os.path.join(folder, "out.txt"), "w") as file:
+        with open(os.path.join(build_outpath(b), "out.txt"), "w") as file:
             file.write(text)
-        return [folder]
-    return realize
+    return build_wrapper(realize)
 
 
 def _derivation(r, name, realizer, **config):
     return mkdrv(mkconfig({"name": name, **config}), match_latest(), realizer, r)
 
 
-def _fails(S, dref, context, rarg):
+def _fails(b):
+    with open(os.path.join(build_outpath(b), "half.txt"), "w") as file:
+        file.write("half")
     raise ValueError("no such luck")
 
 
@@ -55,12 +50,12 @@ def main(r):
 
 
 def broken(r):
-    return _derivation(r, "broken", _fails)
+    return _derivation(r, "broken", build_wrapper(_fails))
 
 
 def above(r):
     return _derivation(r, "above", _writes("never"), dep=broken(r))
-'''
+"""
 
 
 @dataclass
@@ -82,8 +77,6 @@ class Ran:
     @property
     def last(self) -> dict[str, Any]:
         return self.objects[-1]
-
-
 
 
 @dataclass

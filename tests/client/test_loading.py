@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from pylightnix.errors import TargetNotFound
 from pylightnix_client.errors import InvalidArgument, TargetFailed
 from pylightnix_client.loading import choose_stage, load_file, load_module

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from pylightnix_client.errors import LinkRefused
 from pylightnix_client.outlink import check_out_link, out_link_names, put_out_link, put_out_links
 

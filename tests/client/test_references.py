@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from pylightnix.config import mkconfig
 from pylightnix.errors import InvalidReference, MissingRealization
 from pylightnix.refs import undref

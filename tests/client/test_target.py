@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pylightnix.errors import TargetNotFound
 from pylightnix_client.errors import InvalidArgument
 from pylightnix_client.target import DRefTarget, FileTarget, ModuleTarget, Target, parse_arguments, parse_target
@@ -87,6 +88,8 @@ def test_advice_for_bare_text_is_what_to_write(text: str) -> None:
             assert parse_arguments([argument]) == {"a": text}
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+)
 def test_any_json_value_comes_through(value: Any) -> None:
     assert parse_arguments([f"a={json.dumps(value)}"]) == {"a": value}

@@ -58,7 +58,9 @@ def test_docstring_does_not_matter(definition: Any, text: str) -> None:
 def test_every_name_and_constant_matters(definition: Any, data: st.DataObject) -> None:
     other = copy.deepcopy(definition)
     docstrings = {id(node.body[0].value) for node in walk(other) if has_docstring(node)}
-    atoms = [node for node in walk(other) if isinstance(node, (ast.Constant, ast.Name, ast.Attribute, ast.arg)) and id(node) not in docstrings]
+    atoms = [
+        node for node in walk(other) if isinstance(node, (ast.Constant, ast.Name, ast.Attribute, ast.arg)) and id(node) not in docstrings
+    ]
     assume(atoms)
     atom = data.draw(st.sampled_from(atoms))
     field = {"Constant": "value", "Name": "id", "Attribute": "attr", "arg": "arg"}[type(atom).__name__]

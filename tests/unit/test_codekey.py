@@ -67,7 +67,11 @@ def test_digest_is_64_hex_digits_and_never_changes_between_processes(load: Load)
     digests = {key(module.f)}
     for seed in ("0", "1"):
         child = subprocess.run(
-            [sys.executable, "-c", script, str(module.__file__)], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", script, str(module.__file__)],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert child.returncode == 0, child.stderr
         digests.add(child.stdout.strip())
@@ -235,12 +239,16 @@ def test_decorated_methods_and_nested_functions(load: Load) -> None:
 
 
 def test_classes_of_one_name_are_told_apart_by_their_methods(load: Load) -> None:
-    module = load("def make(n):\n    if n:\n        class A:\n            def m(self): return 1\n    else:\n        class A:\n            def m(self): return 2\n    return A\n")
+    module = load(
+        "def make(n):\n    if n:\n        class A:\n            def m(self): return 1\n    else:\n        class A:\n            def m(self): return 2\n    return A\n"
+    )
     assert key(module.make(0)) != key(module.make(1))
 
 
 def test_generated_and_inherited_methods_do_not_mislead(load: Load) -> None:
-    module = load("from dataclasses import dataclass\nfrom json import JSONEncoder\n@dataclass\nclass A(JSONEncoder):\n    x: int = 1\n    default = JSONEncoder.default\n")
+    module = load(
+        "from dataclasses import dataclass\nfrom json import JSONEncoder\n@dataclass\nclass A(JSONEncoder):\n    x: int = 1\n    default = JSONEncoder.default\n"
+    )
     assert key(module.A)
 
 

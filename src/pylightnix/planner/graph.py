@@ -52,7 +52,8 @@ def dependency_order(targets: Sequence[N], deps: Mapping[N, Sequence[N]]) -> lis
             if missing[dependent] == 0:
                 heapq.heappush(ready, rank[dependent])
     if len(order) != len(needed):
-        raise CycleError(find_cycle([node for node in needed if missing[node] > 0], deps))
+        circle = find_cycle([node for node in needed if missing[node] > 0], deps)
+        raise CycleError(circle)
     return order
 
 

@@ -329,7 +329,7 @@ class Plan:
         settled = [node for node in nodes if node.state is NodeState.settled]
         return PlanOutcome(
             matched={node.dref: node.matched for node in settled if node.matched is not None},
-            built=[node.dref for node in nodes if node.built],
+            built=[node.dref for node in settled if node.built],
             joined=[node.dref for node in settled if node.joined and not node.built],
             reused=[node.dref for node in settled if not node.built and not node.joined],
             failed=list(self._failed),
@@ -377,5 +377,5 @@ def _problem_of_answer(answer: Any, candidates: Sequence[Candidate]) -> Optional
     if not answer:
         return f"answered an empty list when offered {len(candidates)} realizations"
     offered = {candidate.rref for candidate in candidates}
-    strange = [rref for rref in answer if rref not in offered]
+    strange = [rref for rref in answer if not isinstance(rref, str) or rref not in offered]
     return f"answered {strange[0]!r:.200}, which it was not offered" if strange else None

@@ -1,0 +1,1 @@
+"""Where realizations are kept: trees, index, locks, and the order that loses nothing."""

@@ -57,7 +57,9 @@ def _index_error(layout: StoreLayout, doing: str, error: sqlite3.Error) -> Store
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreBusy(layout.state, ["a long transaction on its index"], LOCK_WAIT_SECONDS)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StoreCorrupt(layout.index, f"not a sound index ({error})", "restore it from a backup, or move the whole store aside and build anew")
+        return StoreCorrupt(
+            layout.index, f"not a sound index ({error})", "restore it from a backup, or move the whole store aside and build anew"
+        )
     return StoreIOError(layout.index, doing, str(error))
 
 
@@ -121,7 +123,15 @@ def wipe_store(layout: StoreLayout) -> None:
         _check_owner(layout, os.stat(layout.state).st_uid)
         with exclusive_lock(layout, "fsinit"):
             # The index first: what a crash leaves then is debris, never rows without trees.
-            for path in (layout.index, f"{layout.index}-wal", f"{layout.index}-shm", layout.storage, layout.tmp, layout.trash, layout.failed):
+            for path in (
+                layout.index,
+                f"{layout.index}-wal",
+                f"{layout.index}-shm",
+                layout.storage,
+                layout.tmp,
+                layout.trash,
+                layout.failed,
+            ):
                 remove_tree(path)
 
 

@@ -125,9 +125,9 @@ class Batch:
         now = time.monotonic()
         self.durability.observe(by_file, now - started, now)
 
-    def _lose(self, index: Index, owner: Owner, error: Exception) -> None:
-        from pylightnix.store.recovery import finish_deletions
+    def _lose(self, index: Index, owner: Owner, error: OSError | sqlite3.Error) -> None:
         from pylightnix.store.access import store_error
+        from pylightnix.store.recovery import finish_deletions
 
         lost = store_error(self.layout, "making realizations durable", error)
         self.lost, self.losses = lost, self.losses + 1
@@ -155,7 +155,7 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
     key = context_key(attempt.context)
     text = context_file_text(attempt.context, {}).encode("utf-8")
     rrefs = [_reference(attempt, output) for output in attempt.outputs]
-    new = dict(zip(rrefs, attempt.outputs))
+    new = dict(zip(rrefs, attempt.outputs, strict=True))
     if len(new) < len(rrefs):
         _log.warning("%s: %d of %d outputs coincide", attempt.dref, len(rrefs) - len(new), len(rrefs))
     for output in new.values():

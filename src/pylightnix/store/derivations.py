@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from pylightnix.config import Config, canonical_bytes, cfgname, readable_text
-from pylightnix.errors import InvalidStorage, MissingDerivation, PylightnixException, StoreCorrupt
+from pylightnix.errors import InvalidStorage, MissingDerivation, PylightnixException, StoreCorrupt, StoreIOError
 from pylightnix.refs import mkdref
 from pylightnix.store.faults import reach
 from pylightnix.store.layout import CONFIG_FILE, StoreLayout
@@ -64,7 +64,9 @@ def write_derivation(layout: StoreLayout, dref: DRef, canonical: bytes, value: d
     if _is_intact(config, canonical):
         return False
     if not os.path.isdir(layout.storage):
-        raise InvalidStorage(f"expected a store at {layout.storage}, found none; make one with fsinit(…), or check --store and PYLIGHTNIX_ROOT")
+        raise InvalidStorage(
+            f"expected a store at {layout.storage}, found none; make one with fsinit(…), or check --store and PYLIGHTNIX_ROOT"
+        )
     from pylightnix.store.access import translated_errors, write_access
 
     with write_access(layout) as owner, translated_errors(layout, f"writing the derivation {dref}"):
@@ -112,6 +114,10 @@ def read_config(layout: StoreLayout, dref: DRef | str) -> Config:
             data = file.read()
     except FileNotFoundError as error:
         raise MissingDerivation(str(dref), path) from error
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise StoreCorrupt(path, f"{error.strerror}, where a file is expected", "remove it and instantiate the stage again") from error
+    except OSError as error:
+        raise StoreIOError(path, "reading a config", error.strerror or str(error)) from error
     advice = "instantiate its stage again, which rewrites it"
     try:
         canonical, value = _parse(data)

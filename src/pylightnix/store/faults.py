@@ -37,7 +37,7 @@ _hook: Optional[Callable[[str], None]] = None
 
 def set_hook(hook: Optional[Callable[[str], None]]) -> None:
     """Have `hook` called with the name of every point that is reached; None for nobody."""
-    global _hook
+    global _hook  # noqa: PLW0603  # one listener per process is the point
     _hook = hook
 
 

@@ -123,7 +123,8 @@ class Index:
         for number in range(self.format(), FORMAT):
             # executescript commits first; a transaction inside the script keeps each step whole.
             self._db.executescript(
-                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
+                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1};"
+                f" PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
             )
 
     # --- transactions -------------------------------------------------------------------------------

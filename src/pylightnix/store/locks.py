@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Optional
 
+from pylightnix._version import __version__
 from pylightnix.errors import StoreBusy, StoreIOError, StoreReadOnly
 from pylightnix.store.layout import StoreLayout
 from pylightnix.types import DRef
@@ -59,7 +60,7 @@ _open_fds: set[int] = set()
 
 def forget_after_fork() -> None:
     """Let go, in a forked child, of all that the parent holds."""
-    global _mutex
+    global _mutex  # noqa: PLW0603  # the parent's may be held by a thread that does not exist here
     _mutex = threading.RLock()
     _shared.clear()
     for fd in _open_fds:
@@ -168,11 +169,15 @@ def exclusive_lock(layout: StoreLayout, role: str, wait_seconds: float = LOCK_WA
         fd = _acquire(layout, fcntl.LOCK_EX, wait_seconds)
         try:
             os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps({"role": role, "pid": os.getpid()}).encode(), 0)
+            os.pwrite(fd, _said(role), 0)
             yield
         finally:
             os.ftruncate(fd, 0)
             close_lock_file(fd)
+
+
+def _said(role: str) -> bytes:
+    return json.dumps({"role": role, "pid": os.getpid(), "socket": None, "version": __version__}).encode()
 
 
 def holders(layout: StoreLayout) -> list[str]:
@@ -185,7 +190,18 @@ def holders(layout: StoreLayout) -> list[str]:
         return []
     device = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
     pids = {int(words[4]) for words in lines if len(words) > 5 and words[1] == "FLOCK" and words[5] == device}
-    return [_describe(pid) for pid in sorted(pids - {0, os.getpid()})]
+    alone = _exclusive_holder(layout)
+    return [f"{alone.get(pid, '')}{_describe(pid)}" for pid in sorted(pids - {0, os.getpid()})]
+
+
+def _exclusive_holder(layout: StoreLayout) -> dict[int, str]:
+    """Return what the lock file says of whoever holds it exclusively: {process id: its role, in brackets}."""
+    try:
+        with open(layout.lock, "rb") as file:
+            said = json.loads(file.read(4096))
+        return {int(said["pid"]): f"{said['role']}, "}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # nobody does, or it died while it wrote this
 
 
 def _describe(pid: int) -> str:
@@ -198,6 +214,7 @@ def _describe(pid: int) -> str:
 
 
 # --- build locks ------------------------------------------------------------------------------------
+
 
 def build_key(dref: DRef, context_key: str) -> str:
     """Return the key of the lock that a (derivation, context) is built under."""

@@ -92,4 +92,3 @@ def finish_deletions(layout: StoreLayout, index: Index, rows: Sequence[tuple[RRe
                 reach("recovery_forgotten")
         finally:
             close_lock_file(fd)
-

@@ -145,7 +145,7 @@ _graveyard: list[object] = []
 
 
 def _forget_after_fork() -> None:
-    global _thread
+    global _thread  # noqa: PLW0603  # state of the process, which is a new one
     _graveyard.append(_thread.indexes)
     _thread = _PerThread()
     _batches.clear()

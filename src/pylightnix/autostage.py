@@ -1,0 +1,246 @@
+"""`autostage`: stages made of plain functions, whose parameters are the config.
+
+A stage's config is the defaults of the function's parameters, then the decorator's keywords, then the
+call's, then the digest of the code. When it is built the function is called once per output with those
+values, references replaced by what they stand for. Must not know how closures are realized.
+"""
+
+from __future__ import annotations
+
+import functools
+import keyword
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Optional, Union, overload
+
+from pylightnix.build import build_wrapper
+from pylightnix.codekey import pyobjhash
+from pylightnix.config import mkconfig
+from pylightnix.errors import ConflictingArguments, Misuse, NoRegistry
+from pylightnix.matchers import match_latest
+from pylightnix.registry import Registry, mkdrv, tlregistry
+from pylightnix.stagebody import SOURCE_KEY, SUPPLIED, StageBody, named, parameters_of
+from pylightnix.types import DRef, Matcher, Realizer
+
+if TYPE_CHECKING:
+    import inspect
+
+__all__ = ["AutoStage", "InvalidStageCall", "autostage"]
+
+
+class InvalidStageCall(Misuse, TypeError):
+    """A stage was called with a keyword that it does not have, or without one that it needs."""
+
+    code = "invalid-stage-call"
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What says how a stage is registered and built, and is not stored in its config."""
+
+    nouts: int = 1
+    matcher: Optional[Matcher] = None
+    always_multiref: bool = False
+    sourcedeps: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.nouts, bool) or self.nouts < 1:
+            raise Misuse(f"nouts is how many realizations one run makes, 1 or more; found {self.nouts!r}")
+
+
+_STEERING: Final = frozenset(Steering.__dataclass_fields__)
+
+
+def _steered(steering: Steering, keywords: Mapping[str, Any]) -> Steering:
+    changes: dict[str, Any] = {key: tuple(value) if key == "sourcedeps" else value for key, value in keywords.items()}
+    return replace(steering, **changes) if changes else steering
+
+
+class AutoStage:
+    """A stage made of a function: call it with config items as keywords to register a derivation.
+
+    Attributes:
+        __wrapped__: the function.
+    """
+
+    __wrapped__: Callable[..., Any]
+    __name__: str
+    __qualname__: str
+
+    def __init__(self, f: Callable[..., Any], steering: Steering, r: Optional[Registry], items: dict[str, Any]) -> None:
+        functools.update_wrapper(self, f)
+        self._parameters = parameters_of(f)
+        self._steering, self._registry, self._items = steering, r, items
+        for key in items:
+            if key in self._defaults():
+                raise ConflictingArguments(
+                    f"{self!r} has {key!r} twice: as the default of a parameter and as a keyword of its decorator; keep one of them"
+                )
+        self.__signature__ = self._signature()
+        # One object each, so that registering the same derivation again is seen to be the same.
+        self._realizers: dict[tuple[int, bool], Realizer] = {}
+        self._matchers: dict[int, Matcher] = {}
+        self._source: Optional[str] = None
+
+    def __repr__(self) -> str:
+        return f"<stage {getattr(self, '__module__', '?')}.{getattr(self, '__qualname__', repr(self.__wrapped__))}>"
+
+    def __call__(self, /, *args: Any, **overrides: Any) -> DRef:
+        """Register the stage and return its derivation.
+
+        Args:
+            args: at most the registry.
+            overrides: ``r``, the registry; steering keywords; and config items.
+
+        Raises:
+            InvalidStageCall: a keyword is unknown, or a parameter has no value.
+            NoRegistry: there is no registry, here, at the decorator or current.
+            CodeKeyError: the function's source cannot be found.
+            InvalidConfig: a value is not JSON.
+        """
+        registry = self._pick_registry(args, overrides)
+        steering = _steered(self._steering, {key: overrides.pop(key) for key in _STEERING - set(self._parameters) if key in overrides})
+        config = {**self._defaults(), **self._items, **overrides}
+        self._check_items(config, overrides)
+        for key, value in config.items():
+            if _is_stage(value):
+                config[key] = value(r=registry)
+        config[SOURCE_KEY] = self._source_digest(steering)
+        return mkdrv(mkconfig(config), self._matcher(steering), self._realizer(steering), registry)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__qualname__ if named(self) is self else super().__reduce_ex__(protocol)
+
+    def _pick_registry(self, args: tuple[Any, ...], overrides: dict[str, Any]) -> Registry:
+        given = [*args, *([overrides.pop("r")] if "r" in overrides else [])]
+        if len(given) > 1 or not all(isinstance(item, Registry) or item is None for item in given):
+            shown = ", ".join(f"{item!r:.80}" for item in given)
+            raise InvalidStageCall(f"{self!r} takes a registry, and config items by keyword; found the registry {shown}")
+        registry = tlregistry(given[0] if given and given[0] is not None else self._registry)
+        if registry is None:
+            raise NoRegistry(repr(self))
+        return registry
+
+    def _defaults(self) -> dict[str, Any]:
+        return {
+            name: p.default for name, p in self._parameters.items() if p.default is not p.empty and name not in SUPPLIED and name != "r"
+        }
+
+    def _check_items(self, config: dict[str, Any], overrides: dict[str, Any]) -> None:
+        plain = {name for name, p in self._parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        takes_rest = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
+        known = {*plain, *self._items, *SUPPLIED, "name"}
+        unknown = [] if takes_rest else [key for key in overrides if key not in known]
+        if unknown:
+            raise InvalidStageCall(f"{self!r} has no parameter {_listed(unknown)}{_did_you_mean(unknown[0], known - SUPPLIED)}")
+        missing = [
+            name
+            for name in self._parameters
+            if name in plain
+            and name not in config
+            and name not in SUPPLIED
+            and self._parameters[name].default is self._parameters[name].empty
+        ]
+        if missing:
+            example = f"{missing[0]}=…"
+            raise InvalidStageCall(f"{self!r} has no value for {_listed(missing)}; pass {example} in the call, or in @autostage({example})")
+
+    def _source_digest(self, steering: Steering) -> str:
+        if steering.sourcedeps != self._steering.sourcedeps:
+            return pyobjhash([self.__wrapped__, *steering.sourcedeps])
+        if self._source is None:
+            self._source = pyobjhash([self.__wrapped__, *steering.sourcedeps])
+        return self._source
+
+    def _matcher(self, steering: Steering) -> Matcher:
+        if steering.matcher is not None:
+            return steering.matcher
+        return self._matchers.setdefault(steering.nouts, match_latest(steering.nouts))
+
+    def _realizer(self, steering: Steering) -> Realizer:
+        key = (steering.nouts, steering.always_multiref)
+        if key not in self._realizers:
+            self._realizers[key] = build_wrapper(StageBody(self.__wrapped__, *key), nouts=steering.nouts)
+        return self._realizers[key]
+
+    def _signature(self) -> inspect.Signature:
+        import inspect
+
+        kinds = inspect.Parameter
+        items: dict[str, inspect.Parameter] = {}
+        rest = [p for p in self._parameters.values() if p.kind is kinds.VAR_KEYWORD]
+        for name, p in self._parameters.items():
+            if p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD) and name not in SUPPLIED and name != "r":
+                items[name] = p.replace(kind=kinds.KEYWORD_ONLY, default=self._items.get(name, p.default))
+        for name, value in self._items.items():
+            if name.isidentifier() and not keyword.iskeyword(name):
+                items.setdefault(name, kinds(name, kinds.KEYWORD_ONLY, default=value))
+        registry = kinds("r", kinds.POSITIONAL_OR_KEYWORD, default=None, annotation=Optional[Registry])
+        return inspect.Signature([registry, *items.values(), *rest], return_annotation=DRef)
+
+
+def _is_stage(value: Any) -> bool:
+    """Tell whether a config value is to be called for a value: stages and lambdas are, classes and builtins are not."""
+    return callable(value) and not isinstance(value, (type, types.BuiltinFunctionType))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _did_you_mean(name: str, known: set[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; it has {_listed(sorted(known - {'name'})) or 'none'}"
+
+
+@overload
+def autostage(fn: Callable[..., Any]) -> AutoStage: ...
+
+
+@overload
+def autostage(
+    fn: None = None, *, sourcedeps: Sequence[Any] = (), r: Optional[Registry] = None, **kwargs: Any
+) -> Callable[[Callable[..., Any]], AutoStage]: ...
+
+
+def autostage(
+    fn: Optional[Callable[..., Any]] = None, *, sourcedeps: Sequence[Any] = (), r: Optional[Registry] = None, **kwargs: Any
+) -> Union[AutoStage, Callable[[Callable[..., Any]], AutoStage]]:
+    """Make a stage of a function. Used bare, ``@autostage``, or with arguments, ``@autostage(name='train')``.
+
+    The stage is called with config items as keywords, registers one derivation per call and returns its
+    DRef. The config holds the defaults of the function's parameters, the keywords given here, those of
+    the call (later ones win), and under ``__source__`` the digest of the code. Items that are stages or
+    other functions are called with the registry (``r=…``) first, and what they return is stored.
+
+    When the derivation is built the function gets, for each of its parameters, the config item of that
+    name: a DRef as an `Attrs` object, or a list of them if several realizations were matched;
+    ``[selfref, 'file']`` as a path in the output folder; ``[dref, 'file']`` as a list of paths, one for
+    each realization; all else as it is. ``build`` is the `Build` and ``rindex`` the number of the output.
+
+    Args:
+        fn: the function.
+        sourcedeps: functions and classes whose code counts as this function's.
+        r: the registry to use when a call names none.
+        kwargs: steering keywords, which are not stored (``nouts``, how many outputs one run makes;
+            ``matcher``, by default `match_latest(nouts)`; ``always_multiref``, make lists of single
+            dependencies, too), and config items. A call may give any of them anew.
+
+    Raises:
+        ConflictingArguments: a keyword is also the default of a parameter.
+    """
+
+    def decorate(f: Callable[..., Any]) -> AutoStage:
+        parameters = set(parameters_of(f))
+        steering = {key: kwargs[key] for key in _STEERING if key in kwargs}
+        for key in parameters & set(steering):
+            raise ConflictingArguments(
+                f"{getattr(f, '__qualname__', f)} has a parameter {key!r}, and its decorator the steering keyword {key!r}; rename the parameter"
+            )
+        items = {key: value for key, value in kwargs.items() if key not in _STEERING}
+        return AutoStage(f, _steered(Steering(sourcedeps=tuple(sourcedeps)), steering), r, items)
+
+    return decorate if fn is None else decorate(fn)

@@ -1,0 +1,93 @@
+"""How the function of a stage is called when its derivation is built: parameters from config, once per output.
+
+Must not know how stages are declared or registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pylightnix.attrs import Unroller
+from pylightnix.build import Build, build_outpaths, stored_config
+from pylightnix.errors import Misuse
+
+if TYPE_CHECKING:
+    import inspect
+
+__all__ = ["SOURCE_KEY", "SUPPLIED", "StageBody", "named", "parameters_of"]
+
+SOURCE_KEY: Final = "__source__"
+"""The config item that holds the digest of the code."""
+SUPPLIED: Final = frozenset({"build", "rindex"})
+"""Parameters that the build supplies, so that their defaults are no config."""
+
+
+def parameters_of(f: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a stage's function, by name."""
+    import inspect
+
+    try:
+        return dict(inspect.signature(f).parameters)
+    except (TypeError, ValueError) as error:
+        raise Misuse(f"autostage expects a Python function, found {f!r:.200}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class StageBody:
+    """The function of a stage, called as the config says. An instance, so that it can be pickled by name."""
+
+    f: Callable[..., Any]
+    nouts: int
+    always_multiref: bool
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return self.f
+
+    def __call__(self, b: Build) -> None:
+        unroller = Unroller(b.S, b.context, always_multiref=self.always_multiref)
+        for rindex in range(self.nouts):
+            self.sample(b, unroller, rindex)
+
+    def sample(self, b: Build, unroller: Unroller, rindex: int) -> None:
+        """Make output number `rindex`."""
+        parameters = parameters_of(self.f)
+        takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        folder = build_outpaths(b)[rindex]
+        values = {
+            key: unroller.value(item, folder)
+            for key, item in stored_config(b).val.items()
+            if key in parameters or (takes_rest and key != SOURCE_KEY)
+        }
+        if "build" in parameters:
+            values["build"] = b
+        # A default of `rindex` says what it is when there is but one output.
+        if "rindex" in parameters and (
+            self.nouts > 1 or self.always_multiref or parameters["rindex"].default is parameters["rindex"].empty
+        ):
+            values["rindex"] = rindex
+        positional = [values.pop(p.name) for p in parameters.values() if p.kind is p.POSITIONAL_ONLY and p.name in values]
+        self.f(*positional, **values)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The function's own name in its module leads to the stage, so pickle could not find the function there.
+        stage = named(self.f)
+        if stage is not self.f and getattr(stage, "__wrapped__", None) is self.f:
+            return (_body_of, (stage, self.nouts, self.always_multiref))
+        return (StageBody, (self.f, self.nouts, self.always_multiref))
+
+
+def _body_of(stage: Any, nouts: int, always_multiref: bool) -> StageBody:
+    return StageBody(stage.__wrapped__, nouts, always_multiref)
+
+
+def named(pyobj: Any) -> Any:
+    """Return what lies at the module and qualified name that an object gives as its own."""
+    import sys
+
+    found: Any = sys.modules.get(getattr(pyobj, "__module__", None) or "")
+    for part in getattr(pyobj, "__qualname__", "").split("."):
+        found = getattr(found, part, None)
+    return found

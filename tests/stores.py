@@ -1,0 +1,288 @@
+"""Small real stores for tests: stages to fill them, pictures of them to compare, children to use them from."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import secrets
+import sqlite3
+import stat
+import subprocess
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Optional, TypeVar
+
+import pytest
+
+from pylightnix import (
+    Context,
+    DRef,
+    Matcher,
+    Path,
+    PylightnixException,
+    Realizer,
+    Registry,
+    RRef,
+    StorageSettings,
+    fsinit,
+    fstmpdir,
+    instantiate,
+    match_latest,
+    mkconfig,
+    mkdrv,
+    mkSS,
+    realize1,
+    rref2path,
+)
+from pylightnix.storage import store_layout
+
+T = TypeVar("T")
+
+OTHER_UID = 65534
+AS_ROOT = os.geteuid() == 0
+
+# --- stages -------------------------------------------------------------------------------------------
+
+Files = Mapping[str, str]
+
+
+def new_store(root: object) -> StorageSettings:
+    """Make a store at `root` that is nobody's default."""
+    settings = mkSS(str(root))
+    fsinit(settings, use_as_default=False)
+    return settings
+
+
+def write_files(folder: str, files: Files) -> None:
+    for name, text in files.items():
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def output(S: StorageSettings, files: Optional[Files] = None) -> Path:
+    """Make an output folder with these files, as a raw realizer does."""
+    folder = tempfile.mkdtemp(dir=fstmpdir(S))
+    write_files(folder, {"out.txt": "text"} if files is None else files)
+    return Path(folder)
+
+
+def writes(*outputs: Files) -> Realizer:
+    """Return a raw realizer that leaves these outputs; one with a single file if none are given."""
+
+    def realizer(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Path]:
+        return [output(S, files) for files in outputs or [{"out.txt": "text"}]]
+
+    return realizer
+
+
+def refuses(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Path]:
+    """A realizer that must not be called."""
+    raise AssertionError(f"{dref} was built")
+
+
+def stage(
+    r: Registry, name: str = "stage", *, realizer: Optional[Realizer] = None, matcher: Optional[Matcher] = None, **config: Any
+) -> DRef:
+    """Register a derivation; by default its text is its name and the last realization counts."""
+    return mkdrv(mkconfig({"name": name, **config}), matcher or match_latest(), realizer or writes({"out.txt": name}), r)
+
+
+@dataclass
+class Numbered:
+    """A realizer whose every run leaves something new: 1, 2, 3, …; `texts` replaces the numbers."""
+
+    texts: Sequence[str] = ()
+    runs: list[DRef] = field(default_factory=list)
+
+    def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Path]:
+        self.runs.append(dref)
+        number = len(self.runs)
+        return [output(S, {"out.txt": self.texts[number - 1] if self.texts else str(number)})]
+
+
+def text_of(rref: RRef, S: StorageSettings, name: str = "out.txt") -> str:
+    with open(os.path.join(rref2path(rref, S), name), encoding="utf-8") as file:
+        return file.read()
+
+
+def index_rows(S: StorageSettings) -> list[tuple[Any, ...]]:
+    """Return every row of the index, or nothing while there is none."""
+    path = store_layout(S).index
+    if not os.path.exists(path):
+        return []
+    db = sqlite3.connect(path)
+    try:
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+        return [(table, *row) for table in tables for row in db.execute(f"SELECT * FROM {table} ORDER BY 1, 2")]
+    finally:
+        db.close()
+
+
+# --- pictures of a store ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Everything in a store that must not change when a call is refused."""
+
+    rows: list[tuple[Any, ...]]
+    entries: dict[str, tuple[Any, ...]]
+    """Path below the storage -> type and mode, owner, size, modification time, content."""
+
+
+def picture(S: StorageSettings) -> Picture:
+    storage = store_layout(S).storage
+    entries: dict[str, tuple[Any, ...]] = {}
+    for folder, folders, files in os.walk(storage):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            entries[os.path.relpath(path, storage)] = _entry(path)
+    return Picture(index_rows(S), entries)
+
+
+def _entry(path: str) -> tuple[Any, ...]:
+    info = os.lstat(path)
+    facts = (oct(info.st_mode), info.st_uid)
+    if stat.S_ISLNK(info.st_mode):
+        return (*facts, os.readlink(path))
+    if stat.S_ISREG(info.st_mode):
+        with open(path, "rb") as file:
+            return (*facts, info.st_mtime_ns, file.read())
+    return facts
+
+
+def check_tmp(S: StorageSettings) -> None:
+    """Nothing lies in `tmp/` but this process's own folder, and that is empty."""
+    tmp = fstmpdir(S)
+    left = {owner: os.listdir(os.path.join(tmp, owner)) for owner in os.listdir(tmp)}
+    assert all(owner.startswith(f"{os.getpid()}-") and not inside for owner, inside in left.items()), left
+    assert len(left) <= 1, left
+
+
+def check_usable(S: StorageSettings) -> None:
+    """Build something new in the store, and find it again."""
+    token = secrets.token_hex(4)
+
+    def main(r: Registry, realizer: Optional[Realizer] = None) -> DRef:
+        return stage(r, "above", realizer=realizer, below=stage(r, "below", realizer=realizer, token=token))
+
+    rref = realize1(instantiate(main, S=S))
+    assert text_of(rref, S) == "above"
+    assert realize1(instantiate(main, S=S, realizer=refuses)) == rref
+    check_tmp(S)
+
+
+@contextmanager
+def unharmed(S: StorageSettings) -> Iterator[None]:
+    """Check that the block changes nothing in the store, and that the store goes on working."""
+    before = picture(S)
+    yield
+    assert picture(S) == before
+    check_tmp(S)
+    check_usable(S)
+
+
+def check_error(error: object, kind: type[PylightnixException], code: str, status: int, *facts: str, retryable: bool = False) -> None:
+    """Check the class, the code and the exit status of an error, and that its text has the facts."""
+    assert type(error) is kind, repr(error)
+    assert isinstance(error, PylightnixException)
+    assert (error.code, error.exit_status, error.retryable) == (code, status, retryable)
+    text = str(error)
+    missing = [fact for fact in facts if fact not in text]
+    assert not missing, f"{missing} not in: {text}"
+    twin = pickle.loads(pickle.dumps(error))
+    assert (type(twin), str(twin)) == (kind, text)
+
+
+# --- child processes ----------------------------------------------------------------------------------
+
+
+def in_child(function: Callable[[], T], *, uid: Optional[int] = None, own_mounts: bool = False) -> T:
+    """Run a function in a forked child and return what it returns, or raise what it raises.
+
+    Args:
+        function: what to run; its result must be picklable.
+        uid: become this user first (root only).
+        own_mounts: give the child a mount table of its own (root only).
+    """
+    _import_all()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        with open(writing, "wb") as file:
+            file.write(_outcome(function, uid, own_mounts))
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        data = file.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    returned, value, trace = pickle.loads(data)
+    if not returned:
+        value.add_note(trace)
+        raise value
+    result: T = value
+    return result
+
+
+def _outcome(function: Callable[[], Any], uid: Optional[int], own_mounts: bool) -> bytes:
+    try:
+        if own_mounts:
+            _leave_mounts()
+        if uid is not None:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        return pickle.dumps((True, function(), ""))
+    except BaseException as error:
+        trace = traceback.format_exc()
+        try:
+            return pickle.dumps((False, error, trace))
+        except Exception:
+            return pickle.dumps((False, RuntimeError(trace), ""))
+
+
+def _import_all() -> None:
+    """Import what is loaded lazily: another user cannot read an interpreter below /root."""
+    import ast
+    import linecache
+
+    import pylightnix.build
+    import pylightnix.codekey
+    import pylightnix.embedded
+    import pylightnix.query
+    import pylightnix.store.access
+
+    for module in (ast, linecache, pylightnix.build, pylightnix.codekey, pylightnix.embedded, pylightnix.query):
+        assert module
+
+
+def _leave_mounts() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(0x00020000) != 0:  # CLONE_NEWNS
+        raise OSError(ctypes.get_errno(), "unshare")
+    mount("--make-rprivate", "/")
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+def can_mount() -> bool:
+    if not AS_ROOT:
+        return False
+    try:
+        in_child(lambda: None, own_mounts=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
+
+
+needs_root = pytest.mark.skipif(not AS_ROOT, reason="it takes root to be another user")
+needs_mounts = pytest.mark.skipif(not can_mount(), reason="it takes root and a mount table of one's own")
