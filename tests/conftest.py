@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.stores import AS_ROOT, OTHER_UID, new_store
 
 from pylightnix import StorageSettings, fsinit, setregistry
-from tests.stores import AS_ROOT, OTHER_UID, new_store
 
 
 @pytest.fixture(autouse=True)

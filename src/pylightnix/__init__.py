@@ -10,7 +10,6 @@ from __future__ import annotations
 from pylightnix._version import __version__
 from pylightnix.attrs import (
     Attrs,
-    Unroller,
     realizeU,
     unroll,
     unrollR,
@@ -21,7 +20,6 @@ from pylightnix.autostage import (
 )
 from pylightnix.build import (
     Build,
-    BuildRealizer,
     build_cattrs,
     build_config,
     build_context,
@@ -206,7 +204,6 @@ from pylightnix.stages import (
 )
 from pylightnix.storage import (
     PYLIGHTNIX_STORE_VERSION,
-    absolute_settings,
     assert_valid_storage,
     current_storage,
     fsinit,
@@ -255,7 +252,6 @@ __all__ = [
     "Build",
     "BuildArgs",
     "BuildError",
-    "BuildRealizer",
     "Closure",
     "CodeKeyError",
     "CommandFailed",
@@ -320,9 +316,7 @@ __all__ = [
     "StoreReadOnly",
     "StoreTooNew",
     "TargetNotFound",
-    "Unroller",
     "__version__",
-    "absolute_settings",
     "alldrefs",
     "allrrefs",
     "assert_have_realizers",

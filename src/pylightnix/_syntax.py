@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Final, Union
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _IGNORED_FIELDS: Final = frozenset({"ctx", "kind", "type_comment", "type_ignores
 _STAGE_DECORATORS: Final = frozenset({"autodrv", "autodrv_", "autostage", "autostage_"})
 
 
+@functools.lru_cache(maxsize=1024)  # a realizer is asked about at each of its builds; nodes of parsed files stay as they are
 def canonical_text(definition: Definition) -> bytes:
     """Return the normalised tree of a definition as ASCII text without NUL."""
     import ast

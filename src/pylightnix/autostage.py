@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Optional, Union, overload
 
+from pylightnix._definitions import name_of
 from pylightnix.build import build_wrapper
 from pylightnix.codekey import pyobjhash
 from pylightnix.config import mkconfig
@@ -238,7 +239,7 @@ def autostage(
         steering = {key: kwargs[key] for key in _STEERING if key in kwargs}
         for key in parameters & set(steering):
             raise ConflictingArguments(
-                f"{getattr(f, '__qualname__', f)} has a parameter {key!r}, and its decorator the steering keyword {key!r}; rename the parameter"
+                f"{name_of(f)} has a parameter {key!r}, and its decorator the steering keyword {key!r}; rename the parameter"
             )
         items = {key: value for key, value in kwargs.items() if key not in _STEERING}
         return AutoStage(f, _steered(Steering(sourcedeps=tuple(sourcedeps)), steering), r, items)

@@ -89,7 +89,7 @@ class Lens:
     def __setattr__(self, key: str, value: Any) -> None:
         if key != "val":
             raise Misuse(f"an item is changed with {lens_repr(self)}.{key}.val = …, not by assigning to the lens on it")
-        mutate(self, value, "val")
+        super().__setattr__(key, value)
 
     def __dir__(self) -> list[str]:
         items = as_dict(traverse(self, "dir"), self._lens_ctx, self._lens_cache)
@@ -117,6 +117,10 @@ class Lens:
         if value is None:
             raise Misuse(f"{lens_repr(self)} is None; use optval where that is expected")
         return value
+
+    @val.setter
+    def val(self, value: Any) -> None:
+        mutate(self, value, "val")
 
     @property
     def dref(self) -> DRef:

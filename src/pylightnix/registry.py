@@ -153,7 +153,7 @@ def mkdrv(config: Config, matcher: Matcher, realizer: Realizer, r: Optional[Regi
     derivation = RegisteredDerivation(dref, matcher, realizer)
     derivation.config, derivation.deps = canonical, deps
     previous = registry.builders.get(dref)
-    if previous is not None and (previous.matcher is not matcher or previous.realizer is not realizer):
+    if previous is not None and (previous.matcher != matcher or previous.realizer != realizer):
         _log.warning("%s is registered again; the last matcher and realizer count", dref)
     registry.builders[dref] = derivation
     return dref

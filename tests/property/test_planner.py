@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Optional, TypeVar
 
 import pytest
@@ -553,34 +554,69 @@ TestPlanDeep.settings = settings(deadline=None, max_examples=4000, stateful_step
 # --- whole runs -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=100)
-@given(case=cases(), data=st.data())
-def test_any_run_ends_whatever_is_answered(case: Case, data: st.DataObject) -> None:
+def any_fact(action: Action) -> st.SearchStrategy[Fact]:
+    if isinstance(action, FindCandidates):
+        return candidate_lists(action.dref).map(partial(CandidatesFound, action.dref))
+    if isinstance(action, AskMatcher):
+        answers = st.none() | odd_answers(action.dref, action.candidates)
+        if action.candidates:
+            answers = acceptable_answers(action.candidates) | acceptable_answers(action.candidates) | answers
+        return answers.map(partial(MatcherAnswered, action.dref))
+    if isinstance(action, StartBuild):
+        return st.sampled_from([Built(action.dref), Failed(action.dref, OSError("realizer"))]) | any_delivery(action)
+    assert isinstance(action, Commit)
+    return st.sampled_from([Committed(), CommitFailed(OSError("disk"))])
+
+
+def any_delivery(action: StartBuild) -> st.SearchStrategy[Fact]:
+    """What ends a build well; others may deliver only where that was not forced."""
+    if action.known is None:
+        return st.just(Built(action.dref))
+    return st.just(Built(action.dref)) | candidate_lists(action.dref).map(partial(CandidatesFound, action.dref))
+
+
+def fair_fact(action: Action, built: set[DRef]) -> st.SearchStrategy[Fact]:
+    """Draw what happens when no realizer, matcher or driver is at fault; only the disk may be."""
+    if isinstance(action, FindCandidates):
+        lists = candidate_lists(action.dref)
+        return (lists.filter(bool) if action.dref in built else lists).map(partial(CandidatesFound, action.dref))
+    if isinstance(action, AskMatcher):
+        answers: st.SearchStrategy[Any] = acceptable_answers(action.candidates) if action.candidates else st.none()
+        return (answers if action.dref in built else answers | st.none()).map(partial(MatcherAnswered, action.dref))
+    return any_delivery(action) if isinstance(action, StartBuild) else any_fact(action)
+
+
+def run_with(case: Case, data: st.DataObject, facts: Callable[[Action, set[DRef]], st.SearchStrategy[Fact]]) -> Run:
     run = Run(case)
-    joins = 0
     while not run.finished:
         action = data.draw(st.sampled_from(run.outstanding))
-        fact: Fact
-        match action:
-            case FindCandidates(dref, _):
-                fact = CandidatesFound(dref, data.draw(candidate_lists(dref)))
-            case AskMatcher(dref, candidates):
-                answers = st.none() | odd_answers(dref, candidates)
-                if candidates:
-                    answers = acceptable_answers(candidates) | acceptable_answers(candidates) | answers
-                fact = MatcherAnswered(dref, data.draw(answers))
-            case StartBuild(dref, _, known):
-                choices: list[Fact] = [Built(dref), Built(dref), Failed(dref, OSError("realizer"))]
-                if known is not None and joins < 20:
-                    choices.append(CandidatesFound(dref, data.draw(candidate_lists(dref))))
-                fact = data.draw(st.sampled_from(choices))
-                joins += isinstance(fact, CandidatesFound)
-            case Commit():
-                fact = CommitFailed(OSError("disk")) if data.draw(st.booleans()) else Committed()
-            case Finish():
-                raise AssertionError("Finish before the answer to Commit")
+        # Others cannot deliver for ever.
+        fact = data.draw(facts(action, run.model.built)) if len(run.history) < 150 else obliging_fact(action, run.model.built)
         run.feed(action, fact)
     run.check_end()
+    return run
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=cases(), data=st.data())
+def test_any_run_ends_whatever_is_answered(case: Case, data: st.DataObject) -> None:
+    run_with(case, data, lambda action, built: any_fact(action))
+
+
+@settings(deadline=None, max_examples=100)
+@given(case=cases().map(lambda case: plainly(case, forced=case.forced)), data=st.data())
+def test_a_run_in_which_nobody_is_at_fault_settles_everything(case: Case, data: st.DataObject) -> None:
+    run = run_with(case, data, fair_fact)
+    outcome = run.plan.outcome()
+    assert outcome.skipped == []
+    assert {*outcome.matched} | {dref for dref, _ in outcome.failed} == {*case.order}
+    if all(not isinstance(fact, CommitFailed) for fact, _ in run.history):
+        assert outcome.failed == []
+
+
+def plainly(case: Case, **fields: Any) -> Case:
+    """Return the same graph with other wishes."""
+    return Case(case.order, case.deps, **fields)
 
 
 @dataclass
@@ -624,10 +660,6 @@ def turn(case: Case, world: World, choose: Callable[[list[Action]], int] = lambd
 
 def subsets(case: Case) -> st.SearchStrategy[frozenset[DRef]]:
     return st.frozensets(st.sampled_from(case.order), max_size=3) if case.order else st.just(frozenset())
-
-
-def plainly(case: Case, **fields: Any) -> Case:
-    return Case(case.order, case.deps, **fields)
 
 
 @settings(deadline=None, max_examples=60)

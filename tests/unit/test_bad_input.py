@@ -9,6 +9,7 @@ from pathlib import Path as FsPath
 from typing import Any
 
 import pytest
+from tests.stores import check_error, new_store, refuses, stage, unharmed, writes
 
 from pylightnix import (
     Closure,
@@ -42,7 +43,6 @@ from pylightnix.config import canonical_bytes, readable_text
 from pylightnix.registry import RegisteredDerivation, assert_have_realizers, mkdrv_
 from pylightnix.storage import store_layout
 from pylightnix.store.derivations import derivation_ref
-from tests.stores import check_error, new_store, refuses, stage, unharmed, writes
 
 
 class Registryish:

@@ -12,6 +12,7 @@ from pathlib import Path as FsPath
 from typing import Any
 
 import pytest
+from tests.stores import AS_ROOT, check_error, needs_root, output, refuses, stage, text_of, unharmed, write_files, writes
 
 from pylightnix import (
     Build,
@@ -40,7 +41,6 @@ from pylightnix import (
     rref2path,
     selfref,
 )
-from tests.stores import AS_ROOT, check_error, needs_root, output, refuses, stage, text_of, unharmed, write_files, writes
 
 Answers = Callable[[StorageSettings], Any]
 """What a realizer returns, made of the settings that it is called with."""

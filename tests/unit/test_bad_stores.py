@@ -13,6 +13,24 @@ from pathlib import Path as FsPath
 from typing import Any
 
 import pytest
+from tests.stores import (
+    OTHER_UID,
+    Numbered,
+    check_error,
+    check_tmp,
+    check_usable,
+    in_child,
+    mount,
+    needs_mounts,
+    needs_root,
+    new_store,
+    picture,
+    refuses,
+    stage,
+    text_of,
+    unharmed,
+    writes,
+)
 
 from pylightnix import (
     DRef,
@@ -48,24 +66,6 @@ from pylightnix import (
 )
 from pylightnix.storage import assert_valid_storage, store_layout, tlstorage
 from pylightnix.store.locks import shared_lock
-from tests.stores import (
-    OTHER_UID,
-    Numbered,
-    check_error,
-    check_tmp,
-    check_usable,
-    in_child,
-    mount,
-    needs_mounts,
-    needs_root,
-    new_store,
-    picture,
-    refuses,
-    stage,
-    text_of,
-    unharmed,
-    writes,
-)
 
 Call = Callable[[StorageSettings], object]
 

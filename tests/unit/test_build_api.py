@@ -5,6 +5,7 @@ import pickle
 from typing import Any, Optional
 
 import pytest
+from tests.stores import output, stage, writes
 
 from pylightnix import (
     Context,
@@ -59,7 +60,6 @@ from pylightnix.errors import (
 )
 from pylightnix.outputs import output_realizer, output_validate
 from pylightnix.timestamps import parsetime
-from tests.stores import output, stage, writes
 
 
 def build(S: StorageSettings, f: Any, config: Optional[dict[str, Any]] = None, *, realizer: Any = None, **wrapping: Any) -> Any:

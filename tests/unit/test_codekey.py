@@ -158,7 +158,8 @@ def test_order_and_grouping_of_a_list_count(load: Load) -> None:
 
 def test_backslashes_and_flush_left_strings(load: Load) -> None:
     module = load(
-        'class C:\n    def f(self):\n        x = 1 + \\\n  2\n        return x, """flush\nleft\n"""\n\n    def g(self):\n        return """\n"""\n'
+        'class C:\n    def f(self):\n        x = 1 + \\\n  2\n        return x, """flush\nleft\n"""\n\n'
+        '    def g(self):\n        return """\n"""\n'
     )
     assert key(module.C.f) != key(module.C.g)
 
@@ -240,14 +241,16 @@ def test_decorated_methods_and_nested_functions(load: Load) -> None:
 
 def test_classes_of_one_name_are_told_apart_by_their_methods(load: Load) -> None:
     module = load(
-        "def make(n):\n    if n:\n        class A:\n            def m(self): return 1\n    else:\n        class A:\n            def m(self): return 2\n    return A\n"
+        "def make(n):\n    if n:\n        class A:\n            def m(self): return 1\n"
+        "    else:\n        class A:\n            def m(self): return 2\n    return A\n"
     )
     assert key(module.make(0)) != key(module.make(1))
 
 
 def test_generated_and_inherited_methods_do_not_mislead(load: Load) -> None:
     module = load(
-        "from dataclasses import dataclass\nfrom json import JSONEncoder\n@dataclass\nclass A(JSONEncoder):\n    x: int = 1\n    default = JSONEncoder.default\n"
+        "from dataclasses import dataclass\nfrom json import JSONEncoder\n@dataclass\n"
+        "class A(JSONEncoder):\n    x: int = 1\n    default = JSONEncoder.default\n"
     )
     assert key(module.A)
 
@@ -276,7 +279,7 @@ def test_edited_and_reloaded_file_is_read_again(load: Load) -> None:
 # --- wrappers -------------------------------------------------------------------------------------------
 
 
-class Callable_:
+class Stateful:
     def __init__(self, state: int) -> None:
         self.state = state
 
@@ -306,11 +309,11 @@ def test_class_of_a_wrapper_is_itself() -> None:
 
 
 def test_bound_method_is_its_function() -> None:
-    assert key(Callable_(1).__call__) == key(Callable_.__call__)
+    assert key(Stateful(1).__call__) == key(Stateful.__call__)
 
 
 def test_callable_instance_counts_as_its_class() -> None:
-    assert key(Callable_(1)) == key(Callable_(2)) == key(Callable_)
+    assert key(Stateful(1)) == key(Stateful(2)) == key(Stateful)
 
 
 def test_arguments_of_partial_calls_count() -> None:

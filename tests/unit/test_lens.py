@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
+from tests.stores import stage, writes
 
 from pylightnix import (
     AmbiguousMatch,
@@ -37,7 +38,6 @@ from pylightnix import (
     selfref,
 )
 from pylightnix.lens import Lens, LensContext, MissingKey, lens_repr, mklens, mutate, traverse, val2dict, val2path, val2rref
-from tests.stores import stage, writes
 
 TABLE = {"deep": {"er": [1, 2]}, "text": "t", "none": None}
 
@@ -214,9 +214,9 @@ def test_several_realizations_are_refused_unless_one_is_named(S: StorageSettings
 
     rref = realize1(instantiate(several, S=S))
     lens = mklens(rref, S=S)
-    for ask in (lambda: lens.dep.rref, lambda: lens.dep.syspath, lambda: lens.dep.out.contents):
+    for item, name in ((lens.dep, "rref"), (lens.dep, "syspath"), (lens.dep.out, "contents")):
         with pytest.raises(AmbiguousMatch):
-            ask()
+            getattr(item, name)
     context = rrefctx(rref, S)
     texts = [mklens(one, ctx=context, S=S).out.contents for one in context_deref(context, lens.dep.dref)]
     assert sorted(texts) == ["1", "2"]
@@ -224,12 +224,11 @@ def test_several_realizations_are_refused_unless_one_is_named(S: StorageSettings
 
 def test_property_of_the_wrong_kind_of_value(S: StorageSettings, top: RRef) -> None:
     lens = mklens(top, S=S)
-    for ask in (
-        *(lambda: lens.name.dref, lambda: lens.name.rref, lambda: lens.name.refpath, lambda: lens.name.syspath),
-        *(lambda: lens.mid.contents, lambda: lens.mid.closure, lambda: lens.name.closure, lambda: lens.nested.missing.contents),
-    ):
+    asked = [(lens.name, name) for name in ("dref", "rref", "refpath", "syspath", "closure")]
+    asked += [(lens.mid, "contents"), (lens.mid, "closure"), (lens.nested.missing, "contents")]
+    for item, name in asked:
         with pytest.raises(Misuse) as raised:
-            ask()
+            getattr(item, name)
         assert not isinstance(raised.value, AttributeError)
 
 

@@ -8,6 +8,7 @@ import stat
 from typing import Any, Optional
 
 import pytest
+from tests.stores import check_tmp, check_usable, refuses, text_of, writes
 
 from pylightnix import (
     BuildError,
@@ -34,7 +35,6 @@ from pylightnix import (
 from pylightnix.codekey import pyobjhash
 from pylightnix.stages import command, mknode
 from pylightnix.stages.command import CommandRealizer
-from tests.stores import check_tmp, refuses, text_of, unharmed, writes
 
 
 def make(S: StorageSettings, stage: Any, *args: Any, **kwargs: Any) -> RRef:
@@ -211,7 +211,9 @@ def program(folder: pathlib.Path, text: str, name: str = "prog") -> str:
     return str(path)
 
 
-def test_program_is_found_in_the_path_of_its_environment(S: StorageSettings, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_is_found_in_the_path_of_its_environment(
+    S: StorageSettings, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program(tmp_path / "mine", "#!/bin/sh\necho mine >$out\n")
     program(tmp_path / "ours", "#!/bin/sh\necho ours >$out\n")
     (tmp_path / "mine" / "folder").mkdir()
@@ -225,7 +227,9 @@ def test_program_is_found_in_the_path_of_its_environment(S: StorageSettings, tmp
 
 def test_program_in_the_working_directory(S: StorageSettings) -> None:
     def main(r: Registry, argv0: str, path: str) -> DRef:
-        tool = command(["sh", "-c", 'printf "#!/bin/sh\\necho run >\\$out\\n" >"$0"; chmod +x "$0"', [selfref, "tool"]], outputs=["tool"], r=r)
+        tool = command(
+            ["sh", "-c", 'printf "#!/bin/sh\\necho run >\\$out\\n" >"$0"; chmod +x "$0"', [selfref, "tool"]], outputs=["tool"], r=r
+        )
         return command([argv0], {"out": [selfref, "out"], "PATH": path}, {"tool": [tool, "tool"]}, r=r)
 
     for argv0, path in (("./tool", ""), ("tool", "/bin:.")):
@@ -242,11 +246,11 @@ def test_executable_bit_is_kept(S: StorageSettings) -> None:
 
 
 def test_exit_status_and_the_end_of_the_log(S: StorageSettings) -> None:
-    with unharmed(S):
-        error = failure(S, "for i in $(seq 100); do echo line $i; done; echo last >&2; exit 3")
+    error = failure(S, "for i in $(seq 100); do echo line $i; done; echo last >&2; exit 3")
     assert error.status == "exit status 3"
     assert error.tail.splitlines() == [*(f"line {i}" for i in range(77, 101)), "last"]
     assert error.argv[:2] == ["sh", "-c"]
+    check_usable(S)
 
 
 def test_log_that_is_no_text(S: StorageSettings) -> None:
@@ -315,9 +319,10 @@ def test_what_a_program_leaves_running_is_killed(S: StorageSettings, tmp_path: p
 def test_program_is_killed_when_the_build_is_interrupted(S: StorageSettings, tmp_path: pathlib.Path) -> None:
     pids = tmp_path / "pids"
     script = 'sleep 1000 & echo $! $$ >"$pids"; kill -INT $PPID; wait'
-    with unharmed(S), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):
         shell(S, script, env={"pids": str(pids)})
     assert [is_running(int(pid)) for pid in pids.read_text().split()] == [False] * 2
+    check_usable(S)
 
 
 def test_interrupt_of_the_terminal_does_not_reach_the_program(S: StorageSettings) -> None:

@@ -39,8 +39,9 @@ def run_program(argv: Sequence[str], *, env: Mapping[str, str], cwd: str, log: s
     program = _find(argv[0], env, cwd)
     if program is None:
         raise CommandFailed(argv, "program not found", "")
-    with open(log, "ab") as output:
-        try:
+    process: Optional[subprocess.Popen[bytes]] = None
+    try:
+        with open(log, "ab") as output, _InterruptHeld():
             process = subprocess.Popen(
                 argv,
                 executable=program,
@@ -51,17 +52,48 @@ def run_program(argv: Sequence[str], *, env: Mapping[str, str], cwd: str, log: s
                 env=dict(env),
                 start_new_session=True,
             )
-        except FileNotFoundError as error:
-            raise CommandFailed(argv, "program not found", "") from error
-        except OSError as error:  # not executable, of another machine, too many arguments
-            raise CommandFailed(argv, f"no start: {error.strerror}", "") from error
-    try:
         # Without reaping: as long as the leader is a zombie, no other process can get its number.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    except OSError as error:
+        if process is not None:
+            raise
+        # Not there (it, or the interpreter it names), not executable, of another machine, too many arguments.
+        status_text = "program not found" if isinstance(error, FileNotFoundError) else f"no start: {error.strerror}"
+        raise CommandFailed(argv, status_text, "") from error
     finally:
-        status = _end(process)
+        status = _end(process) if process is not None else 0
     if status != 0:
         raise CommandFailed(argv, _status_text(status), _tail(log))
+
+
+class _InterruptHeld:
+    """Puts an interrupt (Ctrl-C) off to the end of the block.
+
+    Else it could hit between the start of a process and the moment when this one knows of it. Blocking the
+    signal would not do: the process would inherit that. Handlers are the main thread's, as interrupts are.
+    """
+
+    def __enter__(self) -> None:
+        import signal
+        import threading
+
+        self._noted = False
+        previous = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+        # An ignored signal stays ignored in the process, a handled one does not; so an ignored one is left alone.
+        self._previous = None if previous is signal.SIG_IGN else previous
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._noted = True
+
+    def __exit__(self, *error: object) -> None:
+        import signal
+
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+        if self._noted:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _find(program: str, env: Mapping[str, str], cwd: str) -> Optional[str]:

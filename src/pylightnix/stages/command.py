@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 from pylightnix.build import Build, build_config, build_path, build_wrapper
 from pylightnix.config import mkconfig
-from pylightnix.errors import CommandFailed, InvalidConfig, Misuse
+from pylightnix.errors import InvalidConfig, Misuse
 from pylightnix.matchers import match_only
 from pylightnix.refs import isdref, isrefpath, isselfpath, mkrefpath, selfref
 from pylightnix.registry import Registry, mkdrv
@@ -76,8 +76,8 @@ def _resolved(b: Build, item: Any) -> str:
 
 def command(
     argv: Sequence[Item],
-    env: Mapping[str, Item] = {},  # noqa: B006  # never changed, and part of the published signature
-    inputs: Mapping[str, Item] = {},  # noqa: B006  # as above
+    env: Mapping[str, Item] = {},  # never changed, and part of the published signature
+    inputs: Mapping[str, Item] = {},  # as above
     outputs: Sequence[str] = ("out",),
     name: str = "command",
     r: Optional[Registry] = None,

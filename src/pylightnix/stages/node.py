@@ -59,7 +59,7 @@ class NodeRealizer:
 def mknode(
     r: Optional[Registry],
     cfgdict: Mapping[str, Any],
-    artifacts: Mapping[str, bytes] = {},  # noqa: B006  # never changed, and part of the published signature
+    artifacts: Mapping[str, bytes] = {},  # never changed, and part of the published signature
     name: str = "mknode",
 ) -> DRef:
     """Register a derivation that is realized by writing `artifacts` into files.

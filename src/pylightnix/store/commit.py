@@ -37,7 +37,7 @@ from pylightnix.store.removal import make_movable
 from pylightnix.store.trash import to_trash
 from pylightnix.types import DRef, RRef
 
-__all__ = ["Attempt", "Batch", "TakenOutput", "place"]
+__all__ = ["Attempt", "Batch", "TakenOutput", "place", "seal_folder"]
 
 _log = logging.getLogger("pylightnix")
 

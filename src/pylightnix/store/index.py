@@ -7,15 +7,23 @@ Rows of realizations have a life cycle, so that a crash at any point leaves some
 
 `owner` names the process whose pending (or half-deleted) row it is. One `Index` is one connection and
 belongs to one thread. Must not know files: it never looks at a tree.
+
+SQLite keeps in the memory of a process which files it has open and locked. A forked child inherits
+that and would believe to hold locks that only its parent holds; when the parent is gone, another
+process finds nobody on the index, removes its write-ahead log, and what the child commits from then on
+is lost. So connections are closed before every fork, and opened again when they are needed.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import weakref
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Optional
+from typing import Any, Final, Optional
 
 from pylightnix.planner.messages import Candidate
 from pylightnix.types import DRef, RRef
@@ -103,58 +111,100 @@ class Index:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA foreign_keys = ON")
-        self._durable = True  # SQLite's own default, synchronous = FULL
+        self._lock = threading.RLock()  # held while the connection is in use, for a fork in another thread to wait
+        self._open_db: Optional[sqlite3.Connection] = None
+        self._durable = True
+        _indexes[id(self)] = weakref.ref(self)
+        weakref.finalize(self, _indexes.pop, id(self), None)
+        with self._lock:
+            self._db()
+
+    def _db(self) -> sqlite3.Connection:
+        if self._open_db is None:
+            db = self._open_db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            db.execute("PRAGMA foreign_keys = ON")
+            self._durable = True  # SQLite's own default, synchronous = FULL
+        return self._open_db
+
+    def _rows(self, query: str, args: Sequence[Any] = ()) -> list[Any]:
+        with self._lock:
+            return self._db().execute(query, args).fetchall()
+
+    def _row(self, query: str, args: Sequence[Any] = ()) -> Any:
+        return next(iter(self._rows(query, args)), None)
 
     def close(self) -> None:
-        """Close the connection; a transaction that is open is rolled back."""
-        self._db.close()
+        """Close the connection; a transaction that is open is rolled back. The next use opens it again."""
+        with self._lock:
+            if self._open_db is not None:
+                self._open_db.close()
+                self._open_db = None
+
+    def hold_for_fork(self) -> None:
+        """Close the connection, once no other thread uses it, and keep it so until `release_after_fork`."""
+        self._lock.acquire()
+        if self._open_db is not None and not self._open_db.in_transaction:
+            self.close()
+
+    def release_after_fork(self, in_child: bool) -> None:
+        """Allow it to be opened again, by this process."""
+        if in_child and self._open_db is not None:
+            _graveyard.append(self._open_db)
+            self._open_db = None
+        self._lock.release()
 
     # --- format -------------------------------------------------------------------------------------
 
     def format(self) -> int:
         """Return the number of the index's format, 0 for an empty file."""
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        return int(self._row("PRAGMA user_version")[0])
 
     def migrate(self) -> None:
         """Bring the index to the newest format. The caller is alone in the store."""
-        self._db.execute("PRAGMA journal_mode = WAL")
-        for number in range(self.format(), FORMAT):
-            # executescript commits first; a transaction inside the script keeps each step whole.
-            self._db.executescript(
-                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1};"
-                f" PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
-            )
+        with self._lock:
+            db = self._db()
+            db.execute("PRAGMA journal_mode = WAL")
+            for number in range(self.format(), FORMAT):
+                # executescript commits first; a transaction inside the script keeps each step whole.
+                db.executescript(
+                    f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1};"
+                    f" PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
+                )
 
     # --- transactions -------------------------------------------------------------------------------
 
     @contextmanager
     def transaction(self, *, durable: bool) -> Iterator[None]:
         """Run the block as one write transaction; when `durable`, it has reached the disk on return."""
-        if durable is not self._durable:
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._durable = durable
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+        with self._lock:
+            db = self._db()
+            if durable is not self._durable:
+                db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._durable = durable
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
 
     # --- life cycle (inside a transaction) ------------------------------------------------------------
 
     def state_of(self, rref: RRef) -> Optional[int]:
         """Return the state of a row, None if there is none."""
-        row = self._db.execute("SELECT state FROM realization WHERE rref = ?", (rref,)).fetchone()
+        row = self._row("SELECT state FROM realization WHERE rref = ?", (rref,))
         return None if row is None else int(row[0])
 
     def enter_pending(self, new: NewRealization, owner: str) -> None:
-        """Enter a realization as pending, in place of a row that is being deleted if there is one."""
-        self._db.execute("DELETE FROM realization WHERE rref = ? AND state = 2", (new.rref,))
-        cursor = self._db.execute(
+        """Enter a realization as pending, in place of a row that is not valid if there is one.
+
+        The caller holds the build lock. A pending row that it finds nevertheless was left by a process
+        that died, or by an attempt of its own that was interrupted, and nobody relies on it.
+        """
+        self._db().execute("DELETE FROM realization WHERE rref = ? AND state <> 1", (new.rref,))
+        cursor = self._db().execute(
             "INSERT INTO realization (rref, dref, context_key, state, owner, tree_hash, nar_bytes, started, stopped,"
             " builder, host, realizer_digest) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -172,30 +222,30 @@ class Index:
             ),
         )
         row_id = cursor.lastrowid
-        self._db.executemany(
+        self._db().executemany(
             "INSERT OR IGNORE INTO reference (referrer, referred, dynamic) VALUES (?, ?, ?)",
             [(row_id, rref, 0) for rref in new.references] + [(row_id, rref, 1) for rref in new.dynamic_references],
         )
 
     def note_start(self, rref: RRef, started: float) -> None:
         """Record that a realization was built again, with the same result, by a build that started then."""
-        self._db.execute("UPDATE realization SET started = max(started, ?) WHERE rref = ?", (started, rref))
+        self._db().execute("UPDATE realization SET started = max(started, ?) WHERE rref = ?", (started, rref))
 
     def make_valid(self, rrefs: Iterable[RRef]) -> int:
         """Make pending rows valid; return how many of `rrefs` are valid now."""
         listed = [(rref,) for rref in rrefs]
-        self._db.executemany("UPDATE realization SET state = 1 WHERE rref = ? AND state = 0", listed)
+        self._db().executemany("UPDATE realization SET state = 1 WHERE rref = ? AND state = 0", listed)
         return sum(self.state_of(RRef(rref)) == VALID for (rref,) in listed)
 
     def mark_lost(self, owner: str) -> list[tuple[RRef, str]]:
         """Mark all pending rows of `owner` deleted; return its deleted ones as (rref, context key)."""
-        self._db.execute("UPDATE realization SET state = 2 WHERE owner = ? AND state = 0", (owner,))
-        rows = self._db.execute("SELECT rref, context_key FROM realization WHERE owner = ? AND state = 2", (owner,))
+        self._db().execute("UPDATE realization SET state = 2 WHERE owner = ? AND state = 0", (owner,))
+        rows = self._rows("SELECT rref, context_key FROM realization WHERE owner = ? AND state = 2", (owner,))
         return [(RRef(rref), key) for rref, key in rows]
 
     def demote(self, rref: RRef, owner: str) -> None:
         """Mark a row deleted whatever its state, as `owner`'s to finish."""
-        self._db.execute("UPDATE realization SET state = 2, owner = ? WHERE rref = ?", (owner, rref))
+        self._db().execute("UPDATE realization SET state = 2, owner = ? WHERE rref = ?", (owner, rref))
 
     def is_deleted(self, rref: RRef) -> bool:
         """Tell whether the row is marked deleted (and still there)."""
@@ -203,38 +253,43 @@ class Index:
 
     def forget_deleted(self, rref: RRef) -> None:
         """Drop the row of a realization whose deletion is finished."""
-        self._db.execute("DELETE FROM realization WHERE rref = ? AND state = 2", (rref,))
+        self._db().execute("DELETE FROM realization WHERE rref = ? AND state = 2", (rref,))
 
     # --- queries ------------------------------------------------------------------------------------
 
-    def candidates(self, dref: DRef, context_key: str, owner: str) -> list[Candidate]:
-        """Return the realizations that a matcher of `owner` may see: valid ones, and its own pending ones."""
-        rows = self._db.execute(
-            "SELECT rref, started FROM realization WHERE dref = ? AND context_key = ?"
-            " AND (state = 1 OR (state = 0 AND owner = ?)) ORDER BY rref",
-            (dref, context_key, owner),
+    def candidates(self, dref: DRef, context_key: str, in_place: Container[RRef]) -> list[Candidate]:
+        """Return the realizations that a matcher may see, sorted: valid ones, and pending ones that are `in_place`."""
+        rows = self._rows(
+            "SELECT rref, started, state FROM realization WHERE dref = ? AND context_key = ? AND state <> 2 ORDER BY rref",
+            (dref, context_key),
         )
-        return [Candidate(RRef(rref), started) for rref, started in rows]
+        return [Candidate(RRef(rref), started) for rref, started, state in rows if state == VALID or rref in in_place]
 
     def pending_of_others(self, dref: DRef, context_key: str, owner: str) -> list[tuple[RRef, str]]:
         """Return the pending realizations of a (derivation, context) that others entered, with their owners."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT rref, owner FROM realization WHERE dref = ? AND context_key = ? AND state = 0 AND owner <> ?",
             (dref, context_key, owner),
         )
         return [(RRef(rref), other) for rref, other in rows]
 
     def pending_below(self, rrefs: Sequence[RRef]) -> list[RRef]:
-        """Return `rrefs` and every pending realization that they depend on at any distance."""
+        """Return `rrefs` and every pending realization that they depend on at any distance.
+
+        Other pending realizations of the same derivation, context and owner are among them: outputs of one
+        attempt become valid together.
+        """
         found = dict.fromkeys(rrefs)
         stack = list(rrefs)
         while stack:
-            rows = self._db.execute(
-                "SELECT below.rref FROM realization AS above JOIN reference ON referrer = above.id"
-                " JOIN realization AS below ON below.rref = referred WHERE above.rref = ? AND below.state = 0",
+            rows = self._rows(
+                "SELECT other.rref FROM realization AS above JOIN reference ON referrer = above.id"
+                " JOIN realization AS below ON below.rref = referred"
+                " JOIN realization AS other ON other.dref = below.dref AND other.context_key = below.context_key"
+                " AND other.owner = below.owner WHERE above.rref = ? AND below.state = 0 AND other.state = 0",
                 (stack.pop(),),
             )
-            for (rref,) in rows.fetchall():
+            for (rref,) in rows:
                 if rref not in found:
                     found[RRef(rref)] = None
                     stack.append(RRef(rref))
@@ -242,7 +297,7 @@ class Index:
 
     def owners_in_flight(self) -> list[str]:
         """Return the owners that have pending or half-deleted rows."""
-        return [owner for (owner,) in self._db.execute("SELECT DISTINCT owner FROM realization WHERE state <> 1")]
+        return [owner for (owner,) in self._rows("SELECT DISTINCT owner FROM realization WHERE state <> 1")]
 
     def valid_rrefs(self, dref: Optional[DRef] = None, context_key: Optional[str] = None) -> list[RRef]:
         """Return valid realizations, sorted: all, of one derivation, or of one derivation and context."""
@@ -251,27 +306,58 @@ class Index:
             query, args = f"{query} AND dref = ?", [str(dref)]
         if context_key is not None:
             query, args = f"{query} AND context_key = ?", [*args, context_key]
-        return [RRef(rref) for (rref,) in self._db.execute(f"{query} ORDER BY rref", args)]
+        return [RRef(rref) for (rref,) in self._rows(f"{query} ORDER BY rref", args)]
 
     def starts(self, rrefs: Iterable[RRef]) -> dict[RRef, float]:
         """Return when the latest build of each of these realizations started."""
         found = {}
         for rref in rrefs:
-            row = self._db.execute("SELECT started FROM realization WHERE rref = ?", (rref,)).fetchone()
+            row = self._row("SELECT started FROM realization WHERE rref = ?", (rref,))
             if row is not None:
                 found[rref] = float(row[0])
         return found
 
     def info(self, rref: RRef) -> Optional[RealizationInfo]:
         """Return the row of a valid realization, None if there is none."""
-        row = self._db.execute(
+        row = self._row(
             "SELECT rref, dref, tree_hash, nar_bytes, started, stopped, builder, host, realizer_digest"
             " FROM realization WHERE rref = ? AND state = 1",
             (rref,),
-        ).fetchone()
+        )
         return None if row is None else RealizationInfo(RRef(row[0]), DRef(row[1]), *row[2:])
 
     def referred(self) -> set[RRef]:
         """Return every realization that a valid one depends on."""
-        rows = self._db.execute("SELECT DISTINCT referred FROM reference JOIN realization ON id = referrer WHERE state = 1")
+        rows = self._rows("SELECT DISTINCT referred FROM reference JOIN realization ON id = referrer WHERE state = 1")
         return {RRef(rref) for (rref,) in rows}
+
+
+# --- forks ------------------------------------------------------------------------------------------
+
+_indexes: dict[int, weakref.ref[Index]] = {}
+"""Every index of this process, whichever thread's."""
+_forking: Final = threading.RLock()
+_held: list[Index] = []
+_graveyard: list[sqlite3.Connection] = []
+"""What a parent had in a transaction when it forked. SQLite forbids the child to use it, or to close it."""
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    while missing := [index for ref in list(_indexes.values()) if (index := ref()) is not None and index not in _held]:
+        for index in missing:
+            index.hold_for_fork()
+            _held.append(index)
+
+
+def _after_fork(in_child: bool) -> None:
+    while _held:
+        _held.pop().release_after_fork(in_child)
+    _forking.release()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=lambda: _after_fork(in_child=False),
+    after_in_child=lambda: _after_fork(in_child=True),
+)

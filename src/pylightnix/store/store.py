@@ -15,7 +15,7 @@ from pylightnix.context import context_key
 from pylightnix.errors import StoreBusy, StoreTooNew
 from pylightnix.planner.messages import Candidate
 from pylightnix.store.access import check_access, translated_errors, user_name
-from pylightnix.store.commit import Attempt, Batch, TakenOutput, place
+from pylightnix.store.commit import Attempt, Batch, TakenOutput, place, seal_folder
 from pylightnix.store.durability import sync_file_system
 from pylightnix.store.index import FORMAT, Index
 from pylightnix.store.layout import StoreLayout
@@ -44,11 +44,12 @@ class Store:
     def candidates(self, dref: DRef, context: Mapping[DRef, Sequence[RRef]]) -> list[Candidate]:
         """Return the realizations of `dref` whose direct dependencies are `context`, sorted by reference.
 
-        Those that this process has put in place and not made durable yet are among them. A row whose
-        folder is gone (removed by hand) is not offered, so that it is built again.
+        Those that this process has put in place and not made durable yet are among them, but only while
+        they are in its batch: what an interrupt or a failed flush left pending is not offered. A row
+        whose folder is gone (removed by hand) is not offered either, so that it is built again.
         """
         with translated_errors(self.layout, f"looking up realizations of {dref}"):
-            found = self.index.candidates(dref, context_key(context), self.owner.id)
+            found = self.index.candidates(dref, context_key(context), self.batch.pending)
             return [c for c in found if os.path.isdir(self.layout.realization(c.rref))]
 
     @contextmanager
@@ -74,6 +75,8 @@ class Store:
         rrefs = self.index.pending_below([rref for rref, _ in others])
         # Whoever has the build lock finds everything in place that was entered under it, and below it.
         if rrefs and all(os.path.isdir(self.layout.realization(rref)) for rref in rrefs):
+            for rref in rrefs:
+                seal_folder(self.layout.realization(rref))  # its builder may have been killed just before it did
             sync_file_system(self.layout.storage)
             with self.index.transaction(durable=True):
                 self.index.make_valid(rrefs)
@@ -140,13 +143,10 @@ class _PerThread(threading.local):
 
 _thread = _PerThread()
 _batches: dict[str, Batch] = {}
-_graveyard: list[object] = []
-"""Connections of a parent process. SQLite forbids to use or close them in a forked child."""
 
 
 def _forget_after_fork() -> None:
     global _thread  # noqa: PLW0603  # state of the process, which is a new one
-    _graveyard.append(_thread.indexes)
     _thread = _PerThread()
     _batches.clear()
 

@@ -1,0 +1,220 @@
+"""What the matchers made here pick, as pure functions of the candidates, and that they are values."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from typing import Any, Optional
+
+import pytest
+
+from pylightnix.errors import AmbiguousMatch, InvalidReference, Misuse
+from pylightnix.matchers import (
+    BuiltinMatcher,
+    exact,
+    match,
+    match_all,
+    match_exact,
+    match_latest,
+    match_only,
+    match_some,
+    output_matcher,
+    texthash,
+)
+from pylightnix.planner.messages import Candidate
+from pylightnix.refs import mkrref
+from pylightnix.storage import mkSS
+from pylightnix.types import Matcher, Output, RRef, StorageSettings
+
+S = mkSS("/nowhere")  # neither picks nor keys of one's own look at the store
+R1, R2, R3, R4 = RREFS = [mkrref(digit * 32, "d" * 32, "name") for digit in "1234"]
+# R2 and R3 were started at the same time.
+STARTS = {R1: 40.0, R2: 30.0, R3: 30.0, R4: 10.0}
+
+
+def offered(*rrefs: RRef) -> list[Candidate]:
+    return [Candidate(rref, STARTS[rref]) for rref in rrefs]
+
+
+def pick(matcher: Matcher, *rrefs: RRef) -> Optional[list[RRef]]:
+    """Let `matcher` pick from the candidates in every order; the choice must not depend on it."""
+    assert isinstance(matcher, BuiltinMatcher)
+    answers = [matcher.pick(offered(*some)) for some in itertools.permutations(rrefs)]
+    chosen = {None if answer is None else tuple(sorted(answer)) for answer in answers}
+    assert len(chosen) == 1
+    [choice] = chosen
+    return None if choice is None else list(choice)
+
+
+# --- picks ------------------------------------------------------------------------------------------
+
+
+def test_match_only() -> None:
+    assert pick(match_only()) is None
+    assert pick(match_only(), R2) == [R2]
+    with pytest.raises(
+        AmbiguousMatch, match=rf"match_only\(\) on dref:{'d' * 32}-name: expected at most one realization, found 2"
+    ) as caught:
+        pick(match_only(), R1, R2)
+    assert isinstance(caught.value, AssertionError)
+    assert caught.value.rrefs == [R1, R2]
+
+
+def test_match_latest() -> None:
+    assert pick(match_latest()) is None
+    assert pick(match_latest(), *RREFS) == [R1]
+    assert pick(match_latest(), R2, R4) == [R2]
+    assert pick(match_latest(3), *RREFS) == [R1, R2, R3]
+    assert pick(match_latest(4), *RREFS) == RREFS
+
+
+def test_match_latest_breaks_ties_by_the_text() -> None:
+    assert pick(match_latest(), R2, R3) == [R3]
+    assert pick(match_latest(2), *RREFS) == [R1, R3]
+
+
+def test_fewer_than_wanted_demands_a_build() -> None:
+    for matcher in (match_latest(3), match_some(3)):
+        assert pick(matcher) is None
+        assert pick(matcher, R1, R2) is None
+        assert pick(matcher, R1, R2, R3) == [R1, R2, R3]
+
+
+def test_wanting_none_never_matches() -> None:
+    for matcher in (match_latest(0), match_some(0)):
+        assert pick(matcher) is None
+        assert pick(matcher, *RREFS) is None
+    assert match_some(0, key=texthash())(S, RREFS) is None
+
+
+@pytest.mark.parametrize("n", [-1, True, 1.0, "1", None])
+def test_a_number_of_realizations_is_a_number(n: Any) -> None:
+    with pytest.raises(Misuse, match="match_latest expects how many realizations to take, 0 or more"):
+        match_latest(n)
+    with pytest.raises(Misuse, match="match_some expects"):
+        match_some(n)
+    with pytest.raises(Misuse, match="match_some expects"):
+        match_some(n, key=texthash())
+
+
+def test_match_some_takes_the_greatest_texts() -> None:
+    assert pick(match_some(), *RREFS) == [R4]
+    assert pick(match_some(2), *RREFS) == [R3, R4]
+
+
+def test_match_exact() -> None:
+    assert pick(match_exact([R3, R1]), *RREFS) == [R1, R3]
+    assert pick(match_exact([R1, R1]), R1, R2) == [R1]
+    assert pick(match_exact([R3, R1]), R1, R2) is None
+    assert pick(match_exact([])) is None
+    assert pick(match_exact([]), R1) is None
+    for wrong in ("text", None, ["x"]):
+        with pytest.raises(InvalidReference):
+            match_exact([R1, wrong])  # type: ignore[list-item]  # what is refused
+
+
+def test_match_all() -> None:
+    assert pick(match_all) is None
+    assert pick(match_all, *RREFS) == RREFS
+
+
+# --- matchers with a key of one's own ---------------------------------------------------------------
+
+
+def score(S: StorageSettings, rref: RRef) -> Optional[int]:
+    return {R1: 5, R2: 7, R3: 7}.get(rref)
+
+
+def test_match_some_with_a_key_drops_what_has_none() -> None:
+    assert match_some(1, key=score)(S, RREFS) == [R3], "ties go to the greater text"
+    assert match_some(3, key=score)(S, RREFS) == [R3, R2, R1]
+    assert match_some(4, key=score)(S, RREFS) is None, "R4 takes no part"
+    assert match_some(1, key=score)(S, [R4]) is None
+    assert match_some(1, key=score)(S, []) is None
+    assert match_some(1, key=lambda S, rref: 0)(S, [R1, R2]) == [R2]
+
+
+def test_keys_order_the_same_whatever_the_order_of_candidates() -> None:
+    answers = [match_some(2, key=score)(S, list(rrefs)) for rrefs in itertools.permutations(RREFS)]
+    assert answers == [[R3, R2]] * 24
+
+
+def test_keys_may_be_texts() -> None:
+    assert match_some(2, key=texthash())(S, RREFS) == [R4, R3]
+    assert match_some(1, key=lambda S, rref: "é" if rref == R1 else "z")(S, RREFS) == [R1]
+
+
+def test_match_trims_and_goes_on() -> None:
+    assert match(score, lambda rrefs: rrefs)(S, RREFS) == [R3, R2, R1]
+    assert match(score, lambda rrefs: None)(S, RREFS) is None
+    assert match(score, lambda rrefs: [])(S, RREFS) == [], "without another matcher the answer stands"
+    asked: list[list[RRef]] = []
+
+    def last(S: StorageSettings, rrefs: list[RRef]) -> list[RRef]:
+        asked.append(rrefs)
+        return rrefs[-1:]
+
+    assert match(score, lambda rrefs: rrefs[:2], last)(S, RREFS) == [R2]
+    assert match(score, lambda rrefs: [], last)(S, RREFS) is None
+    assert match(score, lambda rrefs: None, last)(S, RREFS) is None
+    assert asked == [[R3, R2]]
+
+
+def test_the_key_exact() -> None:
+    key = exact([R2])
+    assert [key(S, rref) for rref in RREFS] == [None, 1, None, None]
+    assert match_some(1, key=key)(S, RREFS) == [R2]
+
+
+def test_output_matcher() -> None:
+    def first(S: StorageSettings, output: Output[RRef]) -> Optional[Output[RRef]]:
+        return Output(output.val[:1]) if output.val else None
+
+    assert output_matcher(first)(S, RREFS) == [R1]
+    assert output_matcher(first)(S, []) is None
+
+
+# --- matchers are values ----------------------------------------------------------------------------
+
+DISTINCT: list[Matcher] = [
+    match_only(),
+    match_all,
+    *(match_latest(n) for n in range(3)),
+    *(match_some(n) for n in range(3)),
+    match_exact([]),
+    match_exact([R1]),
+    match_exact([R1, R2]),
+    match_some(1, key=score),
+]
+AGAIN: list[Matcher] = [
+    match_only(),
+    match_all,
+    *(match_latest(n) for n in range(3)),
+    *(match_some(n) for n in range(3)),
+    match_exact([]),
+    match_exact([R1, R1]),
+    match_exact([R2, R1]),
+    match_some(1, key=score),
+]
+
+
+def test_equal_exactly_when_made_of_the_same() -> None:
+    for i, one in enumerate(DISTINCT):
+        for j, other in enumerate(AGAIN):
+            assert (one == other) == (i == j)
+    assert len({*DISTINCT, *AGAIN}) == len(DISTINCT)
+
+
+@pytest.mark.parametrize("matcher", DISTINCT, ids=repr)
+def test_they_survive_pickling(matcher: Matcher) -> None:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(matcher, protocol)) == matcher
+
+
+def test_equal_matchers_pickle_to_equal_bytes() -> None:
+    for one, other in zip(DISTINCT, AGAIN, strict=True):
+        assert pickle.dumps(one) == pickle.dumps(other)
+
+
+def test_they_say_what_they_are() -> None:
+    assert repr(match_latest(2)) == "_MatchLatest(n=2)"
