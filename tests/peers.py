@@ -92,7 +92,7 @@ def _live(body: Callable[[Line], object], mine: socket.socket, theirs: socket.so
         mine.close()
         body(Line(theirs))
         status = 0
-    except BaseException:
-        traceback.print_exc()
     finally:
-        os._exit(status)
+        if status:
+            traceback.print_exc()
+        os._exit(status)  # whatever happened: a forked child must not go on in its parent's code

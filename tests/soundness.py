@@ -17,8 +17,7 @@ from pylightnix.storage import store_layout
 from pylightnix.store.derivations import read_config
 from pylightnix.store.index import VALID
 from pylightnix.store.layout import CONFIG_FILE, CONTEXT_FILE, METADATA_NAMES, StoreLayout
-from pylightnix.store.locks import close_lock_file
-from pylightnix.store.owner import is_owner_name, lock_owner_folder
+from pylightnix.store.owner import is_dead, is_owner_name
 
 UNIT_FILE = "unit.txt"
 """In an output of an attempt that leaves several: `<name of the attempt> <number of its outputs>`."""
@@ -45,8 +44,9 @@ def rows(S: StorageSettings) -> dict[RRef, Row]:
         for referrer, referred in db.execute("SELECT referrer, referred FROM reference"):
             references.setdefault(referrer, set()).add(RRef(referred))
         found = {}
-        for row_id, rref, *facts in db.execute("SELECT id, rref, state, owner, dref, context_key, tree_hash FROM realization"):
-            found[RRef(rref)] = Row(*facts, references=frozenset(references.get(row_id, ())))
+        query = "SELECT id, rref, state, owner, dref, context_key, tree_hash FROM realization"
+        for row_id, rref, state, owner, dref, key, digest in db.execute(query):
+            found[RRef(rref)] = Row(state, owner, DRef(dref), key, digest, frozenset(references.get(row_id, ())))
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert db.execute("PRAGMA foreign_key_check").fetchall() == []
         return found
@@ -126,10 +126,7 @@ def _check_tmp(layout: StoreLayout) -> None:
         path = f"{layout.tmp}/{name}"
         assert is_owner_name(name), name
         assert not os.listdir(path), f"{path}: {os.listdir(path)}"
-        if not name.startswith(f"{os.getpid()}-"):
-            fd = lock_owner_folder(path)
-            if fd is not None:
-                close_lock_file(fd)
-                dead.append(name)
+        if not name.startswith(f"{os.getpid()}-") and is_dead(layout, name):
+            dead.append(name)
     # A forked child ends without exit handlers, so the last one's folder is there until the next one comes.
     assert len(dead) <= 1, dead

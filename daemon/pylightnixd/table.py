@@ -129,6 +129,12 @@ class BuildTable:
         """How many builds wait for slots."""
         return sum(entry.state is BuildState.queued for entry in self._entries.values())
 
+    def could_start(self) -> bool:
+        """Tell whether a build waits although there is room for it."""
+        waiting = [entry for entry in self._entries.values() if entry.state is BuildState.queued]
+        first = min(waiting, key=lambda entry: (-entry.path_seconds, entry.order), default=None)
+        return first is not None and self.busy + first.cpus <= self.slots
+
     def deadline(self) -> Optional[float]:
         """Return when `actions` has something to do even if nothing happens, None for never."""
         times = [self._entries[build].unwanted_since for build in self._unwanted]

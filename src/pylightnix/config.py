@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from pylightnix.errors import InvalidConfig
+from pylightnix.errors import InvalidConfig, shown
 from pylightnix.refs import assert_valid_name, isdref, isrref, isselfpath
 from pylightnix.types import DRef, Hash, Name, RefPath
 
@@ -49,7 +49,12 @@ class Config:
         return f"{type(self).__name__}({self.val!r})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Config) and type(self) is type(other) and self.val == other.val
+        if not isinstance(other, Config) or type(self) is not type(other):
+            return False
+        try:
+            return canonical_bytes(self.val) == canonical_bytes(other.val)  # as their references are: 1 is not True, NaN is NaN
+        except (TypeError, ValueError, RecursionError):
+            return self.val == other.val  # not checked by mkconfig yet
 
     __hash__ = None  # type: ignore[assignment]  # mutable, as programs expect
 
@@ -66,7 +71,7 @@ class ConfigAttrs:
 
 
 def _key_path(where: str, key: str) -> str:
-    return f"{where}.{key}" if key.isidentifier() else f"{where}[{key!r}]"
+    return f"{where}.{key}" if key.isidentifier() else f"{where}[{shown(key)}]"
 
 
 def _json_text(value: str, where: str) -> str:
@@ -177,7 +182,7 @@ def _explain(value: Any, where: str, depth: int = 0) -> None:
         for i, item in enumerate(value):
             _explain(item, f"{where}[{i}]", depth + 1)
     else:
-        raise InvalidConfig(where, f"{value!r:.80} is a {type(value).__name__}, which JSON cannot hold", _advice(value))
+        raise InvalidConfig(where, f"{shown(value)} is a {type(value).__name__}, which JSON cannot hold", _advice(value))
 
 
 def _checked_copy(value: Any) -> Any:
@@ -211,7 +216,7 @@ def mkconfig(d: dict[str, Any]) -> Config:
         InvalidName: the item ``name`` cannot stand in a reference.
     """
     if not isinstance(d, dict):
-        raise InvalidConfig("config", f"{d!r:.80} is a {type(d).__name__}", "a config is a dict")
+        raise InvalidConfig("config", f"{shown(d)} is a {type(d).__name__}", "a config is a dict")
     if "r" in d and type(d["r"]).__name__ == "Registry":
         d = {key: value for key, value in d.items() if key != "r"}
     config = Config.__new__(Config)
@@ -223,7 +228,7 @@ def mkconfig(d: dict[str, Any]) -> Config:
 def assert_valid_config(c: Config) -> Config:
     """Return `c` if it is a valid config; raise what `mkconfig` raises otherwise."""
     if not isinstance(c, Config):
-        raise InvalidConfig("config", f"{c!r:.80} is a {type(c).__name__}", "make one with mkconfig({…})")
+        raise InvalidConfig("config", f"{shown(c)} is a {type(c).__name__}", "make one with mkconfig({…})")
     _checked_copy(c.val)
     assert_valid_name(cfgname(c))
     return c

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from pylightnix.config import canonical_bytes, readable_text
 from pylightnix.errors import InvalidReference, Misuse
-from pylightnix.refs import assert_valid_dref, assert_valid_rref
+from pylightnix.refs import assert_valid_dref, assert_valid_rref, rref2dref
 from pylightnix.types import Context, DRef, HashPart, RRef
 
 __all__ = [
@@ -85,8 +85,11 @@ def _parse_mapping(value: Any) -> dict[DRef, list[RRef]]:
         assert_valid_dref(dref)
         if not isinstance(rrefs, list):
             raise InvalidReference(rrefs, f"a list of realizations of {dref}")
+        if not rrefs:
+            raise InvalidReference(rrefs, f"one or more realizations of {dref}")
         for rref in rrefs:
-            assert_valid_rref(rref)
+            if rref2dref(rref) != dref:
+                raise InvalidReference(rref, f"a realization of {dref}")
         result[DRef(dref)] = [RRef(rref) for rref in rrefs]
     return result
 
@@ -103,13 +106,15 @@ class LazyContext(dict[DRef, Optional[list[RRef]]]):
         self._transitive: Optional[Callable[[], Mapping[DRef, Sequence[RRef]]]] = transitive
 
     def _fill(self) -> None:
-        compute, self._transitive = self._transitive, None
+        compute = self._transitive
         if compute is not None:
-            direct = dict(super().items())
-            for dref, rrefs in sorted(compute().items()):
-                direct.setdefault(dref, list(rrefs))
+            found = dict(super().items())
+            for dref, rrefs in compute().items():
+                found.setdefault(dref, list(rrefs))
             super().clear()
-            super().update(sorted(direct.items()))
+            super().update(sorted(found.items()))
+            # Only now, for the computation may raise, and another thread may read meanwhile.
+            self._transitive = None
 
     def __missing__(self, dref: DRef) -> Optional[list[RRef]]:
         if self._transitive is None:
@@ -149,6 +154,26 @@ class LazyContext(dict[DRef, Optional[list[RRef]]]):
     def items(self) -> Any:
         self._fill()
         return super().items()
+
+    def __delitem__(self, dref: DRef) -> None:
+        self._fill()
+        super().__delitem__(dref)
+
+    def setdefault(self, dref: DRef, default: Any = None) -> Any:
+        self._fill()
+        return super().setdefault(dref, default)
+
+    def pop(self, *args: Any) -> Any:
+        self._fill()
+        return super().pop(*args)
+
+    def popitem(self) -> Any:
+        self._fill()
+        return super().popitem()
+
+    def clear(self) -> None:
+        self._fill()
+        super().clear()
 
     def copy(self) -> dict[DRef, Optional[list[RRef]]]:
         self._fill()

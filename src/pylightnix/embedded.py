@@ -210,7 +210,7 @@ class _Driver:
         self._store.flush()
         if self._store.batch.losses != self._losses and self._store.batch.lost is not None:
             # Another thread's flush lost what this one had put in place.
-            return CommitFailed(self._store.batch.lost)
+            return CommitFailed(self._store.batch.lost, self._store.lost_among(self._plan.matched_rrefs()))
         return Committed()
 
     def _settings(self, folder: Optional[str]) -> StorageSettings:

@@ -56,6 +56,15 @@ def _revive(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, An
     return error
 
 
+def shown(value: object, limit: int = 80) -> str:
+    """Return how an error shows a value of a caller's: its repr, cut, or its type where that raises."""
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001  # a method of a user's object
+        return f"<a {type(value).__name__} whose repr raises {type(error).__name__}>"
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
 class PylightnixException(Exception):
     """The base of every error that this package raises on purpose."""
 
@@ -85,7 +94,7 @@ class InvalidReference(Misuse):
 
     def __init__(self, found: object, expected: str) -> None:
         self.found, self.expected = found, expected
-        super().__init__(f"expected {expected}, found {found!r}")
+        super().__init__(f"expected {expected}, found {shown(found, 400)}")
 
 
 class InvalidName(Misuse):

@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path as FsPath
 from types import FrameType
 from typing import Any
@@ -92,12 +93,12 @@ def test_trivial_stages_beside_a_bare_loop(tmp_path: FsPath) -> None:
     settings = _store(tmp_path / "store")
     rows = []
     for count in (1_000, 10_000):
-        bare = _seconds(lambda count=count: _bare_loop(tmp_path / f"bare-{count}", count))
+        bare = _seconds(partial(_bare_loop, tmp_path / f"bare-{count}", count))
         steps = {}
         for run in ("cold", "warm"):
-            steps[f"{run} instantiate"] = _seconds(lambda count=count: _closure(count, settings))
+            steps[f"{run} instantiate"] = _seconds(partial(_closure, count, settings))
             closure = _closure(count, settings)
-            steps[f"{run} realize"] = _seconds(lambda closure=closure: realize(closure))
+            steps[f"{run} realize"] = _seconds(partial(realize, closure))
         rows.append((count, bare, steps))
     print()
     for count, bare, steps in rows:
@@ -129,9 +130,9 @@ def test_no_step_is_quadratic(tmp_path: FsPath) -> None:
     for size in (200, 800):
         settings = _store(tmp_path / f"store-{size}")
         for run in ("cold", "warm"):
-            counts.setdefault(f"{run} instantiate", []).append(_calls(lambda size=size, S=settings: _closure(size, S)))
+            counts.setdefault(f"{run} instantiate", []).append(_calls(partial(_closure, size, settings)))
             closure = _closure(size, settings)
-            counts.setdefault(f"{run} realize", []).append(_calls(lambda closure=closure: realize(closure)))
+            counts.setdefault(f"{run} realize", []).append(_calls(partial(realize, closure)))
     for what, (small, large) in counts.items():
         # Four times the stages: 4 is linear, 16 quadratic; the order costs a logarithm.
         assert large <= 5 * small, f"{what}: {small} calls for 200 stages, {large} for 800"

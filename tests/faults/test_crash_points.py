@@ -20,7 +20,7 @@ from pylightnix.query import allrrefs
 from pylightnix.storage import store_layout
 from pylightnix.store import faults
 
-OCCURRENCES = (1, 3)
+OCCURRENCES = (1, 2, 4)
 LEFTOVERS = (("before_pending", 1), ("after_pending", 2), ("before_valid", 1), ("after_rename", 4))
 """Deaths before the one that is tested; the last leaves rows of some derivations and none of others."""
 

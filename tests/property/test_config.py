@@ -74,7 +74,7 @@ def reordered(value: Any, data: st.DataObject) -> Any:
 # --- canonical bytes --------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(config_dicts(scalars))
 def test_canonical_bytes_parse_to_the_value(value: dict[str, Any]) -> None:
     config = mkconfig(value)
@@ -88,7 +88,7 @@ def test_canonical_bytes_parse_to_the_value(value: dict[str, Any]) -> None:
     assert assert_valid_config(config) is config
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(config_dicts(scalars), st.data())
 def test_the_order_of_keys_does_not_matter(value: dict[str, Any], data: st.DataObject) -> None:
     assert canonical_bytes(mkconfig(reordered(value, data)).val) == canonical_bytes(mkconfig(value).val)
@@ -97,7 +97,7 @@ def test_the_order_of_keys_does_not_matter(value: dict[str, Any], data: st.DataO
 alike = st.sampled_from([0, 0.0, -0.0, False, 1, 1.0, True, "1", "", None, "null", float("nan"), "NaN", float("inf"), 10**20, 1e20])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(nested(alike), nested(alike))
 @example(1, True)
 @example(1, 1.0)
@@ -111,7 +111,7 @@ def test_equal_bytes_mean_equal_values_and_the_reverse(one: Any, other: Any) -> 
     assert (canonical_bytes({"v": one}) == canonical_bytes({"v": other})) == (typed(one) == typed(other))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(config_dicts(scalars))
 def test_a_config_shares_nothing_with_what_it_was_made_of(value: dict[str, Any]) -> None:
     config = mkconfig(value)
@@ -198,7 +198,7 @@ def spelt(path: list[Step]) -> str:
     )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(st.sampled_from(BAD), paths, nested(scalars))
 def test_what_json_cannot_hold_is_refused_with_its_path(bad: tuple[Callable[[], Any], str], path: list[Step], beside: Any) -> None:
     make, message = bad
@@ -211,7 +211,7 @@ def test_what_json_cannot_hold_is_refused_with_its_path(bad: tuple[Callable[[], 
     str(caught.value).encode()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.sampled_from(BAD_KEYS), paths, nested(scalars))
 def test_keys_that_are_no_text_are_refused_with_their_path(bad: tuple[Any, str], path: list[Step], beside: Any) -> None:
     key, message = bad
@@ -221,7 +221,7 @@ def test_keys_that_are_no_text_are_refused_with_their_path(bad: tuple[Any, str],
     assert message in str(caught.value)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(paths, nested(scalars))
 def test_keys_with_a_lone_surrogate_are_refused_with_their_path(path: list[Step], beside: Any) -> None:
     with pytest.raises(InvalidConfig) as caught:
@@ -231,7 +231,7 @@ def test_keys_with_a_lone_surrogate_are_refused_with_their_path(path: list[Step]
     str(caught.value).encode()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.integers(1, 3), st.booleans())
 def test_what_holds_itself_is_refused(width: int, as_dict: bool) -> None:
     loop: Any = {} if as_dict else []
@@ -261,7 +261,7 @@ def leaves_of(value: Any) -> list[Any]:
     return [value]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(config_dicts(texts | st.builds(lambda d: [d, "file"], drefs)), st.lists(drefs, max_size=2))
 def test_dependencies_are_the_drefs_that_stand_as_values(value: dict[str, Any], as_keys: list[DRef]) -> None:
     value |= dict.fromkeys(as_keys, 1)
@@ -271,7 +271,7 @@ def test_dependencies_are_the_drefs_that_stand_as_values(value: dict[str, Any], 
     assert all(type(dep) is DRef for dep in cfgdeps(config))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(config_dicts(drefs | scalars), rrefs, paths)
 def test_an_rref_is_refused_with_its_path(value: dict[str, Any], rref: str, path: list[Step]) -> None:
     assert_rref_deps(mkconfig(value))
@@ -284,7 +284,7 @@ def test_an_rref_is_refused_with_its_path(value: dict[str, Any], rref: str, path
 self_paths = st.lists(st.sampled_from(["a", "b", "", "dir"]), max_size=3).map(lambda items: [selfref, *items])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(config_dicts(texts | self_paths), drefs)
 def test_self_paths_are_found_and_resolved(value: dict[str, Any], dref: DRef) -> None:
     config = mkconfig(value)

@@ -53,7 +53,7 @@ def shuffled(context: Direct, data: st.DataObject) -> Direct:
 # --- stored forms -----------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(contexts(), contexts(), st.data())
 def test_what_is_written_is_read_back(deps: Direct, dynamic: Direct, data: st.DataObject) -> None:
     text = context_file_text(shuffled(deps, data), shuffled(dynamic, data))
@@ -66,7 +66,7 @@ def test_what_is_written_is_read_back(deps: Direct, dynamic: Direct, data: st.Da
         assert_valid_context({**part})
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(contexts(), contexts(), st.data())
 def test_keys_and_hashes_stand_for_the_content_alone(one: Direct, other: Direct, data: st.DataObject) -> None:
     tree = "0" * 64
@@ -77,7 +77,7 @@ def test_keys_and_hashes_stand_for_the_content_alone(one: Direct, other: Direct,
     assert realization_hash("1" * 64, one, other) != realization_hash(tree, one, other)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(contexts())
 def test_the_key_is_the_hash_of_the_canonical_form(deps: Direct) -> None:
     canonical = json.dumps(deps, sort_keys=True, separators=(",", ":")).encode()
@@ -85,7 +85,7 @@ def test_the_key_is_the_hash_of_the_canonical_form(deps: Direct) -> None:
     assert context_serialize({**deps}).encode() == canonical
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(contexts(), st.data())
 def test_contexts_are_compared_and_added_to_in_any_order(context: Direct, data: st.DataObject) -> None:
     grown = mkcontext()
@@ -177,7 +177,7 @@ def _updated(target: Context, context: Context) -> Context:
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(make=lazies())
 def test_reading_a_lazy_context_is_reading_the_dict_it_stands_for(read: Callable[[Context], Any], make: Callable[[], Lazy]) -> None:
     one = make()
@@ -190,7 +190,7 @@ def test_reading_a_lazy_context_is_reading_the_dict_it_stands_for(read: Callable
     assert one.computed <= 1
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(make=lazies())
 def test_two_lazy_contexts_are_equal_however_little_was_read(make: Callable[[], Lazy]) -> None:
     one, other = make(), make()
@@ -201,7 +201,7 @@ def test_two_lazy_contexts_are_equal_however_little_was_read(make: Callable[[], 
         hash(one.lazy)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(make=lazies(), data=st.data())
 def test_any_sequence_of_reads(make: Callable[[], Lazy], data: st.DataObject) -> None:
     one = make()
@@ -210,7 +210,7 @@ def test_any_sequence_of_reads(make: Callable[[], Lazy], data: st.DataObject) ->
     assert one.computed <= 1
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(make=lazies())
 def test_direct_dependencies_are_answered_without_the_computation(make: Callable[[], Lazy]) -> None:
     one = make()
@@ -226,7 +226,7 @@ def test_direct_dependencies_are_answered_without_the_computation(make: Callable
     assert one.computed == 1
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(make=lazies())
 def test_lists_are_the_readers_own(make: Callable[[], Lazy]) -> None:
     one = make()

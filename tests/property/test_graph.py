@@ -53,7 +53,7 @@ def greedy(targets: list[str], graph: Graph) -> list[str]:
     return order
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(graph=graphs(acyclic=True), data=st.data())
 def test_the_order_is_that_of_the_greedy_choice(graph: Graph, data: st.DataObject) -> None:
     targets = data.draw(targets_of(graph))
@@ -64,7 +64,7 @@ def test_the_order_is_that_of_the_greedy_choice(graph: Graph, data: st.DataObjec
         assert set(graph[node]) <= set(order[:i])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(graph=graphs(acyclic=True), data=st.data())
 def test_an_order_that_serves_is_kept(graph: Graph, data: st.DataObject) -> None:
     order = dependency_order(list(graph), graph)
@@ -74,7 +74,7 @@ def test_an_order_that_serves_is_kept(graph: Graph, data: st.DataObject) -> None
     assert dependency_order(targets, sorted_graph) == [node for node in order if node in needed]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(graph=graphs(), data=st.data())
 def test_the_order_of_targets_and_of_dependencies_does_not_matter(graph: Graph, data: st.DataObject) -> None:
     targets = data.draw(targets_of(graph))
@@ -83,7 +83,7 @@ def test_the_order_of_targets_and_of_dependencies_does_not_matter(graph: Graph, 
     assert outcome(targets, graph) == outcome(other_targets, shuffled)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(graph=graphs(), data=st.data())
 def test_the_order_of_keys_changes_neither_content_nor_circle(graph: Graph, data: st.DataObject) -> None:
     targets = data.draw(targets_of(graph))
@@ -100,7 +100,7 @@ def outcome(targets: list[str], graph: Graph) -> tuple[str, list[str]]:
         return "circle", error.path
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(graph=graphs(), data=st.data())
 def test_a_circle_is_found_exactly_when_there_is_one(graph: Graph, data: st.DataObject) -> None:
     targets = data.draw(targets_of(graph))
@@ -119,14 +119,14 @@ def check_circle(path: list[str], graph: Graph) -> None:
         assert following in graph[node]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(graph=graphs(least=1))
 def test_find_cycle_among_nodes_that_all_have_a_dependency_there(graph: Graph) -> None:
     check_circle(find_cycle(list(graph), graph), graph)
     assert find_cycle(list(graph), graph) == find_cycle(list(graph)[::-1], graph)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(graph=graphs(acyclic=True), data=st.data())
 def test_a_needed_node_without_an_entry_is_a_key_error(graph: Graph, data: st.DataObject) -> None:
     missing = data.draw(st.sampled_from(list(graph)))

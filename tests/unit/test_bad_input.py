@@ -245,12 +245,12 @@ def test_a_store_and_a_registry_on_another(S: StorageSettings, tmp_path: FsPath)
     other = new_store(tmp_path / "other")
     with unharmed(S):
         with pytest.raises(InvalidStorage) as caught:
-            instantiate(lambda r: stage(r), S=other, r=mkregistry(S))
+            instantiate(stage, S=other, r=mkregistry(S))
         check_error(caught.value, InvalidStorage, "invalid-storage", 2, str(tmp_path / "other"), str(tmp_path / "store"), "one of them")
 
 
 def test_a_store_and_a_registry_that_mean_the_same(S: StorageSettings) -> None:
-    assert realize1(instantiate(lambda r: stage(r), S=mkSS(f"{S.root}/"), r=mkregistry(S)))
+    assert realize1(instantiate(stage, S=mkSS(f"{S.root}/"), r=mkregistry(S)))
 
 
 # --- closures -----------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_a_closure_made_by_hand_with_a_made_up_derivation(S: StorageSettings) ->
 
 
 def test_a_closure_with_a_target_that_is_not_in_it(S: StorageSettings) -> None:
-    result, closure = instantiate(lambda r: stage(r), S=S)
+    result, closure = instantiate(stage, S=S)
     other = DRef(f"dref:{'0' * 32}-other")
     with unharmed(S):
         with pytest.raises(ForeignDerivation) as caught:
@@ -308,7 +308,7 @@ def test_an_empty_closure(S: StorageSettings) -> None:
 
 @pytest.mark.parametrize("force", ["dref:", None, 1, {"a": 1}, lambda: True])
 def test_a_force_rebuild_of_another_type(S: StorageSettings, force: Any) -> None:
-    closure = instantiate(lambda r: stage(r), S=S)
+    closure = instantiate(stage, S=S)
     with unharmed(S):
         with pytest.raises(Misuse) as caught:
             realize(closure, force_rebuild=force)

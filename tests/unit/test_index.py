@@ -225,9 +225,13 @@ def test_info_is_of_valid_rows_only(index: Index) -> None:
 
 
 def test_a_block_that_raises_leaves_nothing(index: Index) -> None:
-    with pytest.raises(KeyboardInterrupt), index.transaction(durable=False):
-        index.enter_pending(new(A), "me")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with index.transaction(durable=False):
+            index.enter_pending(new(A), "me")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert states(index, A) == [None]
     enter(index, new(A))
 

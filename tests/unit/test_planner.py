@@ -59,6 +59,7 @@ class World:
     broken: dict[str, Exception] = field(default_factory=dict)
     delivered_by_others: dict[str, list[RRef]] = field(default_factory=dict)
     commit_error: Optional[Exception] = None
+    lost: Optional[set[RRef]] = None
     store: dict[str, list[RRef]] = field(default_factory=dict)
     builds: list[str] = field(default_factory=list)
     facts: int = 0
@@ -92,7 +93,7 @@ class World:
         if isinstance(action, StartBuild):
             return self._build(action)
         assert isinstance(action, Commit)
-        return Committed() if self.commit_error is None else CommitFailed(self.commit_error)
+        return Committed() if self.commit_error is None else CommitFailed(self.commit_error, self.lost)
 
     def _candidates(self, action: FindCandidates | StartBuild) -> list[Candidate]:
         return [Candidate(rref, 0.0) for rref in sorted(self.store.get(_place(action), []))]
@@ -270,7 +271,7 @@ def test_a_matcher_that_refuses_what_was_built_fails() -> None:
         ({rref("a", 1)}, "answered {"),
         (True, "answered True;"),
         (0, "answered 0;"),
-        ("x" * 1000, "answered 'x{199};"),
+        ("x" * 1000, "answered 'x{199}…;"),
     ],
 )
 def test_an_answer_that_is_no_choice_among_the_offered_fails(answer: Any, problem: str) -> None:
@@ -433,6 +434,17 @@ def test_what_others_delivered_may_not_do_and_is_built_after_all() -> None:
     assert (outcome.built, outcome.joined) == ([A], [])
 
 
+def test_a_build_that_others_caused_is_joined_and_no_second_one_is_asked_for() -> None:
+    plan = World({"a": []}).plan(forced=[A])
+    made = Candidate(rref("a", 1), 0.0)
+    assert plan.start() == [StartBuild(A, {}, None)]
+    assert plan.handle(Built(A, joined=True)) == [FindCandidates(A, {})]
+    plan.handle(CandidatesFound(A, [made]))
+    assert plan.handle(MatcherAnswered(A, [made.rref])) == [Commit()]
+    plan.handle(Committed())
+    assert (plan.outcome().joined, plan.outcome().built) == ([A], [])
+
+
 # --- the commit -------------------------------------------------------------------------------------
 
 
@@ -464,6 +476,17 @@ def test_a_failed_commit_after_a_failed_build() -> None:
     assert outcome.failed == [(B, broken), (A, full), (C, full)]
     assert outcome.skipped == [(D, B)]
     assert outcome.matched == {}
+
+
+def test_a_failed_commit_takes_what_the_driver_names_though_others_built_it() -> None:
+    world = World({"a": [], "b": ["a"], "c": [], "d": ["c"]})
+    world.realize()
+    # Another thread of the process had put a in place, and it was found here before it was durable.
+    world.commit_error, world.lost = OSError("disk full"), {rref("a", 1)}
+    outcome = world.realize(forced=[C])
+    assert outcome.failed == [(A, world.commit_error), (B, world.commit_error)]
+    assert outcome.built == [C], "what was durable already is not lost"
+    assert outcome.reused == [D]
 
 
 # --- misuse by drivers ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path as FsPath
 from typing import Any
 
 import pytest
-from tests.stores import Numbered, check_error, new_store, output, stage, writes
+from tests.stores import Numbered, check_error, new_store, stage, writes
 
 from pylightnix import (
     AmbiguousMatch,
@@ -101,8 +101,8 @@ def small(S: StorageSettings) -> Small:
         middle = stage(r, "middle", path=[leaf, "out.txt"], promise={"file": [selfref, "out.txt"]})
         return [leaf, middle, stage(r, "top", below=[middle], number=7), stage(r, "lone")]
 
-    drefs, _, context = realize(instantiate(main, S=S))
-    return Small(S, *drefs, context)
+    (leaf, middle, top, lone), _, context = realize(instantiate(main, S=S))
+    return Small(S, leaf, middle, top, lone, context)
 
 
 # --- paths --------------------------------------------------------------------------------------------
@@ -124,7 +124,9 @@ def test_paths_are_textual(tmp_path: FsPath) -> None:
 
 
 @pytest.mark.parametrize("call", [dref2path, drefcfgpath, rref2path, drefcfg_, drefrrefs, rrefctx, rrefdata])
-@pytest.mark.parametrize("text", ["", "text", "dref:x", f"dref:{DIGITS}", f"rref:{DIGITS}-x", f"dref:{DIGITS}-x/../y", f"dref:{DIGITS}-x\n"])
+@pytest.mark.parametrize(
+    "text", ["", "text", "dref:x", f"dref:{DIGITS}", f"rref:{DIGITS}-x", f"dref:{DIGITS}-x/../y", f"dref:{DIGITS}-x\n"]
+)
 def test_what_is_no_reference(S: StorageSettings, call: Callable[[Any, StorageSettings], Any], text: str) -> None:
     with pytest.raises(InvalidReference) as caught:
         call(text, S)
@@ -280,12 +282,12 @@ def test_everything_in_a_store(small: Small) -> None:
 
 
 def test_an_empty_store(S: StorageSettings) -> None:
-    assert list(alldrefs(S)) == list(allrrefs(S)) == []
-    assert rootdrefs(S) == rootrrefs(S) == drefrrefs(UNKNOWN, S) == set()
+    assert (list(alldrefs(S)), list(allrrefs(S))) == ([], [])
+    assert (rootdrefs(S), rootrrefs(S), drefrrefs(UNKNOWN, S)) == (set(), set(), set())
 
 
 def test_a_registered_derivation_has_no_realizations_yet(S: StorageSettings) -> None:
-    dref = instantiate(lambda r: stage(r), S=S)[0]
+    dref = instantiate(stage, S=S)[0]
     assert list(alldrefs(S)) == [dref]
     assert rootdrefs(S) == {dref}
     assert drefrrefs(dref, S) == rootrrefs(S) == set()
@@ -351,5 +353,4 @@ def test_two_realizations_are_one_too_many_for_match_only(S: StorageSettings) ->
         realize(closure, force_rebuild=True)
     with pytest.raises(AmbiguousMatch):
         realize(instantiate(lambda r: stage(r, matcher=match_only()), S=S))
-    assert output is not None
     assert drefrrefs(closure[0], S) == set(allrrefs(S))

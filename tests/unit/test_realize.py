@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path as FsPath
 from typing import Any, Optional
 
@@ -230,8 +231,8 @@ def test_matchers_see_the_store(S: StorageSettings) -> None:
 def test_several_outputs(S: StorageSettings, matcher: Matcher, count: int) -> None:
     outputs = [{"out.txt": str(number)} for number in range(3)]
 
-    def main(r: Registry, realizer: Realizer = writes(*outputs)) -> DRef:
-        return stage(r, realizer=realizer, matcher=matcher)
+    def main(r: Registry, realizer: Optional[Realizer] = None) -> DRef:
+        return stage(r, realizer=realizer or writes(*outputs), matcher=matcher)
 
     closure = instantiate(main, S=S)
     rrefs = realizeMany(closure)
@@ -294,7 +295,7 @@ ANSWERS: list[tuple[Callable[[list[RRef]], Any], str]] = [
     (lambda rrefs: [RRef("rref:made-up")], "answered 'rref:made-up', which it was not offered"),
     (lambda rrefs: [[]], "answered [], which it was not offered"),
     (lambda rrefs: [None], "answered None, which it was not offered"),
-    (lambda rrefs: iter(rrefs), "answered <list_iterator"),
+    (iter, "answered <list_iterator"),
 ]
 
 
@@ -305,7 +306,7 @@ def test_answers_that_are_none(S: StorageSettings, answer: Callable[[list[RRef]]
         odd = stage(r, "odd", matcher=lambda S, rrefs: answer(rrefs), realizer=refuses)
         return odd if as_target else stage(r, "above", below=odd)
 
-    result, closure = instantiate(main, S=S)
+    _, closure = instantiate(main, S=S)
     with unharmed(S):
         with pytest.raises(InvalidMatch) as caught:
             realize(closure)
@@ -342,6 +343,7 @@ def test_forcing_the_targets(S: StorageSettings) -> None:
     assert first != second
     assert realize1(closure) == second, "the last build counts"
     assert rrefctx(first, S) == rrefctx(second, S)
+    nothing: Any
     for nothing in (False, [], ()):
         realize1(closure, force_rebuild=nothing)
     assert len(above.runs) == 2
@@ -641,8 +643,9 @@ def test_instantiating_is_pure(S: StorageSettings) -> None:
         assert again == first
     assert list(allrrefs(S)) == []
     assert closure.targets == list(first.values())
-    assert instantiate(lambda r: mkdrv(mkconfig({"b": 2, "a": 1}), match_latest(), refuses, r), S=S)[0] == (
-        instantiate(lambda r: mkdrv(mkconfig({"a": 1, "b": 2}), match_latest(), refuses, r), S=S)[0]
+    assert (
+        instantiate(lambda r: mkdrv(mkconfig({"b": 2, "a": 1}), match_latest(), refuses, r), S=S)[0]
+        == (instantiate(lambda r: mkdrv(mkconfig({"a": 1, "b": 2}), match_latest(), refuses, r), S=S)[0])
     )
 
 
@@ -726,16 +729,16 @@ def test_current_contexts_end_where_they_began(S: StorageSettings, tmp_path: FsP
     with current_registry(r) as yielded:
         assert yielded is r
         assert (tlregistry(), tlstorage()) == (r, S)
-        with pytest.raises(ZeroDivisionError), current_storage(other) as settings:
+        with pytest.raises(ZeroDivisionError), current_storage(other) as settings:  # noqa: PT012  # what is undone is looked at inside
             assert settings is other
             assert tlstorage() == other
             raise ZeroDivisionError
         assert tlstorage() == S
-        with pytest.raises(ZeroDivisionError), current_registry(Registry(other)):
+        with pytest.raises(ZeroDivisionError), current_registry(Registry(other)):  # noqa: PT012  # as above
             assert tlstorage() == other
             raise ZeroDivisionError
         assert (tlregistry(), tlstorage()) == (r, S)
-        assert instantiate(lambda r: stage(r))[1].S == S
+        assert instantiate(stage)[1].S == S
     assert (tlregistry(), tlstorage()) == (None, None)
 
 
@@ -748,7 +751,7 @@ def test_setting_the_current_storage_and_registry(S: StorageSettings, tmp_path: 
     assert setstorage(None) == S
     setregistry(r)
     assert tlstorage() == S, "the store of the current registry"
-    assert realize1(instantiate(lambda r: stage(r)))
+    assert realize1(instantiate(stage))
 
 
 def test_a_current_registry_is_the_one_that_stages_register_in(S: StorageSettings) -> None:
@@ -760,7 +763,7 @@ def test_a_current_registry_is_the_one_that_stages_register_in(S: StorageSetting
 
 def test_the_current_registry_and_another_store(S: StorageSettings, tmp_path: FsPath) -> None:
     with current_registry(mkregistry(S)), pytest.raises(InvalidStorage):
-        instantiate(lambda r: stage(r), S=new_store(tmp_path / "other"))
+        instantiate(stage, S=new_store(tmp_path / "other"))
 
 
 @pytest.mark.usefixtures("defaults")
@@ -859,7 +862,7 @@ def test_two_threads_on_one_store(S: StorageSettings) -> None:
     def work(name: str) -> None:
         start.wait()
         for number in range(5):
-            found[f"{name}{number}"] = realize1(instantiate(lambda r, number=number: chain(r, 3 + number, owner=name), S=S))  # type: ignore[misc]  # mypy cannot infer the bound lambda
+            found[f"{name}{number}"] = realize1(instantiate(chain, S=S, length=3 + number, owner=name))
 
     run_threads(lambda: work("left"), lambda: work("right"))
     assert len(found) == 10
@@ -901,22 +904,9 @@ def test_two_threads_that_are_the_first_in_a_store(tmp_path: FsPath) -> None:
 
 
 def run_threads(*functions: Callable[[], object]) -> None:
-    errors: list[BaseException] = []
-
-    def run(function: Callable[[], object]) -> None:
-        try:
-            function()
-        except BaseException as error:  # noqa: BLE001  # told by the main thread
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(len(functions)) as pool:
+        for future in [pool.submit(function) for function in functions]:
+            future.result(60)
 
 
 # --- without asserts ----------------------------------------------------------------------------------

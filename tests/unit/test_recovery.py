@@ -18,9 +18,10 @@ from pylightnix.embedded import realize_closure
 from pylightnix.query import allrrefs
 from pylightnix.storage import store_layout
 from pylightnix.store import faults
-from pylightnix.store.index import FORMAT
+from pylightnix.store.index import FORMAT, Index
 from pylightnix.store.locks import build_key, close_lock_file, shared_lock, try_build_lock
-from pylightnix.store.owner import lock_owner_folder
+from pylightnix.store.owner import lock_dead_owner
+from pylightnix.store.recovery import finish_deletions
 from pylightnix.store.store import open_store
 
 NOBODY = "1-0123456789ab"
@@ -198,7 +199,7 @@ def test_a_row_is_left_while_somebody_builds_the_same(S: StorageSettings) -> Non
 def test_what_another_is_about_to_recover_can_be_built_meanwhile(S: StorageSettings, point: str) -> None:
     """A sweeper locks the folders of the dead first, and may be busy removing one of them for long."""
     dead = die_at(S, point)
-    fd = lock_owner_folder(f"{store_layout(S).tmp}/{dead}")
+    fd = lock_dead_owner(store_layout(S), dead)
     assert fd is not None
     try:
         rref = in_child(lambda: build(S))
@@ -206,6 +207,21 @@ def test_what_another_is_about_to_recover_can_be_built_meanwhile(S: StorageSetti
     finally:
         close_lock_file(fd)
     assert recover(S) == [rref]
+    check_sound(S, [rref])
+
+
+def test_what_was_built_anew_since_it_was_marked_stays(S: StorageSettings) -> None:
+    """Between marking a row and getting its build lock, a builder may have made the very same again."""
+    rref = in_child(lambda: build(S))
+    layout = store_layout(S)
+
+    def body(line: Line) -> None:
+        index = Index(layout.index)
+        finish_deletions(layout, index, [(rref, context_key({}))])
+
+    with Peer(body) as peer:
+        peer.end()
+    recover(S)
     check_sound(S, [rref])
 
 
@@ -225,7 +241,7 @@ def test_a_builder_that_finds_a_dead_one_s_realization_makes_its_own(S: StorageS
     with Peer(body) as peer:
         peer.expect("in place")
         with open_store(store_layout(S)) as store:  # recovers while the other is alive
-            dref = instantiate(lambda r: stage(r), S=S)[0]
+            dref = instantiate(stage, S=S)[0]
             peer.kill()
             with store.build_lock(dref, {}, lambda: None) as waited:
                 assert not waited
@@ -351,7 +367,5 @@ def test_a_store_that_is_busy_is_not_migrated_behind_others_backs(S: StorageSett
 def test_matchers_see_nothing_of_the_dead(S: StorageSettings) -> None:
     die_at(S, "before_valid")
     numbered = Numbered()
-    outcome = in_child(
-        lambda: realize_closure(instantiate(lambda r: stage(r, realizer=numbered, matcher=match_latest()), S=S)[1]).built
-    )
+    outcome = in_child(lambda: realize_closure(instantiate(lambda r: stage(r, realizer=numbered, matcher=match_latest()), S=S)[1]).built)
     assert len(outcome) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, TypeAlias, Union
 
@@ -62,6 +62,8 @@ class Built:
     """The outputs of `dref` are in place; candidates now include them."""
 
     dref: DRef
+    joined: bool = False
+    """Whether the build was caused by somebody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,11 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class CommitFailed:
-    """What was built by this plan and is not durable yet is lost."""
+    """Realizations that were in place, and not durable yet, are lost."""
 
     error: BaseException
+    lost: Optional[Collection[RRef]] = None
+    """Which of the matched ones; None for all that this plan built. What is above them fails with them."""
 
 
 Fact: TypeAlias = Union[CandidatesFound, MatcherAnswered, Built, Failed, Committed, CommitFailed]

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
-from pylightnix.errors import InvalidMatch, MatcherRefused, NotRealized
+from pylightnix.errors import InvalidMatch, MatcherRefused, NotRealized, shown
 from pylightnix.events import PlanStep, StepKind
 from pylightnix.planner.messages import (
     Action,
@@ -80,6 +80,8 @@ class _Node:
     built: bool = False
     joined: bool = False
     matched: Optional[list[RRef]] = None
+    would_build: bool = False
+    """In a dry run: it is this one that would be built, not something below it."""
     reason: str = ""
 
 
@@ -159,7 +161,7 @@ class Plan:
         elif isinstance(fact, MatcherAnswered):
             self._on_answer(self._expect(fact, NodeState.matching), fact.answer, actions)
         elif isinstance(fact, Built):
-            self._on_built(self._expect(fact, NodeState.building), actions)
+            self._on_built(self._expect(fact, NodeState.building), fact.joined, actions)
         elif isinstance(fact, Failed):
             self._fail(self._expect(fact, NodeState.matching, NodeState.building), fact.error)
         elif isinstance(fact, (Committed, CommitFailed)):
@@ -180,6 +182,10 @@ class Plan:
         """Return where `dref` is on its way."""
         return self._nodes[dref].state
 
+    def matched_rrefs(self) -> set[RRef]:
+        """Return every realization that was matched so far."""
+        return {rref for node in self._nodes.values() for rref in node.matched or ()}
+
     def transitive(self, dref: DRef) -> dict[DRef, list[RRef]]:
         """Return what was matched for everything below `dref`. All of it must be settled."""
         found: dict[DRef, list[RRef]] = {}
@@ -189,7 +195,7 @@ class Plan:
             if node.dref not in found:
                 if node.matched is None:
                     raise AssertionError(f"BUG: {node.dref} is {node.state.value}, below {dref}")
-                found[node.dref] = node.matched
+                found[node.dref] = list(node.matched)
                 stack.extend(node.deps)
         return found
 
@@ -216,7 +222,7 @@ class Plan:
             matched = self._nodes[dep].matched
             if matched is None:
                 raise AssertionError(f"BUG: {node.dref} starts before {dep} is settled")
-            context[dep] = matched
+            context[dep] = list(matched)
         return context
 
     def _begin(self, node: _Node, actions: list[Action]) -> None:
@@ -256,6 +262,7 @@ class Plan:
     def _want_build(self, node: _Node, reason: str, actions: list[Action]) -> None:
         node.reason = reason
         if self._dry_run:
+            node.would_build = True
             self._set(node, NodeState.unknown)
             for above in self._above(node):
                 above.reason = f"depends on {node.dref}, which would be built"
@@ -269,8 +276,8 @@ class Plan:
             known = None if node.dref in self._forced else node.candidates
             actions.append(StartBuild(node.dref, self._context(node), known))
 
-    def _on_built(self, node: _Node, actions: list[Action]) -> None:
-        node.built = True
+    def _on_built(self, node: _Node, joined: bool, actions: list[Action]) -> None:
+        node.built, node.joined = True, joined
         self._set(node, NodeState.finding)
         actions.append(FindCandidates(node.dref, self._context(node)))
 
@@ -305,7 +312,8 @@ class Plan:
         self._phase = "finished"
         if isinstance(fact, CommitFailed):
             for node in self._nodes.values():
-                lost = node.built or any(self._nodes[dep].state is NodeState.failed for dep in node.deps)
+                gone = node.built if fact.lost is None else any(rref in fact.lost for rref in node.matched or ())
+                lost = gone or any(self._nodes[dep].state is NodeState.failed for dep in node.deps)
                 if lost and node.state is NodeState.settled:
                     node.matched = None
                     self._failed.append((node.dref, fact.error))
@@ -328,9 +336,9 @@ class Plan:
         nodes = list(self._nodes.values())
         settled = [node for node in nodes if node.state is NodeState.settled]
         return PlanOutcome(
-            matched={node.dref: node.matched for node in settled if node.matched is not None},
-            built=[node.dref for node in settled if node.built],
-            joined=[node.dref for node in settled if node.joined and not node.built],
+            matched={node.dref: list(node.matched) for node in settled if node.matched is not None},
+            built=[node.dref for node in settled if node.built and not node.joined],
+            joined=[node.dref for node in settled if node.joined],
             reused=[node.dref for node in settled if not node.built and not node.joined],
             failed=list(self._failed),
             skipped=[(node.dref, self._skipped[node.dref]) for node in nodes if node.dref in self._skipped],
@@ -345,11 +353,12 @@ class Plan:
             (self._busy != sum(n.state in _BUSY for n in nodes.values()), "busy count"),
             (self._phase != "running" and self._busy > 0, "committing while busy"),
         ]
+        _report(problems, "the plan")
         for node in nodes.values():
             unsettled = sum(nodes[dep].matched is None for dep in node.deps)
             below = {nodes[dep].state for dep in node.deps}
             started = node.state in _BUSY or node.state is NodeState.settled
-            problems += [
+            problems = [
                 ((node.matched is not None) != (node.state is NodeState.settled), "matched but not settled, or the reverse"),
                 (self._phase == "running" and node.waits_for != unsettled, "count of awaited dependencies"),
                 (self._phase == "running" and started and unsettled > 0, "started before its dependencies"),
@@ -357,25 +366,28 @@ class Plan:
                 (node.built and self._dry_run, "built in a dry run"),
                 (node.built and node.dref in self._assert_realized, "built against assert_realized"),
             ]
-            for wrong, what in problems:
-                if wrong:
-                    raise AssertionError(f"BUG: {what}: {node}")
-            problems = []
+            _report(problems, str(node.dref))
+
+
+def _report(problems: list[tuple[bool, str]], where: str) -> None:
+    for wrong, what in problems:
+        if wrong:
+            raise AssertionError(f"BUG: {what}: {where}")
 
 
 def _step(node: _Node) -> PlanStep:
     if node.state is NodeState.settled:
         return PlanStep(node.dref, StepKind.reuse, f"{len(node.matched or ())} of {len(node.candidates)} realizations match")
-    if node.state is NodeState.unknown and not node.reason.startswith("depends on"):
+    if node.state is NodeState.unknown and node.would_build:
         return PlanStep(node.dref, StepKind.build, node.reason)
     return PlanStep(node.dref, StepKind.unknown, node.reason or node.state.value)
 
 
 def _problem_of_answer(answer: Any, candidates: Sequence[Candidate]) -> Optional[str]:
     if not isinstance(answer, (list, tuple)):
-        return f"answered {answer!r:.200}"
+        return f"answered {shown(answer, 200)}"
     if not answer:
         return f"answered an empty list when offered {len(candidates)} realizations"
     offered = {candidate.rref for candidate in candidates}
     strange = [rref for rref in answer if not isinstance(rref, str) or rref not in offered]
-    return f"answered {strange[0]!r:.200}, which it was not offered" if strange else None
+    return f"answered {shown(strange[0], 200)}, which it was not offered" if strange else None

@@ -50,7 +50,7 @@ def store_error(layout: StoreLayout, doing: str, error: OSError | sqlite3.Error)
 
 def _index_error(layout: StoreLayout, doing: str, error: sqlite3.Error) -> StoreError:
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    if code == sqlite3.SQLITE_FULL or (code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and _is_full(layout.state)):
         return StoreFull(layout.index, doing)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
         return StoreReadOnly(layout.state, f"{error} ({layout.index}) while {doing}")
@@ -61,6 +61,15 @@ def _index_error(layout: StoreLayout, doing: str, error: sqlite3.Error) -> Store
             layout.index, f"not a sound index ({error})", "restore it from a backup, or move the whole store aside and build anew"
         )
     return StoreIOError(layout.index, doing, str(error))
+
+
+def _is_full(folder: str) -> bool:
+    """Tell whether no file can be made or grow there: SQLite does not say why it could not make one of its own."""
+    try:
+        info = os.statvfs(folder)
+    except OSError:
+        return False
+    return info.f_bavail * info.f_frsize < 1 << 16 or (info.f_files > 0 and info.f_favail == 0)
 
 
 @contextmanager
@@ -84,16 +93,19 @@ def check_access(layout: StoreLayout) -> None:
     """
     try:
         info = os.stat(layout.state)
-        os.stat(layout.storage)
-        os.stat(layout.tmp)
-    except FileNotFoundError as error:
+        _check_owner(layout, info.st_uid)  # first: what others may not enter must not be taken for missing
+        devices = {os.stat(folder).st_dev for folder in (layout.storage, layout.tmp)}
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InvalidStorage(
             f"expected a store at {layout.storage}, found nothing at {error.filename}; "
             "make one with fsinit(…), or check --store and PYLIGHTNIX_ROOT"
         ) from error
     except PermissionError as error:
         raise StoreReadOnly(layout.state, f"{error.strerror} at {error.filename}") from error
-    _check_owner(layout, info.st_uid)
+    if len(devices) > 1:
+        raise InvalidStorage(
+            f"{layout.storage} and {layout.tmp} are on different devices; outputs are renamed from one to the other, so put both on one"
+        )
 
 
 def _check_owner(layout: StoreLayout, uid: int) -> None:
@@ -104,9 +116,10 @@ def _check_owner(layout: StoreLayout, uid: int) -> None:
 def make_folders(layout: StoreLayout) -> None:
     """Make the folders of a store where they are missing. Idempotent."""
     with translated_errors(layout, "making the store's folders"):
-        for folder in (layout.state, layout.storage, layout.tmp):
-            os.makedirs(folder, exist_ok=True)
+        os.makedirs(layout.state, exist_ok=True)
         _check_owner(layout, os.stat(layout.state).st_uid)
+        for folder in (layout.storage, layout.tmp):
+            os.makedirs(folder, exist_ok=True)
         os.makedirs(layout.trash, 0o700, exist_ok=True)
 
 
@@ -131,6 +144,7 @@ def wipe_store(layout: StoreLayout) -> None:
                 layout.tmp,
                 layout.trash,
                 layout.failed,
+                layout.owners,
             ):
                 remove_tree(path)
 

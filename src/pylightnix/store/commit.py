@@ -80,6 +80,9 @@ class Batch:
     """Realization -> number of its files."""
     at_stake_seconds: float = 0.0
     lock: threading.RLock = field(default_factory=threading.RLock)
+    """Held while anything here changes."""
+    flushing: threading.RLock = field(default_factory=threading.RLock)
+    """Held for a whole flush: who waits for it finds what it had put in place durable, or lost."""
     durability: Durability = field(default_factory=Durability)
     lost: Optional[StoreError] = None
     """Why the last flush failed; what was in it is gone."""
@@ -91,31 +94,38 @@ class Batch:
         return self.at_stake_seconds >= BATCH_SECONDS or len(self.pending) >= BATCH_COUNT
 
     def flush(self, index: Index, owner: Owner) -> None:
-        """Make everything in the batch durable and valid.
+        """Make everything durable and valid that was in place when this was called.
 
         Raises:
-            StoreError: it could not be done; nothing of the batch is in the store any more.
+            StoreError: it could not be done; nothing that was pending is in the store any more, what was
+                put in place meanwhile included, for it may rest on what was lost.
         """
-        with self.lock:
-            if not self.pending:
+        with self.flushing:
+            # What is put in place while this batch is on its way to the disk belongs to the next one.
+            with self.lock:
+                batch = dict(self.pending)
+                self.at_stake_seconds = 0.0
+            if not batch:
                 return
             try:
-                self._sync()
+                self._sync(batch)
                 reach("before_valid")
                 with index.transaction(durable=True):
-                    valid = index.make_valid(self.pending)
-                if valid != len(self.pending):
-                    raise AssertionError(f"BUG: {len(self.pending) - valid} pending rows vanished under their owner")
+                    valid = index.make_valid(batch)
+                if valid != len(batch):
+                    raise AssertionError(f"BUG: {len(batch) - valid} pending rows vanished under their owner")
                 reach("after_valid")
             except (OSError, sqlite3.Error) as error:
-                self._lose(index, owner, error)
-            self.pending.clear()
-            self.at_stake_seconds = 0.0
+                with self.lock:
+                    self._lose(index, owner, error)
+            with self.lock:
+                for rref in batch:
+                    self.pending.pop(rref, None)
 
-    def _sync(self) -> None:
-        trees = [self.layout.realization(rref) for rref in self.pending]
+    def _sync(self, batch: Mapping[RRef, int]) -> None:
+        trees = [self.layout.realization(rref) for rref in batch]
         started = time.monotonic()
-        by_file = self.durability.by_file(sum(self.pending.values()), started)
+        by_file = self.durability.by_file(sum(batch.values()), started)
         reach("before_sync")
         if by_file:
             sync_trees(trees, self.layout.storage)
@@ -162,6 +172,7 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
         _write_context(output.path, text)
     with batch.lock:
         with index.transaction(durable=False):
+            _check_references(layout, index, batch, attempt)
             for rref in list(new):
                 if _is_kept(layout, index, owner, batch, rref):
                     index.note_start(rref, attempt.started)
@@ -179,6 +190,16 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
         batch.pending.update({rref: output.files + 3 for rref, output in new.items()})
         batch.at_stake_seconds += attempt.stopped - attempt.started
     return list(dict.fromkeys(rrefs))
+
+
+def _check_references(layout: StoreLayout, index: Index, batch: Batch, attempt: Attempt) -> None:
+    """Refuse what was built on realizations that a failed commit, of another thread perhaps, has lost since."""
+    for rrefs in attempt.context.values():
+        for rref in rrefs:
+            if index.state_of(rref) != VALID and rref not in batch.pending:
+                raise batch.lost or StoreIOError(
+                    layout.realization(rref), f"building {attempt.dref} on it", "it is not in the store any more"
+                )
 
 
 def _abandon(layout: StoreLayout, index: Index, owner: Owner, rrefs: Iterable[RRef]) -> None:
@@ -230,7 +251,9 @@ def _write_context(folder: str, text: bytes) -> None:
     fd = os.open(f"{folder}/{CONTEXT_FILE}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444)
     try:
         os.fchmod(fd, 0o444)
-        os.write(fd, text)
+        view = memoryview(text)
+        while view:  # a disk that is nearly full takes a part
+            view = view[os.write(fd, view) :]
     finally:
         os.close(fd)
     reach("context_written")

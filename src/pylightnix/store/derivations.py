@@ -10,14 +10,19 @@ import errno
 import hashlib
 import json
 import os
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Optional
 
 from pylightnix.config import Config, canonical_bytes, cfgname, readable_text
-from pylightnix.errors import InvalidStorage, MissingDerivation, PylightnixException, StoreCorrupt, StoreIOError
+from pylightnix.errors import MissingDerivation, PylightnixException, StoreCorrupt, StoreIOError
 from pylightnix.refs import mkdref
 from pylightnix.store.faults import reach
 from pylightnix.store.layout import CONFIG_FILE, StoreLayout
+from pylightnix.store.removal import remove_tree
 from pylightnix.types import DRef, HashPart
+
+if TYPE_CHECKING:
+    from pylightnix.store.owner import Owner
 
 __all__ = ["derivation_ref", "read_canonical", "read_config", "write_derivation"]
 
@@ -40,49 +45,60 @@ def _parse(data: bytes) -> tuple[bytes, Any]:
 
 def _is_intact(path: str, canonical: bytes) -> bool:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        data = os.read(fd, 2 * len(canonical) + 65536)
-        return _parse(data)[0] == canonical
+        with open(path, "rb", buffering=0, opener=_open_no_link) as file:
+            return _parse(file.readall())[0] == canonical
     except (OSError, ValueError):
         return False
-    finally:
-        os.close(fd)
 
 
-def write_derivation(layout: StoreLayout, dref: DRef, canonical: bytes, value: dict[str, Any]) -> bool:
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def write_derivation(layout: StoreLayout, dref: DRef, canonical: bytes, value: dict[str, Any], owner: Optional[Owner] = None) -> bool:
     """Make sure that the derivation's folder is there and right; tell whether anything was written.
+
+    Args:
+        layout: the store.
+        dref: what `derivation_ref` gives for `canonical`.
+        canonical: the canonical config.
+        value: the same, parsed.
+        owner: whose folder to write in. For those who hold the store's lock already; without it the lock
+            is taken for this write.
 
     Raises:
         InvalidStorage: the store was never made.
         StoreReadOnly, StoreForeign, StoreFull, StoreBusy, StoreIOError: it cannot be written.
     """
     folder = layout.derivation(dref)
-    config = f"{folder}/{CONFIG_FILE}"
-    if _is_intact(config, canonical):
+    if _is_intact(f"{folder}/{CONFIG_FILE}", canonical):
         return False
-    if not os.path.isdir(layout.storage):
-        raise InvalidStorage(
-            f"expected a store at {layout.storage}, found none; make one with fsinit(…), or check --store and PYLIGHTNIX_ROOT"
-        )
     from pylightnix.store.access import translated_errors, write_access
 
-    with write_access(layout) as owner, translated_errors(layout, f"writing the derivation {dref}"):
-        draft = owner.make_folder()
-        _write_file(f"{draft}/{CONFIG_FILE}", readable_text(value).encode("utf-8"))
-        os.chmod(draft, 0o755)
+    access = nullcontext(owner) if owner is not None else write_access(layout)
+    with access as writer, translated_errors(layout, f"writing the derivation {dref}"):
+        draft = writer.make_folder()
         try:
-            os.rename(draft, folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            # The folder is there, with realizations perhaps, and its config.json is bad or missing.
-            os.rename(f"{draft}/{CONFIG_FILE}", config)
-            os.rmdir(draft)
+            _write_draft(draft, folder, readable_text(value).encode("utf-8"))
+        except BaseException:
+            remove_tree(draft)
+            raise
         reach("derivation_written")
     return True
+
+
+def _write_draft(draft: str, folder: str, data: bytes) -> None:
+    """Write `config.json` into the draft, and rename that to `folder`, or the file into `folder` if that is there."""
+    _write_file(f"{draft}/{CONFIG_FILE}", data)
+    os.chmod(draft, 0o755)
+    try:
+        os.rename(draft, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # The folder is there, with realizations perhaps, and its config.json is bad or missing.
+        os.rename(f"{draft}/{CONFIG_FILE}", f"{folder}/{CONFIG_FILE}")
+        os.rmdir(draft)
 
 
 def _write_file(path: str, data: bytes) -> None:

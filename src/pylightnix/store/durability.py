@@ -50,11 +50,15 @@ def _sync_path(path: str) -> None:
         os.close(fd)
 
 
+def _refuse(error: OSError) -> None:
+    raise error  # os.walk would pass over what it cannot list
+
+
 def sync_trees(trees: Sequence[str], storage: str) -> None:
     """Flush these realizations file by file, with the derivations and names that lead to them."""
     derivations = {os.path.dirname(tree) for tree in trees}
     for tree in trees:
-        for folder, _, files in os.walk(tree):
+        for folder, _, files in os.walk(tree, onerror=_refuse):
             for name in files:
                 path = os.path.join(folder, name)
                 if not os.path.islink(path):

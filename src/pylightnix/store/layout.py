@@ -58,6 +58,11 @@ class StoreLayout:
         return f"{self.state}/lock.builds"
 
     @property
+    def owners(self) -> str:
+        """Lock files of the processes that work in the store."""
+        return f"{self.state}/owners"
+
+    @property
     def trash(self) -> str:
         return f"{self.state}/trash"
 

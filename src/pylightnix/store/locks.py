@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from typing import Final, Optional
 
 from pylightnix._version import __version__
-from pylightnix.errors import StoreBusy, StoreIOError, StoreReadOnly
+from pylightnix.errors import StoreBusy, StoreFull, StoreIOError, StoreReadOnly
 from pylightnix.store.layout import StoreLayout
 from pylightnix.types import DRef
 
@@ -51,9 +51,10 @@ __all__ = [
 LOCK_WAIT_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.02
 
-_mutex = threading.RLock()
-_shared: dict[str, list[int]] = {}
-"""Path of a lock that this process holds shared -> [descriptor, how many calls hold it]."""
+_mutex = threading.Condition()
+"""Notified whenever this process lets go of a lock that it held shared."""
+_shared: dict[str, tuple[int, list[int]]] = {}
+"""Path of a lock that this process holds shared -> (descriptor, the thread of each call that holds it)."""
 _open_fds: set[int] = set()
 """Every descriptor that carries a lock, for a forked child to close."""
 
@@ -61,7 +62,7 @@ _open_fds: set[int] = set()
 def forget_after_fork() -> None:
     """Let go, in a forked child, of all that the parent holds."""
     global _mutex  # noqa: PLW0603  # the parent's may be held by a thread that does not exist here
-    _mutex = threading.RLock()
+    _mutex = threading.Condition()
     _shared.clear()
     for fd in _open_fds:
         try:
@@ -81,6 +82,8 @@ def open_lock_file(path: str) -> int:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StoreReadOnly(os.path.dirname(path), f"{error.strerror} at {path}") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(path, "making a lock") from error
         raise StoreIOError(path, "opening a lock", error.strerror or str(error)) from error
     _open_fds.add(fd)
     return fd
@@ -112,8 +115,7 @@ def _flock_until(layout: StoreLayout, fd: int, operation: int, started: float, w
         time.sleep(min(_POLL_SECONDS, wait_seconds - waited))
 
 
-def _acquire(layout: StoreLayout, operation: int, wait_seconds: float) -> int:
-    started = time.monotonic()
+def _acquire(layout: StoreLayout, operation: int, wait_seconds: float, started: float) -> int:
     gate = open_lock_file(layout.gate)
     try:
         _flock_until(layout, gate, operation, started, wait_seconds)
@@ -142,42 +144,51 @@ def shared_lock(layout: StoreLayout, wait_seconds: float = LOCK_WAIT_SECONDS) ->
         held = _shared.get(layout.lock)
         outermost = held is None
         if held is None:
-            held = _shared[layout.lock] = [_acquire(layout, fcntl.LOCK_SH, wait_seconds), 0]
-        held[1] += 1
+            held = _shared[layout.lock] = (_acquire(layout, fcntl.LOCK_SH, wait_seconds, time.monotonic()), [])
+        fd, threads = held
+        threads.append(threading.get_ident())
     pid = os.getpid()
     try:
         yield outermost
     finally:
         if os.getpid() == pid:  # else this is a forked child, which let go already
             with _mutex:
-                held[1] -= 1
-                if held[1] == 0:
+                threads.remove(threading.get_ident())
+                if not threads:
                     del _shared[layout.lock]
-                    close_lock_file(held[0])
+                    close_lock_file(fd)
+                    _mutex.notify_all()
 
 
 @contextmanager
-def exclusive_lock(layout: StoreLayout, role: str, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
-    """Be alone in the store. The lock file then says who is: `role` and the process id.
+def exclusive_lock(layout: StoreLayout, role: str, wait_seconds: float = LOCK_WAIT_SECONDS, socket: Optional[str] = None) -> Iterator[None]:
+    """Be alone in the store. The lock file then says who is: role, process id, version, and where to connect.
 
     Raises:
         StoreBusy: others held it for all of `wait_seconds`, or this process itself holds it shared.
     """
     with _mutex:
-        if layout.lock in _shared:
-            raise StoreBusy(layout.state, ["this process, in a call that is not finished"], 0)
-        fd = _acquire(layout, fcntl.LOCK_EX, wait_seconds)
+        started = time.monotonic()
+        _wait_for_own_calls(layout, wait_seconds)
+        fd = _acquire(layout, fcntl.LOCK_EX, wait_seconds, started)
         try:
             os.ftruncate(fd, 0)
-            os.pwrite(fd, _said(role), 0)
+            os.pwrite(fd, _said(role, socket), 0)
             yield
         finally:
             os.ftruncate(fd, 0)
             close_lock_file(fd)
 
 
-def _said(role: str) -> bytes:
-    return json.dumps({"role": role, "pid": os.getpid(), "socket": None, "version": __version__}).encode()
+def _said(role: str, socket: Optional[str]) -> bytes:
+    return json.dumps({"role": role, "pid": os.getpid(), "socket": socket, "version": __version__}).encode()
+
+
+def _wait_for_own_calls(layout: StoreLayout, wait_seconds: float) -> None:
+    """Wait until no call of another thread of this process holds the lock shared."""
+    own = layout.lock in _shared and threading.get_ident() in _shared[layout.lock][1]
+    if own or not _mutex.wait_for(lambda: layout.lock not in _shared, wait_seconds):
+        raise StoreBusy(layout.state, ["this process, in a call that is not finished"], 0 if own else wait_seconds)
 
 
 def holders(layout: StoreLayout) -> list[str]:

@@ -1,8 +1,9 @@
 """A process's own folder under `tmp/`, where its build folders are made, and who else has one.
 
-The folder is locked (flock on the folder itself) for the life of the process: a folder whose lock is
-free belongs to the dead. A process that is merely idle, a paused REPL for one, keeps its lock and is
-left alone.
+Each owner has a lock file under `owners/`, held for the life of the process: an owner whose lock is free
+is dead. A process that is merely idle, a paused REPL for one, keeps its lock and is left alone. The lock
+lies with the state and not in `tmp/`, because `tmp/` may be another one for each process, and may be on a
+shared file system. It is made before the folder, so a folder without one is nobody's.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import fcntl
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, Optional
 
-from pylightnix.errors import StoreIOError, StoreReadOnly
+from pylightnix.errors import StoreFull, StoreIOError, StoreReadOnly
 from pylightnix.store.layout import StoreLayout
-from pylightnix.store.locks import _open_fds, close_lock_file, try_flock
+from pylightnix.store.locks import _open_fds, close_lock_file, open_lock_file, try_flock
 
-__all__ = ["Owner", "dead_owners", "is_owner_name", "process_owner"]
+__all__ = ["Owner", "dead_owners", "is_dead", "is_owner_name", "nobodys_folders", "process_owner"]
 
 _NAME: Final = re.compile(r"[0-9]+-[0-9a-f]{12}")
 
@@ -33,7 +35,10 @@ class Owner:
 
     id: str
     path: str
+    """Its folder under `tmp/`."""
+    lock: str
     fd: int
+    """Holds the lock."""
     pid: int
     _numbers: Iterator[int] = field(default_factory=count)
 
@@ -50,6 +55,15 @@ class Owner:
 
 _owners: dict[str, Owner] = {}
 """State folder of a store -> this process's owner there."""
+_making = threading.Lock()
+
+
+def _forget_lock() -> None:
+    global _making  # noqa: PLW0603  # the parent's may be held by a thread that does not exist here
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
 
 
 def is_owner_name(name: str) -> bool:
@@ -62,61 +76,93 @@ def process_owner(layout: StoreLayout) -> Owner:
     owner = _owners.get(layout.state)
     if owner is not None and owner.pid == os.getpid() and _is_there(owner):
         return owner
-    owner = _owners[layout.state] = _make(layout)
-    return owner
+    with _making:
+        owner = _owners.get(layout.state)  # another thread may have made it meanwhile
+        if owner is None or owner.pid != os.getpid() or not _is_there(owner):
+            owner = _owners[layout.state] = _make(layout)
+        return owner
 
 
 def _is_there(owner: Owner) -> bool:
+    return _is_at(owner.fd, owner.lock) and os.path.isdir(owner.path)
+
+
+def _is_at(fd: int, path: str) -> bool:
     try:
-        found = os.stat(owner.path)
+        found = os.stat(path)
     except OSError:
         return False
-    mine = os.fstat(owner.fd)
+    mine = os.fstat(fd)
     return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 def _make(layout: StoreLayout) -> Owner:
-    while True:
-        owner_id = f"{os.getpid()}-{secrets.token_hex(6)}"
-        path = f"{layout.tmp}/{owner_id}"
-        try:
-            os.mkdir(path, 0o700)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise StoreReadOnly(layout.tmp, f"{error.strerror} at {path}") from error
-            raise StoreIOError(path, "making a folder for this process", error.strerror or str(error)) from error
-        fd = lock_owner_folder(path)
-        # Between mkdir and the lock a sweeper may have taken the folder for a dead owner's.
-        if fd is not None:
-            owner = Owner(owner_id, path, fd, os.getpid())
-            if _is_there(owner):
-                return owner
-            close_lock_file(fd)
-
-
-def lock_owner_folder(path: str) -> Optional[int]:
-    """Lock an owner's folder if its lock is free and it is there; return the descriptor that holds it."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        os.makedirs(layout.owners, 0o700, exist_ok=True)
+        while True:
+            owner_id = f"{os.getpid()}-{secrets.token_hex(6)}"
+            lock, path = f"{layout.owners}/{owner_id}", f"{layout.tmp}/{owner_id}"
+            fd = open_lock_file(lock)
+            # Between the two a sweeper may have taken the file for a dead owner's.
+            if try_flock(fd, fcntl.LOCK_EX) and _is_at(fd, lock):
+                os.mkdir(path, 0o700)
+                return Owner(owner_id, path, lock, fd, os.getpid())
+            close_lock_file(fd)
+    except OSError as error:
+        where = str(error.filename or layout.tmp)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreReadOnly(layout.tmp, f"{error.strerror} at {where}") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(where, "making a folder for this process") from error
+        raise StoreIOError(where, "making a folder for this process", error.strerror or str(error)) from error
+
+
+def lock_dead_owner(layout: StoreLayout, owner: str) -> Optional[int]:
+    """Take the lock of an owner that is dead; None if it lives, or nothing is left of it."""
+    lock = f"{layout.owners}/{owner}"
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
     _open_fds.add(fd)
-    if try_flock(fd, fcntl.LOCK_EX):
+    if try_flock(fd, fcntl.LOCK_EX) and _is_at(fd, lock):
         return fd
     close_lock_file(fd)
     return None
 
 
+def is_dead(layout: StoreLayout, owner: str) -> bool:
+    """Tell whether an owner's process is gone."""
+    fd = lock_dead_owner(layout, owner)
+    if fd is not None:
+        close_lock_file(fd)
+        return True
+    return not os.path.exists(f"{layout.owners}/{owner}")
+
+
 def dead_owners(layout: StoreLayout) -> list[tuple[str, int]]:
-    """Return (id, descriptor that holds its lock) of every owner's folder whose lock was free."""
+    """Return (id, descriptor that holds its lock) of every owner whose lock was free."""
     mine = _owners.get(layout.state)
     found = []
-    for name in os.listdir(layout.tmp):
-        if is_owner_name(name) and not (mine is not None and mine.id == name and mine.pid == os.getpid()):
-            fd = lock_owner_folder(f"{layout.tmp}/{name}")
+    for name in _names(layout.owners):
+        if not (mine is not None and mine.id == name and mine.pid == os.getpid()):
+            fd = lock_dead_owner(layout, name)
             if fd is not None:
                 found.append((name, fd))
     return found
+
+
+def nobodys_folders(layout: StoreLayout) -> list[str]:
+    """Return the owners' folders in this `tmp/` whose owner has no lock file any more."""
+    names = [name for name in _names(layout.tmp) if is_owner_name(name)]
+    return [f"{layout.tmp}/{name}" for name in names if not os.path.exists(f"{layout.owners}/{name}")]
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
 
 
 @atexit.register
@@ -126,5 +172,6 @@ def _leave() -> None:
         if owner.pid == os.getpid():
             try:
                 os.rmdir(owner.path)
+                os.unlink(owner.lock)
             except OSError:
-                pass  # kept outputs of a failed build, or removed with the whole store
+                pass  # something is in it, or it was removed with the whole store

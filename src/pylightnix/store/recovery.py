@@ -1,6 +1,6 @@
 """Cleaning up after processes that died: the normal start-up, not a special mode.
 
-It looks only at what was in flight, however large the store: owners' folders whose lock is free, and
+It looks only at what was in flight, however large the store: owners whose lock is free, and
 rows that are pending or half-deleted and whose owner is gone. What such an owner put in place was
 never acknowledged: it goes to the trash, and then its row goes. A row is not touched while somebody
 builds its (derivation, context); that builder, or the next recovery, deals with it.
@@ -18,12 +18,12 @@ from pylightnix.store.faults import reach
 from pylightnix.store.index import Index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import build_key, close_lock_file, try_build_lock
-from pylightnix.store.owner import dead_owners, lock_owner_folder, process_owner
+from pylightnix.store.owner import dead_owners, is_dead, nobodys_folders, process_owner
 from pylightnix.store.removal import remove_tree
 from pylightnix.store.trash import empty_trash, to_trash
 from pylightnix.types import RRef
 
-__all__ = ["finish_deletions", "is_dead", "recover"]
+__all__ = ["finish_deletions", "recover"]
 
 
 def recover(layout: StoreLayout, index: Index) -> None:
@@ -35,27 +35,20 @@ def recover(layout: StoreLayout, index: Index) -> None:
             _recover_owner(layout, index, name)
             remove_tree(f"{layout.tmp}/{name}")
             reach("owner_swept")
+            os.unlink(f"{layout.owners}/{name}")  # last: whoever finds it after a crash does all of this again
         finally:
             close_lock_file(fd)
+    for folder in nobodys_folders(layout):
+        found = True
+        remove_tree(folder)
     mine = process_owner(layout).id
     for owner in index.owners_in_flight():
-        # An owner without a folder is dead too: its folder was removed by hand, or by a sweep that
-        # left rows over because somebody was building them.
-        if owner != mine and not os.path.isdir(f"{layout.tmp}/{owner}"):
+        # Left over by an earlier recovery, because somebody was building them just then.
+        if owner != mine and is_dead(layout, owner):
             found = True
             _recover_owner(layout, index, owner)
     if found or _has_entries(layout.trash):
         empty_trash(layout)
-
-
-def is_dead(layout: StoreLayout, owner: str) -> bool:
-    """Tell whether the process that this owner's folder belongs to is gone."""
-    path = f"{layout.tmp}/{owner}"
-    fd = lock_owner_folder(path)
-    if fd is not None:
-        close_lock_file(fd)
-        return True
-    return not os.path.isdir(path)
 
 
 def _has_entries(folder: str) -> bool:

@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Optional
@@ -17,14 +17,14 @@ from pylightnix.planner.messages import Candidate
 from pylightnix.store.access import check_access, translated_errors, user_name
 from pylightnix.store.commit import Attempt, Batch, TakenOutput, place, seal_folder
 from pylightnix.store.durability import sync_file_system
-from pylightnix.store.index import FORMAT, Index
+from pylightnix.store.index import FORMAT, VALID, Index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, build_key, build_lock, exclusive_lock, shared_lock
-from pylightnix.store.owner import Owner, process_owner
-from pylightnix.store.recovery import is_dead, recover
+from pylightnix.store.owner import Owner, is_dead, process_owner
+from pylightnix.store.recovery import recover
 from pylightnix.types import DRef, RRef
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "another_view", "open_store", "open_store_alone"]
 
 _MIGRATION_POLL_SECONDS: Final = 0.1
 
@@ -121,6 +121,11 @@ class Store:
         """
         self.batch.flush(self.index, self.owner)
 
+    def lost_among(self, rrefs: Iterable[RRef]) -> set[RRef]:
+        """Return which of `rrefs` are not valid realizations, after a flush failed."""
+        with translated_errors(self.layout, "looking for what a failed commit lost"):
+            return {rref for rref in rrefs if self.index.state_of(rref) != VALID}
+
 
 @functools.cache
 def _builder(uid: int) -> str:
@@ -210,6 +215,36 @@ def open_store(layout: StoreLayout) -> Iterator[Store]:
                 return
         with translated_errors(layout, "bringing the index to its newest format"):
             _migrate(layout, deadline)
+
+
+@contextmanager
+def open_store_alone(layout: StoreLayout, role: str, socket: Optional[str] = None) -> Iterator[Store]:
+    """Open a store for as long as the block runs, and keep every other process out of it.
+
+    Args:
+        layout: the store.
+        role: who is asking, for those who find it locked.
+        socket: where they may connect instead.
+
+    Raises:
+        What `open_store` raises.
+    """
+    check_access(layout)
+    with exclusive_lock(layout, role, socket=socket):
+        with translated_errors(layout, "opening the store"):
+            index = _open_index(layout)
+            if index.format() > FORMAT:
+                raise StoreTooNew(layout.state, index.format(), FORMAT)
+            index.migrate()
+        yield _opened(layout, index, outermost=True)
+
+
+def another_view(store: Store) -> Store:
+    """Return the same store over a connection of its own, for work beside that of `store`.
+
+    A connection serves one transaction at a time; what is put in place through either is one batch.
+    """
+    return Store(store.layout, Index(store.layout.index), store.owner, store.batch)
 
 
 def _opened(layout: StoreLayout, index: Index, outermost: bool) -> Store:

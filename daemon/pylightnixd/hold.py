@@ -1,0 +1,165 @@
+"""The daemon's hold on its store: every touch of index and trees goes through here.
+
+Three views of one store, each used by one task or thread at a time:
+
+- `candidates` and other small reads run on the trio thread itself. A look-up costs microseconds, a hop
+  to a thread a hundred; and only so is "look up, then join the table" one step without an await.
+- Placing (take-over, hash, pending rows, rename) runs in threads.
+- Committing (sync, valid rows) runs in another, so that the next batch gathers while one is on its way.
+
+Cancelling never abandons a thread that writes: trio waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Optional, TypeVar
+
+import trio
+
+from pylightnix.attempt import take_outputs
+from pylightnix.config import Config, canonical_bytes, cfgname
+from pylightnix.errors import StoreError
+from pylightnix.planner.messages import Candidate
+from pylightnix.store.derivations import derivation_ref, write_derivation
+from pylightnix.store.removal import remove_tree
+from pylightnix.store.store import Store, another_view
+from pylightnix.types import DRef, RRef
+
+__all__ = ["HeldStore"]
+
+T = TypeVar("T")
+_log = logging.getLogger("pylightnixd")
+
+
+@dataclass(slots=True, eq=False)
+class HeldStore:
+    """One store, held alone by this daemon. Made with `HeldStore.of`; `run_committer` must be running."""
+
+    reader: Store
+    placer: Store
+    committer: Store
+    place_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    commit_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    disk_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(max(2, os.cpu_count() or 1)))
+    _placed: int = 0
+    """How many attempts were put in place."""
+    _durable: int = 0
+    """How many of these have been through a commit."""
+    _work: trio.Event = field(default_factory=trio.Event)
+    _progress: trio.Event = field(default_factory=trio.Event)
+
+    @classmethod
+    def of(cls, store: Store) -> HeldStore:
+        """Return the hold on a store that was opened alone."""
+        return cls(store, another_view(store), another_view(store))
+
+    # --- reading ------------------------------------------------------------------------------------
+
+    def candidates(self, dref: DRef, context: Mapping[DRef, Sequence[RRef]]) -> list[Candidate]:
+        """Return what a matcher of `dref` may choose from now. Does not await."""
+        return self.reader.candidates(dref, context)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run blocking work on the disk, a few at a time."""
+        return await trio.to_thread.run_sync(work, limiter=self.disk_limiter)
+
+    # --- writing ------------------------------------------------------------------------------------
+
+    def register(self, configs: Sequence[Config]) -> list[DRef]:
+        """Write derivations, in the calling thread; return their references in order."""
+        drefs = []
+        for config in configs:
+            canonical = canonical_bytes(config.val)
+            dref = derivation_ref(canonical, cfgname(config))
+            write_derivation(self.reader.layout, dref, canonical, config.val, owner=self.reader.owner)
+            drefs.append(dref)
+        return drefs
+
+    def make_folder(self) -> str:
+        """Make a build folder, in the calling thread."""
+        return self.reader.owner.make_folder()
+
+    async def place(
+        self,
+        dref: DRef,
+        context: Mapping[DRef, Sequence[RRef]],
+        folder: str,
+        names: Sequence[str],
+        *,
+        started: float,
+        stopped: float,
+        realizer_digest: Optional[str],
+    ) -> int:
+        """Take over the outputs of one attempt and put them in place; return its ticket for `wait_durable`.
+
+        Raises:
+            InvalidOutput: one of them cannot be stored.
+            StoreError: the store failed.
+        """
+        outputs = await self.in_thread(
+            lambda: take_outputs(self.placer.layout, dref, folder, [os.path.join(folder, name) for name in names])
+        )
+        await trio.to_thread.run_sync(
+            lambda: self.placer.place(dref, context, outputs, started=started, stopped=stopped, realizer_digest=realizer_digest),
+            limiter=self.place_limiter,
+        )
+        self._placed += 1
+        self._work.set()
+        return self._placed
+
+    async def remove(self, folder: str) -> None:
+        """Remove a build folder, in a thread, even when cancelled."""
+        with trio.CancelScope(shield=True):
+            await self.in_thread(lambda: remove_tree(folder))
+
+    # --- durability -----------------------------------------------------------------------------------
+
+    @property
+    def placed(self) -> int:
+        """The ticket of the latest attempt that was put in place."""
+        return self._placed
+
+    async def run_committer(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Make durable what is put in place, batch after batch, for as long as the daemon lives.
+
+        While one batch is on its way to the disk the next gathers, which is all the batching there is:
+        under load batches grow by themselves, and alone nobody waits.
+        """
+        task_status.started()
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            last = self._placed
+            try:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self.committer.flush, limiter=self.commit_limiter)
+            except StoreError:
+                _log.exception("a commit failed; what was not durable is lost")
+            self._durable = last
+            self._progress.set()
+            self._progress = trio.Event()
+
+    async def wait_durable(self, ticket: int) -> None:
+        """Wait until everything up to `ticket` has been through a commit, good or bad; see `losses`."""
+        while self._durable < ticket:
+            await self._progress.wait()
+
+    @property
+    def losses(self) -> int:
+        """How many commits have failed so far.
+
+        Whoever finds this changed since it began must ask `lost_among` what it lost. Numbers of attempts
+        would not do: a failed commit takes with it what other threads were putting in place just then.
+        """
+        return self.committer.batch.losses
+
+    def lost_among(self, rrefs: Iterable[RRef]) -> tuple[StoreError, set[RRef]]:
+        """Return why the latest commit failed, and which of `rrefs` are not in the store (any more)."""
+        error = self.committer.batch.lost
+        if error is None:
+            raise AssertionError("BUG: asked what was lost when nothing was")
+        return error, self.reader.lost_among(rrefs)

@@ -1,0 +1,112 @@
+"""Build logs: to a file first, and from there to whoever watches.
+
+Draining a builder never waits for a watcher: what the builder says goes to the file at once, and watchers
+are told that there is more. Each reads the file at its own pace, so nothing is queued for anyone and a
+watcher that never reads costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Optional
+
+import trio
+
+__all__ = ["BuildLog", "find_log", "read_log"]
+
+_CHUNK_BYTES: Final = 1 << 16
+_COMPRESSED: Final = ".gz"
+
+
+@dataclass(slots=True, eq=False)
+class BuildLog:
+    """The log of one running build."""
+
+    path: str
+    cap_bytes: int
+    fd: int = -1
+    size: int = 0
+    last_output: float = field(default_factory=time.monotonic)
+    """When the build last said something, monotonic seconds."""
+    on_overflow: Callable[[], None] = lambda: None
+    """Called when the build says more than `cap_bytes`."""
+    finished: bool = False
+    _more: trio.Event = field(default_factory=trio.Event)
+
+    def open(self) -> None:
+        """Make the file, 0600."""
+        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def write(self, data: bytes) -> None:
+        """Append what the build said, up to the cap; beyond that only remember that there was more."""
+        self.last_output = time.monotonic()
+        room = self.cap_bytes - self.size
+        if len(data) > room:
+            self.on_overflow()
+            data = data[: max(0, room)]
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.fd, view) :]
+        self.size += len(data)
+        self._wake()
+
+    def finish(self) -> None:
+        """Close the file; watchers see the end."""
+        if not self.finished:
+            self.finished = True
+            os.close(self.fd)
+            self._wake()
+
+    def _wake(self) -> None:
+        self._more.set()
+        self._more = trio.Event()
+
+    async def wait_beyond(self, offset: int) -> None:
+        """Wait until the log is longer than `offset`, or finished."""
+        while self.size <= offset and not self.finished:
+            await self._more.wait()
+
+    async def drain(self, stream: trio.abc.ReceiveStream) -> None:
+        """Write what comes through the builder's pipe until that is closed."""
+        while data := await stream.receive_some(_CHUNK_BYTES):
+            self.write(bytes(data))
+
+
+def compress_log(path: str) -> None:
+    """Replace a finished log by its gzip form, durably enough for a log: a crash leaves one of the two."""
+    packer = zlib.compressobj(level=6, wbits=31)
+    draft = f"{path}{_COMPRESSED}.tmp"
+    with open(path, "rb") as source, open(draft, "wb") as target:
+        while chunk := source.read(1 << 20):
+            target.write(packer.compress(chunk))
+        target.write(packer.flush())
+    os.rename(draft, path + _COMPRESSED)
+    os.unlink(path)
+
+
+def find_log(path: str) -> Optional[str]:
+    """Return where the log that was written to `path` is now, None if it is gone."""
+    for found in (path, path + _COMPRESSED):
+        if os.path.exists(found):
+            return found
+    return None
+
+
+def read_log(path: str, offset: int, limit: int) -> bytes:
+    """Return up to `limit` bytes of a log from `offset` on, wherever it is now."""
+    found = find_log(path)
+    if found is None:
+        return b""
+    if not found.endswith(_COMPRESSED):
+        with open(found, "rb") as file:
+            file.seek(offset)
+            return file.read(limit)
+    import gzip
+
+    with gzip.open(found, "rb") as packed:
+        packed.seek(offset)
+        return packed.read(limit)

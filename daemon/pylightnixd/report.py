@@ -1,0 +1,69 @@
+"""What a build child says of itself on its status pipe, and how failures are kept until a client asks.
+
+The report comes from user code: it is parsed as any hostile message would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Optional
+
+import msgspec
+
+from pylightnix.errors import PylightnixException
+from pylightnix.protocol.errors_on_wire import error_to_wire
+from pylightnix.protocol.messages import FailedRow
+from pylightnix.types import DRef
+
+__all__ = ["BuildReport", "FailedBuild", "failed_row", "parse_report"]
+
+REPORT_BYTES_MAX: Final = 8 << 20
+
+
+class FailedBuild(Exception):
+    """A build failed; `row` is what clients are told."""
+
+    def __init__(self, row: FailedRow) -> None:
+        self.row = row
+        super().__init__(f"{row.code}: {row.message}")
+
+
+class BuildReport(msgspec.Struct, frozen=True):
+    """One message: the outputs' names, or the error."""
+
+    outputs: Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=255)]], msgspec.Meta(max_length=10_000)]
+    started: float
+    stopped: float
+    error: Optional[dict[str, Any]] = None
+
+
+def parse_report(data: bytes) -> Optional[BuildReport]:
+    """Return the report, or None if the child was gone before it had made one."""
+    try:
+        return msgspec.msgpack.decode(data, type=BuildReport)
+    except msgspec.MsgspecError:
+        return None
+
+
+def failed_row(dref: DRef, error: BaseException | Mapping[str, Any], **fields: Any) -> FailedRow:
+    """Return what clients are told of a failure: of ours, or one that a build child dumped."""
+    if isinstance(error, FailedBuild):
+        return msgspec.structs.replace(error.row, dref=str(dref))
+    if isinstance(error, BaseException):
+        wire = error_to_wire(error, "")
+        status = error.exit_status if isinstance(error, PylightnixException) else 1
+        return FailedRow(
+            dref=str(dref),
+            code=wire.code,
+            message=wire.message,
+            type=type(error).__name__,
+            exit_status=status,
+            fields={**wire.fields, **fields},
+        )
+    known = {"code": "build-failed", "message": "", **error}
+    known["fields"] = {**known.get("fields", {}), **fields}
+    known["dref"] = str(dref)
+    try:
+        return msgspec.convert(known, FailedRow, builtin_types=(bytes,))
+    except msgspec.ValidationError as problem:
+        return FailedRow(dref=str(dref), code="build-failed", message=f"the build failed, and its report is malformed ({problem})")

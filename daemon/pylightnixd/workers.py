@@ -1,0 +1,270 @@
+"""Warm workers: one process per environment, which forks for every build.
+
+A worker is the client's own interpreter. This module starts it, speaks with it over a socket pair, and
+notices when it is gone. What it says is checked like any client's words: it runs a user's environment,
+perhaps with another version of this package. Must not know what is built, nor for whom.
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import os
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Final, Optional
+
+import trio
+
+from pylightnix.errors import PylightnixException
+from pylightnix.protocol.errors import ProtocolError
+from pylightnix.protocol.framing import Decoder, Notification, Request, Response, encode_request
+from pylightnix.protocol.vocabulary import parse_message
+from pylightnix.protocol.worker_messages import BuildEnded, WorkerWelcome
+from pylightnix.travel import Environment, worker_key
+
+__all__ = ["Worker", "WorkerFailed", "WorkerLost", "WorkerPool"]
+
+_log = logging.getLogger("pylightnixd")
+
+START_SECONDS: Final = 60.0
+"""How long a worker may take to say hello: a cold interpreter on a slow network disk."""
+STOP_SECONDS: Final = 10.0
+"""How long a worker that was told to end may take before it is killed."""
+IDLE_WORKERS_MAX: Final = 8
+
+
+class WorkerLost(Exception):
+    """The worker's process is gone. Its builds are dead, for it takes them with it; trying again may help."""
+
+
+class WorkerFailed(PylightnixException):
+    """A worker cannot be started in the caller's environment."""
+
+    code = "worker-failed"
+
+    def __init__(self, interpreter: str, problem: str, said: str) -> None:
+        self.interpreter, self.problem, self.said = interpreter, problem, said
+        missing = "No module named" in said and "pylightnix" in said
+        advice = (
+            "install pylightnix in that environment" if missing else "check that this interpreter runs, and that its environment is whole"
+        )
+        shown = f"\n{said}" if said else ""
+        super().__init__(f"the worker {interpreter} {problem}; {advice}{shown}")
+
+
+@dataclass(slots=True, eq=False)
+class _Answer:
+    """The place of one answer that is awaited."""
+
+    arrived: trio.Event = field(default_factory=trio.Event)
+    error: Optional[Mapping[str, Any]] = None
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker process."""
+
+    key: str
+    process: trio.Process
+    socket: trio.socket.SocketType
+    retired: bool = False
+    """No new builds: its code is not that of the files any more."""
+    builds: dict[str, _Answer] = field(default_factory=dict)
+    lost: bool = False
+    _answers: dict[int, _Answer] = field(default_factory=dict)
+    _numbers: count[int] = field(default_factory=count)
+    _sending: trio.Lock = field(default_factory=trio.Lock)
+
+    async def call(self, method: str, params: Mapping[str, Any], fds: Sequence[int] = ()) -> Mapping[str, Any]:
+        """Ask and return the answer. The descriptors are copied to the worker; ours stay open.
+
+        Raises:
+            WorkerLost: it died before it answered.
+            WorkerFailed: it refused.
+        """
+        number = next(self._numbers)
+        answer = self._answers[number] = _Answer()
+        try:
+            await self._send(encode_request(number, method, params), fds)
+            await answer.arrived.wait()
+        except OSError as error:
+            raise WorkerLost(f"worker {self.process.pid} is gone") from error
+        finally:
+            self._answers.pop(number, None)
+        if self.lost:
+            raise WorkerLost(f"worker {self.process.pid} is gone")
+        if answer.error is not None:
+            raise WorkerFailed(str(self.process.args), f"refused {method!r}", str(answer.error.get("message", "")))
+        return answer.result
+
+    async def _send(self, data: bytes, fds: Sequence[int]) -> None:
+        # A message that is cut short would make the rest of the stream nonsense, so once begun it is finished.
+        async with self._sending:
+            with trio.CancelScope(shield=True):
+                sent = 0
+                if fds:
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                    sent = await self.socket.sendmsg([data], rights)
+                while sent < len(data):
+                    sent += await self.socket.send(data[sent:])
+
+    def expect_end(self, build: str) -> None:
+        """Get ready for the end of a build, before it is asked for."""
+        self.builds[build] = _Answer()
+
+    async def wait_ended(self, build: str) -> BuildEnded:
+        """Wait until every process of a build is dead.
+
+        Raises:
+            WorkerLost: the worker died, and with it the build.
+        """
+        answer = self.builds[build]
+        await answer.arrived.wait()
+        del self.builds[build]
+        if not answer.result:
+            raise WorkerLost(f"worker {self.process.pid} is gone")
+        return parse_message(answer.result, BuildEnded)
+
+    async def read(self) -> None:
+        """Take in what the worker says until it is gone."""
+        decoder = Decoder()
+        try:
+            while data := await self.socket.recv(1 << 16):
+                decoder.receive_data(data)
+                while (message := decoder.next_message()) is not None:
+                    self._take(message)
+        except (OSError, ProtocolError) as error:
+            _log.warning("worker %d: %s", self.process.pid, error)
+        finally:
+            self.lost = True
+            for answer in [*self._answers.values(), *self.builds.values()]:
+                answer.arrived.set()
+
+    def _take(self, message: Request | Response | Notification) -> None:
+        if isinstance(message, Response):
+            answer = self._answers.get(message.id)
+            if answer is not None:
+                answer.error, answer.result = message.error, message.result or {}
+                answer.arrived.set()
+        elif isinstance(message, Notification) and message.method == "ended":
+            ended = parse_message(message.params, BuildEnded)
+            answer = self.builds.get(ended.build)
+            if answer is not None:
+                answer.result = message.params
+                answer.arrived.set()
+
+
+@dataclass(slots=True, eq=False)
+class WorkerPool:
+    """All workers of one daemon. `nursery` holds the task of each, and must outlive every build."""
+
+    nursery: trio.Nursery
+    owner_fd: int
+    """Holds the daemon's lock on its folder; while a worker lives, so does the lock."""
+    log_folder: str
+    workers: dict[str, Worker] = field(default_factory=dict)
+    _starting: dict[str, trio.Lock] = field(default_factory=dict)
+    _numbers: count[int] = field(default_factory=lambda: count(1))
+
+    async def worker_for(self, environment: Environment) -> Worker:
+        """Return a worker of that environment, started if there is none.
+
+        Raises:
+            WorkerFailed: it does not start.
+        """
+        key = worker_key(environment)
+        async with self._starting.setdefault(key, trio.Lock()):
+            worker = self.workers.get(key)
+            if worker is None or worker.lost or worker.retired:
+                worker = await self._start(key, environment)
+                self._retire_idle(keep=key)
+                self.workers[key] = worker
+            return worker
+
+    def retire(self, worker: Worker) -> None:
+        """Give a worker no more builds, and end it when those that it has are done."""
+        worker.retired = True
+        if not worker.builds:
+            worker.socket.close()
+
+    def _retire_idle(self, keep: str) -> None:
+        idle = [key for key, worker in self.workers.items() if not worker.builds and key != keep]
+        for key in idle[: max(0, len(self.workers) - IDLE_WORKERS_MAX)]:
+            self.retire(self.workers.pop(key))
+
+    async def _start(self, key: str, environment: Environment) -> Worker:
+        ours, theirs = socket.socketpair()
+        log_path = os.path.join(self.log_folder, f"worker-{next(self._numbers)}.log")
+        log_fd = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        interpreter = environment.interpreter
+        try:
+            process = await trio.lowlevel.open_process(
+                [interpreter, "-P", "-m", "pylightnix.worker", str(theirs.fileno()), str(self.owner_fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                pass_fds=(theirs.fileno(), self.owner_fd),
+                env=dict(environment.variables),
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise WorkerFailed(interpreter, f"cannot be started ({error.strerror})", "") from error
+        finally:
+            theirs.close()
+            os.close(log_fd)
+        worker = Worker(key, process, trio.socket.from_stdlib_socket(ours))
+        self.nursery.start_soon(self._attend, worker, log_path)
+        await self._greet(worker, environment, log_path)
+        return worker
+
+    async def _greet(self, worker: Worker, environment: Environment, log_path: str) -> None:
+        hello = {"versions": [1], "import_path": list(environment.import_path), "umask": environment.umask}
+        try:
+            with trio.fail_after(START_SECONDS):
+                parse_message(await worker.call("hello", hello), WorkerWelcome)
+        except trio.TooSlowError as error:
+            worker.process.kill()
+            raise WorkerFailed(environment.interpreter, f"did not say hello within {START_SECONDS:g} s", _tail(log_path)) from error
+        except (WorkerLost, ProtocolError) as error:
+            worker.socket.close()
+            status = await worker.process.wait()
+            raise WorkerFailed(environment.interpreter, f"ended at once (exit status {status})", _tail(log_path)) from error
+
+    async def _attend(self, worker: Worker, log_path: str) -> None:
+        """Read what a worker says until it is gone, and see that it is."""
+        try:
+            await worker.read()
+        finally:
+            worker.socket.close()
+            with trio.move_on_after(STOP_SECONDS, shield=True):
+                await worker.process.wait()
+            if worker.process.returncode is None:
+                worker.process.kill()
+                with trio.CancelScope(shield=True):
+                    await worker.process.wait()
+            if self.workers.get(worker.key) is worker:
+                del self.workers[worker.key]
+            if not _tail(log_path):
+                os.unlink(log_path)
+
+    def close(self) -> None:
+        """Tell every worker to end: each kills its builds and exits when its socket closes."""
+        for worker in self.workers.values():
+            worker.socket.close()
+
+
+def _tail(path: str, limit: int = 4000) -> str:
+    """Return the end of what a worker said outside of any build."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
+            return file.read().decode("utf-8", "replace").strip()
+    except OSError:
+        return ""

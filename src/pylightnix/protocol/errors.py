@@ -1,0 +1,203 @@
+"""What goes wrong between a client and a daemon, split by whose fault it is.
+
+- `LocalProtocolError`: this end misused a connection. Nothing was sent; the connection is as it was.
+- `RemoteProtocolError`: the other end broke the stream. The connection is over.
+- `MessageInvalid`: one message of the other end is not valid, in a stream that is. Only that message fails.
+- `DaemonRefusal` and below: the daemon understood and says no.
+
+Each has its stable code, as all errors of the package. Must not know sockets, nor how errors travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+from pylightnix.errors import PylightnixException
+
+__all__ = [
+    "DaemonRefusal",
+    "Draining",
+    "HandshakeExpected",
+    "InternalError",
+    "LocalProtocolError",
+    "MessageInvalid",
+    "MessageTooDeep",
+    "MessageTooLarge",
+    "NoSuchOperation",
+    "NotYours",
+    "ProtocolError",
+    "RemoteException",
+    "RemoteProtocolError",
+    "TooMany",
+    "UnknownError",
+    "UnknownMethod",
+    "UnsupportedVersion",
+]
+
+
+class ProtocolError(PylightnixException):
+    """Two ends do not understand each other."""
+
+    code = "protocol"
+    exit_status = 76
+
+
+class LocalProtocolError(ProtocolError):
+    """This end used a connection in a way that the protocol has no place for. Nothing was sent."""
+
+    code = "local-protocol"
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other end sent what is not this protocol, or too much of it; nothing after it can be read."""
+
+    code = "invalid-message"
+    # Defaults, for those that come without them over the wire.
+    field: Optional[str] = None
+    request_id: Optional[int] = None
+    """The request in which it happened, as far as that could be read."""
+
+    def __init__(self, problem: str, field: Optional[str] = None, request_id: Optional[int] = None) -> None:
+        self.problem, self.field, self.request_id = problem, field, request_id
+        super().__init__(f"broken protocol: {_located(problem, field)}; the connection is closed")
+
+
+class MessageTooLarge(RemoteProtocolError):
+    """A message, or something in it, is longer than the limits say."""
+
+    code = "too-large"
+
+
+class MessageTooDeep(RemoteProtocolError):
+    """Arrays and maps are nested deeper than the limits say."""
+
+    code = "too-deep"
+
+
+class HandshakeExpected(RemoteProtocolError):
+    """Something came before `hello` was answered."""
+
+    code = "handshake-expected"
+
+
+class UnsupportedVersion(RemoteProtocolError):
+    """No version of the protocol is known to both ends."""
+
+    code = "unsupported-version"
+
+    def __init__(self, offered: Sequence[int], known: Sequence[int], request_id: Optional[int] = None) -> None:
+        self.offered, self.known = list(offered), list(known)
+        super().__init__(f"versions {self.offered} were offered, {self.known} are known here", "$.versions", request_id)
+
+
+class MessageInvalid(ProtocolError):
+    """A message that is whole and in a sound stream, but not one of the protocol. Only that message fails."""
+
+    code = "invalid-message"
+    field: Optional[str] = None
+    request_id: Optional[int] = None
+
+    def __init__(self, problem: str, field: Optional[str] = None, request_id: Optional[int] = None) -> None:
+        self.problem, self.field, self.request_id = problem, field, request_id
+        super().__init__(f"invalid message: {_located(problem, field)}")
+
+
+class UnknownMethod(MessageInvalid):
+    """A request names a method that the other end does not have, perhaps because it is older."""
+
+    code = "unknown-method"
+
+    def __init__(self, method: str, request_id: Optional[int] = None) -> None:
+        self.method = method
+        super().__init__(f"there is no method {method[:64]!r}; the daemon may be older than the client", None, request_id)
+
+
+class DaemonRefusal(PylightnixException):
+    """The daemon understood a request and refused it. Nothing was changed by it."""
+
+    code = "refused"
+
+
+class NoSuchOperation(DaemonRefusal):
+    """An operation is not known to the daemon: it never was, or it ended long ago."""
+
+    code = "no-such-operation"
+    exit_status = 66
+
+    def __init__(self, operation: str) -> None:
+        self.operation = operation
+        super().__init__(f"there is no operation {operation}; `ps` lists those there are")
+
+
+class NotYours(DaemonRefusal):
+    """Something belongs to another user."""
+
+    code = "not-yours"
+    exit_status = 77
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"{what} belongs to another user; ask its owner")
+
+
+class Draining(DaemonRefusal):
+    """The daemon is stopping and takes nothing new. What was asked for can be asked again of its successor."""
+
+    code = "draining"
+    retryable = True
+    exit_status = 75
+    retry_after: float = 1.0
+    """Seconds after which to connect again."""
+
+    def __init__(self, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(f"the daemon is stopping and takes no new work; connect again in {retry_after:g} s")
+
+
+class TooMany(DaemonRefusal):
+    """A user or a connection has as many of something as it may have at a time."""
+
+    code = "too-many"
+    retryable = True
+    exit_status = 75
+    retry_after: Optional[float] = None
+
+    def __init__(self, what: str, limit: int, retry_after: Optional[float] = None) -> None:
+        self.what, self.limit, self.retry_after = what, limit, retry_after
+        super().__init__(f"too many {what}: {limit} is the limit; wait until some are done")
+
+
+class InternalError(PylightnixException):
+    """The daemon failed in a way nobody foresaw. Its log has the details under `incident`."""
+
+    code = "internal"
+    exit_status = 70
+
+    def __init__(self, incident: str) -> None:
+        self.incident = incident
+        super().__init__(f"the daemon failed in a way that is a bug; its log tells more under {incident}")
+
+
+class UnknownError(PylightnixException):
+    """The daemon answered with an error that this version does not know."""
+
+    code = "unknown"
+
+    def __init__(self, remote_code: str, message: str) -> None:
+        self.remote_code = remote_code
+        super().__init__(f"{message} [{remote_code}]")
+
+
+class RemoteException(PylightnixException):
+    """Stands for an exception of another process, of which only name and text are known here."""
+
+    code = "remote-exception"
+
+    def __init__(self, type_name: str, text: str, traceback: str = "") -> None:
+        self.type_name, self.text, self.traceback = type_name, text, traceback
+        super().__init__(f"{type_name}: {text}")
+
+
+def _located(problem: str, field: Optional[str]) -> str:
+    return f"{field}: {problem}" if field else problem

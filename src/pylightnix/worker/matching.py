@@ -1,0 +1,66 @@
+"""The matchers of one operation, in the process that was forked for them: asked one at a time, over their own connection.
+
+``match {dref, matcher, candidates: [[rref, started]]}`` is answered with ``{answer: [rref] | None}``. A
+matcher that never answers is ended by killing this process. Must not know the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pylightnix.errors import InvalidMatch, Misuse
+from pylightnix.storage import current_storage
+from pylightnix.travel.failures import dump_exception
+from pylightnix.travel.packing import unpack
+from pylightnix.types import DRef, Matcher, Path, RRef, StorageSettings
+from pylightnix.worker.channel import Channel, Gone
+
+__all__ = ["MatchOrder", "serve_matchers"]
+
+
+@dataclass(frozen=True, slots=True)
+class MatchOrder:
+    """Whose matchers, and on which store."""
+
+    operation: str
+    root: str
+    storage: str
+
+
+def serve_matchers(order: MatchOrder, channel: Channel) -> None:
+    """Answer until the other side closes the connection."""
+    S = StorageSettings(Path(order.root), Path(order.storage), None)
+    matchers: dict[bytes, Matcher] = {}
+    with current_storage(S):
+        while True:
+            try:
+                for message in channel.receive():
+                    _serve(S, channel, matchers, message)
+            except Gone:
+                return
+
+
+def _serve(S: StorageSettings, channel: Channel, matchers: dict[bytes, Matcher], message: Any) -> None:
+    _, request, method, (params,) = message
+    try:
+        if method != "match":
+            raise Misuse(f"matchers are asked by 'match', found {method!r}")
+        answer = _ask(S, matchers, params)
+    except BaseException as error:  # noqa: BLE001  # a user's code: its failure is an answer
+        channel.refuse(request, dump_exception(error))
+    else:
+        channel.answer(request, {"answer": answer})
+
+
+def _ask(S: StorageSettings, matchers: dict[bytes, Matcher], params: Mapping[str, Any]) -> Any:
+    blob: bytes = params["matcher"]
+    if blob not in matchers:
+        matchers[blob] = unpack(blob)
+    answer = matchers[blob](S, [RRef(rref) for rref, _ in params["candidates"]])
+    if answer is None:
+        return None
+    if not isinstance(answer, (list, tuple)) or not all(isinstance(item, str) for item in answer):
+        raise InvalidMatch(DRef(params["dref"]), f"returned {answer!r:.200}")
+    return [str(item) for item in answer]

@@ -1,0 +1,87 @@
+"""What a realizer returned, brought into the form that is reported: names of folders in the build folder.
+
+Whoever reads the report checks it all again; here it is done as the user, for errors that say what is
+wrong. Must not know how outputs are taken over.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from typing import Any, Final
+
+from pylightnix.errors import InvalidOutput
+from pylightnix.types import DRef
+
+__all__ = ["kept_names", "output_names"]
+
+_ADVICE: Final = "make output folders under fstmpdir(S) of the S that the realizer is called with, for example with tempfile.mkdtemp"
+_OWNER: Final = re.compile(r"[0-9]+-[0-9a-f]{12}")
+
+
+def output_names(dref: DRef, folder: str, tmp: str, answer: Any) -> list[str]:
+    """Return the names in `folder` of the output folders that a realizer returned.
+
+    Outputs deeper inside are moved up to it, and so are those directly in the store's `tmp`, where
+    realizers make them that captured the store's settings rather than use those they are called with.
+
+    Raises:
+        InvalidOutput: it is something else than a list of distinct folders there.
+    """
+    paths = _checked_paths(dref, answer)
+    return [_name_in(folder, tmp, dref, path) for path in paths]
+
+
+def _checked_paths(dref: DRef, answer: Any) -> list[str]:
+    if not isinstance(answer, (list, tuple)) or not answer:
+        raise InvalidOutput(dref, "its realizer", f"returned {answer!r:.200}", "expected a list of one or more output folders")
+    for item in answer:
+        if not isinstance(item, (str, os.PathLike)):
+            raise InvalidOutput(dref, "its realizer", f"returned {item!r:.200} as an output", "expected the path of a folder")
+    paths = [os.path.abspath(os.fspath(item)) for item in answer]
+    for path in paths:
+        if any(other.startswith(f"{path}/") for other in paths):
+            raise InvalidOutput(dref, path, "holds another output", "return folders that lie beside each other")
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise InvalidOutput(dref, twice, "was returned twice", "return each output folder once")
+    return paths
+
+
+def _name_in(folder: str, tmp: str, dref: DRef, path: str) -> str:
+    if not os.path.isdir(path) or os.path.islink(path):
+        problem = "is no folder" if os.path.lexists(path) else "is not there"
+        raise InvalidOutput(dref, path, problem, _ADVICE)
+    parent, name = os.path.split(os.path.realpath(path))
+    top = os.path.realpath(folder)
+    if parent == top:
+        return _printable(dref, name)
+    is_stray = parent == os.path.realpath(tmp) and not _OWNER.fullmatch(name)
+    if not (is_stray or parent.startswith(f"{top}/")):
+        raise InvalidOutput(dref, path, f"is not a folder of this build ({folder})", _ADVICE)
+    moved = tempfile.mkdtemp(prefix="out-", dir=top)
+    try:
+        os.rename(path, moved)  # over an empty folder
+    except OSError as error:
+        raise InvalidOutput(dref, path, f"cannot be moved into the folder of this build ({error.strerror})", _ADVICE) from error
+    return os.path.basename(moved)
+
+
+def _printable(dref: DRef, name: str) -> str:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidOutput(dref, repr(name), "has a name that is not UTF-8", "name output folders in ASCII") from error
+    return name
+
+
+def kept_names(folder: str, paths: Iterable[Any]) -> list[str]:
+    """Return the names of those of `paths` that are folders directly in `folder`. Never fails."""
+    names = []
+    for path in paths:
+        parent, name = os.path.split(os.path.abspath(path)) if isinstance(path, str) else ("", "")
+        if parent in (folder, os.path.realpath(folder)) and os.path.isdir(path) and name.isprintable():
+            names.append(name)
+    return names

@@ -1,0 +1,39 @@
+"""What a forked process changes about itself before it runs a user's code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+
+__all__ = ["become_main_program", "reseed", "send_output_to"]
+
+
+def send_output_to(log_fd: int) -> None:
+    """Make `log_fd` standard output and standard error, and close it."""
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+
+
+def reseed() -> None:
+    """Seed every global random generator that is loaded; else all children of one process would draw the same."""
+    random = sys.modules.get("random")
+    if random is not None:
+        random.seed()  # from os.urandom
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None and hasattr(numpy_random, "seed"):
+        fresh = os.urandom(32)
+        numpy_random.seed([int.from_bytes(fresh[i : i + 4]) for i in range(0, len(fresh), 4)])
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "manual_seed"):
+        torch.manual_seed(int.from_bytes(os.urandom(8)) >> 1)
+
+
+def become_main_program() -> None:
+    """Put an empty module in the place of the worker's own program.
+
+    Code of a user's `__main__` comes by value and finds that name here; and what a build starts with
+    `multiprocessing` must not take the worker for the program to start again.
+    """
+    sys.modules["__main__"] = types.ModuleType("__main__")
