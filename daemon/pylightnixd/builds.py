@@ -23,6 +23,7 @@ from pylightnix.planner.messages import Built, Candidate, CandidatesFound, Fact,
 from pylightnix.protocol.errors import ProtocolError
 from pylightnix.protocol.messages import FailedRow, RealizerSpec
 from pylightnix.protocol.worker_messages import BuildEnded
+from pylightnix.refs import isrref, rref2dref
 from pylightnix.store.kept import keep_failed
 from pylightnix.travel import Environment
 from pylightnixd.hold import HeldStore
@@ -94,6 +95,15 @@ class RunningBuild:
     killed_because: Optional[str] = None
 
 
+@dataclass(frozen=True, slots=True)
+class LogPlace:
+    """Where the log of a build is."""
+
+    build: str
+    path: str
+    finished: bool
+
+
 @dataclass(slots=True)
 class _Interest:
     waiter: Waiter
@@ -119,6 +129,9 @@ class Builds:
     _interests: dict[str, dict[str, _Interest]] = field(default_factory=dict)
     _jobs: dict[str, BuildJob] = field(default_factory=dict)
     _changed: trio.Event = field(default_factory=trio.Event)
+    _ended: trio.Event = field(default_factory=trio.Event)
+    _logs: dict[str, LogPlace] = field(default_factory=dict)
+    """Build, or derivation -> its latest log, of builds that have ended."""
 
     # --- what operations call -----------------------------------------------------------------------
 
@@ -150,6 +163,14 @@ class Builds:
     def _forget(self, build: str) -> None:
         self._interests.pop(build, None)
         self._jobs.pop(build, None)
+
+    def log_of(self, ref: str) -> Optional[LogPlace]:
+        """Return where the latest log is of a build, or of what builds a derivation; None if there is none."""
+        dref = str(rref2dref(ref)) if isrref(ref) else ref
+        for running in reversed(self.running.values()):
+            if ref == running.id or dref == running.job.key.dref:
+                return LogPlace(running.id, running.log.path, running.log.finished)
+        return self._logs.get(dref)
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -204,6 +225,11 @@ class Builds:
         for build in list(self.running):
             self.cancel(build)
 
+    async def wait_quiet(self) -> None:
+        """Wait until no build runs."""
+        while self.running:
+            await self._ended.wait()
+
     async def _run(self, running: RunningBuild) -> None:
         dref = running.job.key.dref
         failure: Optional[FailedRow] = None
@@ -223,7 +249,11 @@ class Builds:
 
     def _end(self, running: RunningBuild, failure: Optional[FailedRow]) -> None:
         del self.running[running.id]
+        place = LogPlace(running.id, running.log.path, finished=True)
+        self._logs[running.id] = self._logs[str(running.job.key.dref)] = place
         self.table.ended(running.id)
+        self._ended.set()
+        self._ended = trio.Event()
         dref = running.job.key.dref
         interests = self._interests.get(running.id, {})
         self._forget(running.id)
@@ -281,7 +311,9 @@ class Builds:
             return failed_row(running.job.key.dref, error)
         finally:
             running.worker = None
-            await self.hold.remove(folder)
+            # Shielded, and not bounded: a thread that removes files cannot be abandoned half-way.
+            with trio.CancelScope(shield=True):
+                await self.hold.remove(folder)  # noqa: ASYNC102
 
     async def _in_worker(self, running: RunningBuild, worker: Worker, folder: str) -> tuple[BuildEnded, Optional[BuildReport]]:
         """Have the worker fork a build, and wait until all its processes are dead."""

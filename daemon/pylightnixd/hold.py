@@ -112,9 +112,8 @@ class HeldStore:
         return self._placed
 
     async def remove(self, folder: str) -> None:
-        """Remove a build folder, in a thread, even when cancelled."""
-        with trio.CancelScope(shield=True):
-            await self.in_thread(lambda: remove_tree(folder))
+        """Remove a build folder, in a thread."""
+        await self.in_thread(lambda: remove_tree(folder))
 
     # --- durability -----------------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ The report comes from user code: it is parsed as any hostile message would be.
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Optional
 
@@ -16,6 +18,8 @@ from pylightnix.protocol.messages import FailedRow
 from pylightnix.types import DRef
 
 __all__ = ["BuildReport", "FailedBuild", "failed_row", "parse_report"]
+
+_log = logging.getLogger("pylightnixd")
 
 REPORT_BYTES_MAX: Final = 8 << 20
 
@@ -50,7 +54,10 @@ def failed_row(dref: DRef, error: BaseException | Mapping[str, Any], **fields: A
     if isinstance(error, FailedBuild):
         return msgspec.structs.replace(error.row, dref=str(dref))
     if isinstance(error, BaseException):
-        wire = error_to_wire(error, "")
+        incident = secrets.token_hex(6)
+        wire = error_to_wire(error, incident)
+        if wire.code == "internal":
+            _log.error("BUG: incident %s in building %s", incident, dref, exc_info=error)
         status = error.exit_status if isinstance(error, PylightnixException) else 1
         return FailedRow(
             dref=str(dref),

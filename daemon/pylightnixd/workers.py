@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import logging
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from pylightnix.protocol.framing import Decoder, Notification, Request, Response
 from pylightnix.protocol.vocabulary import parse_message
 from pylightnix.protocol.worker_messages import BuildEnded, WorkerWelcome
 from pylightnix.travel import Environment, worker_key
+from pylightnix.worker.linux import children_of
 
 __all__ = ["Worker", "WorkerFailed", "WorkerLost", "WorkerPool"]
 
@@ -35,6 +37,8 @@ START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 10.0
 """How long a worker that was told to end may take before it is killed."""
 IDLE_WORKERS_MAX: Final = 8
+RETIRE_CODES: Final = frozenset({"worker-stale", "worker-unfit"})
+"""A worker's own word that another should be started in its place."""
 
 
 class WorkerLost(Exception):
@@ -99,6 +103,9 @@ class Worker:
         if self.lost:
             raise WorkerLost(f"worker {self.process.pid} is gone")
         if answer.error is not None:
+            if answer.error.get("code") in RETIRE_CODES:
+                self.retired = True
+                raise WorkerLost(str(answer.error.get("message", "it wants to be replaced")))
             raise WorkerFailed(str(self.process.args), f"refused {method!r}", str(answer.error.get("message", "")))
         return answer.result
 
@@ -169,6 +176,9 @@ class WorkerPool:
     log_folder: str
     workers: dict[str, Worker] = field(default_factory=dict)
     _starting: dict[str, trio.Lock] = field(default_factory=dict)
+    _all: list[Worker] = field(default_factory=list)
+    """Every worker whose process is not reaped, retired ones too."""
+    _spawning: int = 0
     _numbers: count[int] = field(default_factory=lambda: count(1))
 
     async def worker_for(self, environment: Environment) -> Worker:
@@ -202,6 +212,7 @@ class WorkerPool:
         log_path = os.path.join(self.log_folder, f"worker-{next(self._numbers)}.log")
         log_fd = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         interpreter = environment.interpreter
+        self._spawning += 1
         try:
             process = await trio.lowlevel.open_process(
                 [interpreter, "-P", "-m", "pylightnix.worker", str(theirs.fileno()), str(self.owner_fd)],
@@ -217,14 +228,17 @@ class WorkerPool:
             ours.close()
             raise WorkerFailed(interpreter, f"cannot be started ({error.strerror})", "") from error
         finally:
+            self._spawning -= 1
             theirs.close()
             os.close(log_fd)
         worker = Worker(key, process, trio.socket.from_stdlib_socket(ours))
+        self._all.append(worker)
         self.nursery.start_soon(self._attend, worker, log_path)
         await self._greet(worker, environment, log_path)
         return worker
 
     async def _greet(self, worker: Worker, environment: Environment, log_path: str) -> None:
+        problem: Exception
         hello = {"versions": [1], "import_path": list(environment.import_path), "umask": environment.umask}
         try:
             with trio.fail_after(START_SECONDS):
@@ -233,9 +247,12 @@ class WorkerPool:
             worker.process.kill()
             raise WorkerFailed(environment.interpreter, f"did not say hello within {START_SECONDS:g} s", _tail(log_path)) from error
         except (WorkerLost, ProtocolError) as error:
-            worker.socket.close()
-            status = await worker.process.wait()
-            raise WorkerFailed(environment.interpreter, f"ended at once (exit status {status})", _tail(log_path)) from error
+            problem = error
+        else:
+            return
+        worker.socket.close()
+        status = await worker.process.wait()
+        raise WorkerFailed(environment.interpreter, f"ended at once (exit status {status})", _tail(log_path)) from problem
 
     async def _attend(self, worker: Worker, log_path: str) -> None:
         """Read what a worker says until it is gone, and see that it is."""
@@ -249,15 +266,38 @@ class WorkerPool:
                 worker.process.kill()
                 with trio.CancelScope(shield=True):
                     await worker.process.wait()
+            self._all.remove(worker)
+            with trio.move_on_after(STOP_SECONDS, shield=True):
+                await self._end_strays()
             if self.workers.get(worker.key) is worker:
                 del self.workers[worker.key]
-            if not _tail(log_path):
-                os.unlink(log_path)
+            _remove_if_empty(log_path)
+
+    async def _end_strays(self) -> None:
+        """Kill what a lost worker left behind: orphans of its builds, which the kernel gave to us."""
+        if self._spawning:
+            return  # one of our children is not known to us yet; the next loss does it
+        known = {worker.process.pid for worker in self._all}
+        strays = [pid for pid in children_of(os.getpid()) if pid not in known]
+        for pid in strays:
+            _log.warning("killing process %d, which a lost worker left", pid)
+            os.kill(pid, signal.SIGKILL)
+        for pid in strays:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(os.waitpid, pid, 0)
 
     def close(self) -> None:
         """Tell every worker to end: each kills its builds and exits when its socket closes."""
         for worker in self.workers.values():
             worker.socket.close()
+
+
+def _remove_if_empty(path: str) -> None:
+    try:
+        if os.stat(path).st_size == 0:
+            os.unlink(path)
+    except OSError:
+        pass  # it is a log, and may have been cleared away
 
 
 def _tail(path: str, limit: int = 4000) -> str:

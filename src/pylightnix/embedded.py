@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import heapq
 import os
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any, NoReturn, Optional, Union
 
 from pylightnix.attempt import take_outputs
 from pylightnix.context import LazyContext
@@ -202,7 +204,8 @@ class _Driver:
             if isinstance(matcher, BuiltinMatcher):
                 return MatcherAnswered(action.dref, matcher.pick(action.candidates))
             rrefs = [candidate.rref for candidate in action.candidates]
-            return MatcherAnswered(action.dref, matcher(self._settings(None), rrefs))
+            with _not_in_forked_child():
+                return MatcherAnswered(action.dref, matcher(self._settings(None), rrefs))
         except Exception as error:  # noqa: BLE001  # a user's code; the planner decides what follows
             return self._failed(action.dref, error)
 
@@ -246,7 +249,7 @@ class _Driver:
         begun = time.perf_counter()
         try:
             S = self._settings(folder)
-            with current_storage(S):
+            with _not_in_forked_child(), current_storage(S):
                 answer = realizer(S, dref, LazyContext(context, lambda: self._plan.transitive(dref)), self._realize_args.get(dref, {}))
             stopped = started + (time.perf_counter() - begun)
             outputs = take_outputs(layout, dref, folder, answer)
@@ -305,6 +308,32 @@ def _realizer_digest(realizer: Any) -> Optional[str]:
         return str(pyobjhash([realizer]))
     except PylightnixException:
         return None  # provenance only: a realizer without source is built all the same
+
+
+@contextmanager
+def _not_in_forked_child() -> Iterator[None]:
+    """End, at the end of the block, a process that user code forked in it and let run on.
+
+    Such a child would else go on with its parent's plan: remove its build folder, commit its batch.
+    """
+    pid = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != pid:
+            _end_stray_child(sys.exc_info()[1])
+
+
+def _end_stray_child(error: Optional[BaseException]) -> NoReturn:
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else 1 if error.code else 0
+    elif error is not None:
+        status = 1
+        traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 _building: set[tuple[int, DRef]] = set()

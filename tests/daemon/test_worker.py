@@ -1,4 +1,4 @@
-"""Builds by a real worker: what they get, what they report, what they may do to themselves."""
+"""Builds by a real worker: what they are given, what they report, what they print."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib
 import os
 import pickle
 import stat
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,33 +15,29 @@ from typing import Any
 
 import pytest
 from tests.daemon import realizers
-from tests.daemon.worker_driver import A_DREF, Refusal, Run, Worker, arguments, context_bytes
-from tests.stores import output
+from tests.daemon.worker_driver import A_DREF, Run, Worker, arguments, context_bytes
+from tests.stores import stage
 
 from pylightnix import (
     Build,
     BuildError,
     Context,
     DRef,
-    PylightnixException,
     Registry,
     StorageSettings,
     build_outpath,
-    build_path,
     build_wrapper,
     command,
     instantiate,
-    match_only,
-    mkconfig,
-    mkdrv,
     mknode,
     pyobjhash,
     realize1,
     rref2dref,
     rrefctx,
+    selfref,
 )
-from pylightnix.travel import CodeChanged, RemoteFailure, capture_environment, load_exception, pack_realizer
-from pylightnix.types import Realizer
+from pylightnix import Path as StorePath
+from pylightnix.travel import CodeChanged, RemoteFailure, RemoteTraceback, capture_environment, load_exception, pack_realizer
 
 
 @pytest.fixture
@@ -52,8 +47,8 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
 
 
 @pytest.fixture
-def module_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of project modules, importable here."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of modules, importable here and in workers that are started from here on."""
     folder = tmp_path / "project"
     folder.mkdir()
     before = set(sys.modules)
@@ -85,38 +80,274 @@ def test_a_build_reports_its_outputs_and_times(worker: Worker) -> None:
 
 
 def test_an_inner_function_travels_by_value(worker: Worker) -> None:
-    word = "enclosed"
+    words = ["first", "second"]
 
-    def realizer(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Any]:
-        return list(output(S, {"out.txt": word}) for _ in range(2))
+    def realizer(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[StorePath]:
+        return [folder for word in words for folder in realizers.folder_with(S, word)]
 
-    run = worker.build(realizer)
-    assert [Path(folder, "out.txt").read_text() for folder in run.outputs] == [word, word]
+    assert [Path(folder, "out.txt").read_text() for folder in worker.build(realizer).outputs] == words
 
 
 def test_arguments_settings_and_surroundings_are_those_ordered(tmp_path: Path) -> None:
     environment = replace(capture_environment(), umask=0o027)
     environment.variables["SAMPLE"] = "value"
-    text = "[S, dref, dict(context), rarg['given'], os.getcwd(), os.environ['SAMPLE'], os.stat(0).st_rdev, os.getsid(0) == os.getpid()]"
+    facts = "tuple(S), str(dref), dict(context), rarg['given'], os.getcwd(), os.environ['SAMPLE'], sys.stdin.read(), "
+    facts += "os.getpid() == os.getsid(0) == os.getpgid(0)"
     with Worker(tmp_path / "w", environment=environment) as worker:
-        run = worker.build(realizers.evaluated, args=arguments(text=text.replace("S,", "tuple(S),"), given={"a": 1}))
-        settings, *rest = value(run)
-        assert settings == (str(tmp_path / "w/store"), str(tmp_path / "w/store/store-v1"), run.folder)
-        assert rest == [A_DREF, {}, {"a": 1}, "/", "value", os.stat("/dev/null").st_rdev, True]
+        run = worker.build(realizers.evaluated, args=arguments(text=f"[{facts}]", given={"a": 1}))
+        settings = (str(tmp_path / "w/store"), str(tmp_path / "w/store/store-v1"), run.folder)
+        assert value(run) == [settings, A_DREF, {}, {"a": 1}, "/", "value", "", True]
         assert stat.S_IMODE(os.stat(os.path.join(run.outputs[0], "out.txt")).st_mode) == 0o640
 
 
 def test_the_context_is_transitive(S: StorageSettings, tmp_path: Path) -> None:
-    r = Registry(S)
-    bottom = mknode(r, {"which": "bottom"}, {"a": b"content"})
-    middle = command(
-        ["sh", "-c", 'cp "$1" "$2"', "sh", [bottom, "a"], ["self", "out"]] if False else _copy(bottom, "a"), name="middle", r=r
-    )
-    rref = realize1(instantiate(middle, S=S) if False else _closure(r, middle))
-    direct = {rref2dref(rref): [rref]}
+    rref = realize1(instantiate(lambda r: stage(r, "top", below=stage(r, "middle", below=stage(r, "bottom"))), S=S))
+    (middle,) = [found for dref, found in rrefctx(rref, S).items() if dref.endswith("-middle")]
+    assert middle is not None
+    order = {"context": context_bytes({rref2dref(middle[0]): middle}), "args": arguments(text="[dict(context), len(context)]")}
     with Worker(tmp_path / "w", S=S) as worker:
-        text = "[list(context.items()), context[list(context)[0]]]"
-        items, first = value(worker.build(realizers.evaluated, args=arguments(text=text), context=context_bytes(direct)))
-    assert dict(items) == {**direct, **rrefctx(rref, S)}
-    assert len(items) == 2
-    assert first == dict(items)[items[0][0]]
+        assert value(worker.build(realizers.evaluated, **order)) == [rrefctx(rref, S), 2]
+
+
+def test_commands_and_nodes_need_no_pickle(S: StorageSettings, tmp_path: Path) -> None:
+    r = Registry(S)
+    node = mknode(r, {}, {"a": b"content"})
+    copy = command(["sh", "-c", 'cat "$0" >"$1"', [node, "a"], [selfref, "copy"]], env={"PATH": os.environ["PATH"]}, outputs=["copy"], r=r)
+    realizer = {dref: derivation.realizer for dref, derivation in r.builders.items()}
+    rref = realize1(instantiate(lambda r: mknode(r, {}, {"a": b"content"}), S=S))
+    with Worker(tmp_path / "w", S=S) as worker:
+        run = worker.build(realizer[node], dref=node)
+        assert run.text("a") == "content"
+        run = worker.build(realizer[copy], dref=copy, context=context_bytes({node: [rref]}))
+        assert run.text("copy") == "content"
+
+
+def test_outputs_deeper_inside_are_moved_up(worker: Worker) -> None:
+    nested = "os.makedirs(f'{folder}/a/b') or os.mkdir(f'{folder}/a/b/in') or [f'{folder}/a/b']"
+    run = worker.build(realizers.returns, args=arguments(text=nested))
+    (output,) = run.outputs
+    assert os.path.dirname(output) == run.folder
+    assert os.listdir(output) == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("None", "returned None"),
+        ("[]", r"returned \[\]"),
+        ("[1]", "returned 1 as an output"),
+        ("[folder]", "is not a folder of this build"),
+        ("['/etc']", "is not a folder of this build"),
+        ("[f'{folder}/../..']", "is not a folder of this build"),
+        ("[f'{folder}/none']", "is not there"),
+        ("open(f'{folder}/f', 'w').close() or [f'{folder}/f']", "is no folder"),
+        ("os.symlink('/etc', f'{folder}/l') or [f'{folder}/l']", "is no folder"),
+        ("os.mkdir(f'{folder}/o') or [f'{folder}/o', f'{folder}/./o']", "was returned twice"),
+        ("os.makedirs(f'{folder}/o/p') or [f'{folder}/o', f'{folder}/o/p']", "holds another output"),
+        (r"os.mkdir(f'{folder}/\udcff') or [f'{folder}/\udcff']", "not UTF-8"),
+    ],
+)
+def test_what_is_no_output_fails_the_build(worker: Worker, text: str, problem: str) -> None:
+    error = worker.build(realizers.returns, args=arguments(text=text)).error
+    assert error["code"] == "invalid-output"
+    with pytest.raises(Exception, match=problem):
+        raise load_exception(error, trusted=False)
+
+
+# --- failures --------------------------------------------------------------------------------------------
+
+
+def raised(worker: Worker, text: str) -> dict[str, Any]:
+    return worker.build(realizers.raises, args=arguments(text=text)).error
+
+
+def test_an_error_comes_back_as_itself(worker: Worker) -> None:
+    error = raised(worker, "OwnError('why', 2)")
+    assert (error["code"], error["type"], error["message"]) == ("remote-exception", "tests.daemon.realizers.OwnError", "('why', 2)")
+    loaded = load_exception(error, trusted=True)
+    assert type(loaded) is realizers.OwnError
+    assert loaded.args == ("why", 2)
+    assert isinstance(loaded.__cause__, RemoteTraceback)
+    assert "raise rarg" in str(loaded.__cause__)
+    assert "worker/building.py" not in str(loaded.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("AwkwardError(1, 2)", "tests.daemon.realizers.AwkwardError", "1 is not 2"),
+        ("LockedError('why')", "tests.daemon.realizers.LockedError", "why"),
+        ("MuteError()", "tests.daemon.realizers.MuteError", "(its text cannot be had: RuntimeError)"),
+        ("KeyboardInterrupt('why')", "KeyboardInterrupt", "why"),
+        ("SystemExit('why')", "SystemExit", "why"),
+    ],
+)
+def test_an_error_that_cannot_come_back_is_told_of(worker: Worker, text: str, name: str, message: str) -> None:
+    error = raised(worker, text)
+    assert (error["type"], error["message"], error["pickled"]) == (name, message, None)
+    loaded = load_exception(error, trusted=True)
+    assert isinstance(loaded, RemoteFailure)
+    assert (loaded.type_name, loaded.text) == (name, message)
+    assert "raise rarg" in loaded.traceback
+
+
+def test_a_failed_build_function_keeps_its_outputs(S: StorageSettings, tmp_path: Path) -> None:
+    def fill(b: Build) -> None:
+        Path(build_outpath(b), "half").write_text("done")
+        raise ValueError("not more")
+
+    dref = realize1(instantiate(stage, S=S))
+    with Worker(tmp_path / "w", S=S) as worker:
+        run = worker.build(build_wrapper(fill), dref=rref2dref(dref))
+    error = run.error
+    assert (error["code"], error["type"]) == ("build-failed", "ValueError")
+    (kept,) = error["outpaths"]
+    assert Path(run.folder, kept, "half").read_text() == "done"
+    for trusted in (True, False):
+        loaded = load_exception(error, trusted)
+        assert isinstance(loaded, BuildError)
+        assert loaded.__cause__ is loaded.exception
+        assert "not more" in str(loaded)
+    assert type(load_exception(error, trusted=True).__cause__) is ValueError
+
+
+def test_sys_exit_is_a_failure(worker: Worker) -> None:
+    assert worker.build(realizers.exits).error["type"] == "SystemExit"
+
+
+def test_a_class_of_the_main_program_comes_back_as_the_same_class(worker: Worker) -> None:
+    class Local(Exception):
+        pass
+
+    def realizer(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[StorePath]:
+        raise Local("why")
+
+    loaded = load_exception(worker.build(realizer).error, trusted=True)
+    assert type(loaded) is Local
+
+
+def test_arguments_that_cannot_be_unpacked_fail_the_build(worker: Worker) -> None:
+    assert worker.build(realizers.trivial, args=b"no pickle").error["type"].endswith("UnpicklingError")
+
+
+# --- code ------------------------------------------------------------------------------------------------
+
+_MODULE = """
+from tests.daemon.realizers import folder_with
+def realizer(S, dref, context, rarg):
+    return folder_with(S, "{word}")
+"""
+
+
+def write_module(folder: Path, name: str, word: str) -> Any:
+    (folder / f"{name}.py").write_text(_MODULE.format(word=word))
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
+def test_a_project_file_is_read_by_every_build(project: Path, tmp_path: Path) -> None:
+    module = write_module(project, "project_read_anew", "old")
+    with Worker(tmp_path / "w") as worker:
+        assert worker.build(module.realizer).text() == "old"
+        write_module(project, "project_read_anew", "newer")
+        assert worker.build(module.realizer).text() == "newer"
+
+
+def test_a_module_that_appears_later_is_found(project: Path, tmp_path: Path) -> None:
+    with Worker(tmp_path / "w") as worker:
+        assert worker.build(write_module(project, "project_first", "first").realizer).text() == "first"
+        assert worker.build(write_module(project, "project_second", "second").realizer).text() == "second"
+
+
+def test_changed_code_is_not_run(project: Path, tmp_path: Path) -> None:
+    module = write_module(project, "project_changed", "old")
+    digest = pyobjhash([module.realizer])
+    with Worker(tmp_path / "w") as worker:
+        assert worker.build(module.realizer, digest=digest).text() == "old"
+        write_module(project, "project_changed", "newer")
+        error = worker.build(module.realizer, digest=digest).error
+        assert error["code"] == "code-changed"
+        assert isinstance(load_exception(error, trusted=False), CodeChanged)
+        (project / "project_changed.py").write_text("def realizer(*args): return eval('None')\n")
+        assert worker.build(module.realizer, digest=digest).error["code"] == "code-changed"
+
+
+def test_code_that_travelled_itself_cannot_have_changed(worker: Worker) -> None:
+    def realizer(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[StorePath]:
+        return realizers.folder_with(S, "text")
+
+    assert worker.build(realizer, digest="0" * 64).text() == "text"
+    assert worker.build(build_wrapper(lambda b: None), digest="0" * 64).error["code"] == "missing-derivation"
+    assert worker.build(realizers.trivial, digest="0" * 64).error["code"] == "code-changed"
+
+
+def test_a_module_that_is_missing_in_the_worker_fails_the_build(worker: Worker, project: Path) -> None:
+    module = write_module(project, "project_elsewhere", "old")
+    error = worker.build(module.realizer).error
+    assert error["type"] == "ModuleNotFoundError"
+    assert "project_elsewhere" in error["message"]
+
+
+def test_the_worker_is_not_the_main_program_of_a_build(worker: Worker) -> None:
+    text = "sorted(vars(sys.modules['__main__']))"
+    assert "serve" not in value(worker.build(realizers.evaluated, args=arguments(text=text)))
+
+
+def test_random_numbers_differ_from_build_to_build(worker: Worker) -> None:
+    pytest.importorskip("numpy")
+    runs = [worker.build(realizers.draws) for _ in range(2)]
+    running = [worker.start(realizers.draws) for _ in range(4)]
+    drawn = [value(run) for run in [*runs, *map(worker.finish, running)]]
+    assert drawn[0][2] == "no numpy"
+    assert all(isinstance(row[2], float) for row in drawn[1:]), "numpy was not imported ahead"
+    for column in zip(*drawn, strict=True):
+        assert len(set(column)) == len(drawn)
+
+
+# --- output ----------------------------------------------------------------------------------------------
+
+
+def test_everything_printed_arrives_before_the_end(tmp_path: Path) -> None:
+    environment = capture_environment()
+    environment.variables.pop("PYTHONUNBUFFERED", None)  # which would hide what is not flushed
+    with Worker(tmp_path / "w", environment=environment) as worker:
+        run = worker.build(realizers.prints_in_parts)
+    assert sorted(run.log.decode().replace("of Python, ", "of Python, \n").splitlines()) == [
+        "and to standard error",
+        "of C",
+        "of Python, ",
+        "of a program",
+    ]
+    assert run.text() == "text"
+    assert worker.log == ""
+
+
+def test_closing_output_is_no_failure(worker: Worker) -> None:
+    run = worker.build(realizers.closes_output)
+    assert run.log == b"last words\n"
+    assert run.text() == "text"
+
+
+def test_a_build_may_print_much(worker: Worker) -> None:
+    run = worker.build(realizers.prints_much, args=arguments(bytes=100_000_000), kept_log_bytes=100)
+    assert run.log_bytes == 100_000_000
+    assert run.text() == "text"
+
+
+def test_a_large_realizer_arrives(worker: Worker) -> None:
+    content = os.urandom(20_000_000)
+
+    def realizer(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[StorePath]:
+        return realizers.folder_with(S, str(len(content)))
+
+    assert len(pack_realizer(realizer).blob or b"") > len(content)
+    assert worker.build(realizer).text() == "20000000"
+
+
+def test_a_large_error_is_cut(worker: Worker) -> None:
+    error = raised(worker, "ValueError('x' * 5_000_000)")
+    assert error["pickled"] is None
+    assert 50_000 < len(error["message"]) < 65_536
+    assert 50_000 < len(error["traceback"]) < 65_536
+    small = raised(worker, "ValueError('x' * 100_000)")
+    assert pickle.loads(small["pickled"]).args == ("x" * 100_000,)

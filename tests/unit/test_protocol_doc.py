@@ -64,15 +64,19 @@ def spell_default(field: inspect.Field) -> str:
 def spell_bounds(kind: inspect.Type) -> str:
     """Return what is valid of a titled kind of value, as the document says it."""
     if isinstance(kind, inspect.StrType):
-        parts = [f"`{kind.pattern.removeprefix('\\A').removesuffix('\\Z')}`".replace("|", "\\|")] if kind.pattern else []
+        pattern = (kind.pattern or "").removeprefix(r"\A").removesuffix(r"\Z").replace("|", r"\|")
+        parts = [f"`{pattern}`"] if pattern else []
         if kind.max_length is not None:
             parts.append(f"{kind.min_length or 0} to {kind.max_length} characters")
         return "text: " + ", ".join(parts)
     if isinstance(kind, inspect.BytesType):
         return f"bin: {kind.min_length or 0} to {kind.max_length} bytes"
     assert isinstance(kind, (inspect.IntType, inspect.FloatType))
-    name = "int" if isinstance(kind, inspect.IntType) else "float or int"
-    return f"{name}: {kind.ge:g} to {kind.le}"
+    if isinstance(kind, inspect.IntType):
+        return f"int: {kind.ge} to {kind.le}"
+    assert kind.ge is not None
+    assert kind.le is not None
+    return f"float or int: {kind.ge:g} to {kind.le:g}"
 
 
 def rows_of_type(kind: type) -> list[tuple[str, str, str]]:
@@ -98,7 +102,7 @@ def parts_of(kind: inspect.Type) -> list[inspect.Type]:
 
 def reachable() -> tuple[dict[str, str], dict[str, type]]:
     """Return the titled kinds of values with their bounds, and the structs, that any message is made of."""
-    tops: list[object] = [method.params for method in METHODS.values()] + [method.result for method in METHODS.values()]
+    tops: list[object] = [kind for method in METHODS.values() for kind in (method.params, method.result)]
     tops += [known.params for known in NOTIFICATIONS.values()] + [WireError, *OUTCOME_ROWS.values(), *QUERY_ROWS.values()]
     titled: dict[str, str] = {}
     structs: dict[str, type] = {}
@@ -111,10 +115,9 @@ def reachable() -> tuple[dict[str, str], dict[str, type]]:
         if isinstance(kind, inspect.StructType):
             structs[kind.cls.__name__] = kind.cls
         stack += parts_of(kind)
-    top_names = {getattr(top, "__name__", "") for top in tops}
-    nested = {
-        name: cls for name, cls in structs.items() if name not in top_names or (issubclass(cls, msgspec.Struct) and name in ROW_TYPES)
-    }
+    # Params and results have tables of their own, and so has the error.
+    top_names = {getattr(top, "__name__", "") for top in tops} - ROW_TYPES
+    nested = {name: cls for name, cls in structs.items() if name not in top_names}
     return titled, nested
 
 
@@ -195,9 +198,8 @@ def test_rows_are_as_described() -> None:
 
 def test_limits_are_as_described() -> None:
     numbers = {name.lower(): getattr(limits, name) for name in limits.__all__ if name.isupper() and name != "DEFAULT_LIMITS"}
-    expected = {
-        name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in {**asdict(limits.Limits()), **numbers}.items()
-    }
+    everything = {**asdict(limits.Limits()), **numbers}
+    expected = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in everything.items()}
     assert {row[0].strip("`"): row[1] for row in table_rows(section("Limits"))} == expected
 
 

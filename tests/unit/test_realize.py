@@ -957,3 +957,24 @@ expect(PylightnixException, lambda: realize(closure))
         "MissingDerivation",
         "InvalidOutput",
     ]
+
+
+@pytest.mark.parametrize("leave", ["exit", "raise", "return"])
+def test_a_child_that_a_realizer_forked_does_not_go_on_with_its_parents_plan(S: StorageSettings, tmp_path: FsPath, leave: str) -> None:
+    def forks(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Path]:
+        folder = Path(f"{fstmpdir(S)}/out")
+        os.mkdir(folder)
+        pid = os.fork()
+        if pid == 0:
+            if leave == "exit":
+                sys.exit(3)
+            if leave == "raise":
+                raise ZeroDivisionError("of the child")
+            return [folder]
+        expected = {"exit": 3, "raise": 1, "return": 0}[leave]
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == expected
+        return [folder]
+
+    rref = realize1(instantiate(lambda r: stage(r, realizer=forks), S=S))
+    assert set(allrrefs(S)) == {rref}
+    assert os.listdir(rref2path(rref, S)) == ["context.json"]

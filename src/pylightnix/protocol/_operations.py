@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Optional, TypeAlias
+from typing import Annotated, Any, Literal, Optional, TypeAlias
 
 import msgspec
 from msgspec import Meta, field
@@ -159,7 +159,7 @@ class Outcome(Message, frozen=True, kw_only=True):
 class Rows(Message, frozen=True, kw_only=True):
     """A page. What a row is depends on what was asked for: see `rows_of`."""
 
-    rows: list[object]
+    rows: list[Any]
     next: Optional[v.Count] = None
 
 

@@ -263,7 +263,12 @@ class Index:
             "SELECT rref, started, state FROM realization WHERE dref = ? AND context_key = ? AND state <> 2 ORDER BY rref",
             (dref, context_key),
         )
-        return [Candidate(RRef(rref), started) for rref, started, state in rows if state == VALID or rref in in_place]
+        # What was pending when it was read may have become valid, and left `in_place`, while we look there.
+        return [
+            Candidate(RRef(rref), started)
+            for rref, started, state in rows
+            if state == VALID or rref in in_place or self.state_of(RRef(rref)) == VALID
+        ]
 
     def pending_of_others(self, dref: DRef, context_key: str, owner: str) -> list[tuple[RRef, str]]:
         """Return the pending realizations of a (derivation, context) that others entered, with their owners."""

@@ -238,7 +238,8 @@ def _stand_in(dumped: Mapping[str, Any]) -> Exception:
     if own is BuildError:
         inner = fields.get("exception")
         text = _text(inner, "text") if isinstance(inner, Mapping) else ""
-        outpaths = [Path(item) for item in fields.get("outpaths") or [] if isinstance(item, str)]
+        listed = fields.get("outpaths")
+        outpaths = [Path(item) for item in listed if isinstance(item, str)] if isinstance(listed, list) else []
         cause = RemoteFailure(type_name, text, traceback_text)
         return BuildError(None, DRef(_text(fields, "dref")), Output(outpaths), cause, _text(fields, "msg"))
     # Not by the constructor, which takes facts that may not have come along.

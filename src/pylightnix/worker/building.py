@@ -94,7 +94,7 @@ def _attempt(order: BuildOrder) -> dict[str, Any]:
     error: Optional[dict[str, Any]] = None
     try:
         names = _realize(order)
-    except BaseException as problem:  # noqa: BLE001  # SystemExit and KeyboardInterrupt are failures of a build, too
+    except BaseException as problem:  # noqa: BLE001, ASYNC103  # SystemExit and KeyboardInterrupt are failures of a build, too
         outpaths = problem.outpaths if isinstance(problem, BuildError) else []
         error = {**dump_exception(problem), "outpaths": kept_names(order.folder, outpaths)}
     # By the steady clock, so that no step of the other makes a build end before it began.

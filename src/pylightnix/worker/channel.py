@@ -10,11 +10,13 @@ from __future__ import annotations
 import array
 import socket
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
 
-__all__ = ["Channel", "Gone"]
+__all__ = ["Channel", "Gone", "Request"]
 
 _READ_BYTES: Final = 1 << 18
 _FDS_AT_ONCE: Final = 64
@@ -24,8 +26,17 @@ class Gone(Exception):
     """The peer cannot be reached any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Something that the peer asks."""
+
+    id: int
+    method: str
+    params: Mapping[str, Any]
+
+
 class Channel:
-    """One end of a connection."""
+    """One end of a connection: the one that is asked."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -37,11 +48,11 @@ class Channel:
     def fileno(self) -> int:
         return self._connection.fileno()
 
-    def receive(self) -> list[Any]:
-        """Read once, waiting if there is nothing, and return the messages that are complete now.
+    def receive(self) -> list[Request]:
+        """Read once, waiting if there is nothing, and return the requests that are complete now.
 
         Raises:
-            Gone: the peer has closed the connection.
+            Gone: the peer has closed the connection, or talks nonsense.
         """
         room = socket.CMSG_SPACE(_FDS_AT_ONCE * array.array("i").itemsize)
         try:
@@ -57,8 +68,11 @@ class Channel:
             raise Gone("the connection was closed")
         if flags & socket.MSG_CTRUNC:
             raise Gone("descriptors were lost on the way, so none can be told from another any more")
-        self._unpacker.feed(data)
-        return list(self._unpacker)
+        try:
+            self._unpacker.feed(data)
+            return [_request(message) for message in self._unpacker]
+        except (ValueError, msgpack.UnpackException) as error:
+            raise Gone(f"what the peer says is no request: {error}") from error
 
     def take_fds(self, count: int) -> list[int]:
         """Return the `count` descriptors that came with the message at hand; the caller closes them.
@@ -87,3 +101,10 @@ class Channel:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _request(message: Any) -> Request:
+    match message:
+        case [0, int(number), str(method), [dict(params)]]:
+            return Request(number, method, params)
+    raise ValueError(f"expected a request, found {message!r:.200}")

@@ -135,7 +135,7 @@ def _live(parent: int, signal_mask: set[int], body: Callable[[], None]) -> NoRet
         signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
         body()
         status = 0
-    except BaseException:  # noqa: BLE001  # whatever it is, it ends here
+    except BaseException:  # noqa: BLE001, ASYNC103  # whatever it is, it ends here
         traceback.print_exc()
     finally:
         # Not sys.exit: exit handlers are the worker's, and threads of the build must not be waited for.

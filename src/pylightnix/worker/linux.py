@@ -7,7 +7,7 @@ import os
 import signal
 from typing import Final
 
-__all__ = ["become_subreaper", "die_with_parent", "flush_c_streams", "own_children"]
+__all__ = ["become_subreaper", "children_of", "die_with_parent", "flush_c_streams", "own_children"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -49,10 +49,11 @@ def own_children() -> list[int]:
         with open(f"/proc/self/task/{pid}/children", "rb") as file:
             return [int(word) for word in file.read().split()]
     except FileNotFoundError:
-        return _children_of(pid)  # a kernel without that file
+        return children_of(pid)  # a kernel without that file
 
 
-def _children_of(parent: int) -> list[int]:
+def children_of(parent: int) -> list[int]:
+    """Return the children of a process, whichever of its threads forked them; zombies count."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdecimal():

@@ -15,7 +15,7 @@ from pylightnix.storage import current_storage
 from pylightnix.travel.failures import dump_exception
 from pylightnix.travel.packing import unpack
 from pylightnix.types import DRef, Matcher, Path, RRef, StorageSettings
-from pylightnix.worker.channel import Channel, Gone
+from pylightnix.worker.channel import Channel, Gone, Request
 
 __all__ = ["MatchOrder", "serve_matchers"]
 
@@ -36,22 +36,21 @@ def serve_matchers(order: MatchOrder, channel: Channel) -> None:
     with current_storage(S):
         while True:
             try:
-                for message in channel.receive():
-                    _serve(S, channel, matchers, message)
+                for request in channel.receive():
+                    _serve(S, channel, matchers, request)
             except Gone:
                 return
 
 
-def _serve(S: StorageSettings, channel: Channel, matchers: dict[bytes, Matcher], message: Any) -> None:
-    _, request, method, (params,) = message
+def _serve(S: StorageSettings, channel: Channel, matchers: dict[bytes, Matcher], request: Request) -> None:
     try:
-        if method != "match":
-            raise Misuse(f"matchers are asked by 'match', found {method!r}")
-        answer = _ask(S, matchers, params)
-    except BaseException as error:  # noqa: BLE001  # a user's code: its failure is an answer
-        channel.refuse(request, dump_exception(error))
+        if request.method != "match":
+            raise Misuse(f"matchers are asked by 'match', found {request.method!r}")
+        answer = _ask(S, matchers, request.params)
+    except BaseException as error:  # noqa: BLE001, ASYNC103  # a user's code: its failure is an answer
+        channel.refuse(request.id, dump_exception(error))
     else:
-        channel.answer(request, {"answer": answer})
+        channel.answer(request.id, {"answer": answer})
 
 
 def _ask(S: StorageSettings, matchers: dict[bytes, Matcher], params: Mapping[str, Any]) -> Any:

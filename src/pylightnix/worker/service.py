@@ -24,7 +24,7 @@ from pylightnix._version import __version__
 from pylightnix.errors import PylightnixException
 from pylightnix.worker.ahead import Ahead, settle_memory
 from pylightnix.worker.building import parse_order, run_build
-from pylightnix.worker.channel import Channel, Gone
+from pylightnix.worker.channel import Channel, Gone, Request
 from pylightnix.worker.children import Children, Ended
 from pylightnix.worker.linux import become_subreaper
 from pylightnix.worker.matching import MatchOrder, serve_matchers
@@ -108,8 +108,8 @@ class Worker:
                 for ended in self.children.settle():
                     self._tell_end(ended)
             if self.channel.fileno() in ready:
-                for message in self.channel.receive():
-                    self._serve(message)
+                for request in self.channel.receive():
+                    self._serve(request)
 
     def _catch_signals(self) -> None:
         self._wakeup.setblocking(False)
@@ -126,23 +126,20 @@ class Worker:
 
     # --- requests -----------------------------------------------------------------------------------
 
-    def _serve(self, message: Any) -> None:
-        kind, request, method, (params,) = message
-        if kind != 0:
-            raise Gone(f"expected requests only, found {message!r:.200}")
+    def _serve(self, request: Request) -> None:
         try:
-            handle = self._methods.get(method)
+            handle = self._methods.get(request.method)
             if handle is None:
-                raise Refused("unknown-method", f"expected one of {', '.join(sorted(self._methods))}, found {method!r}")
-            if not self._greeted and method != "hello":
+                raise Refused("unknown-method", f"expected one of {', '.join(sorted(self._methods))}, found {request.method!r}")
+            if not self._greeted and request.method != "hello":
                 raise Refused("handshake-expected", "expected hello first")
-            result = handle(params)
+            result = handle(request.params)
         except Refused as error:
-            self.channel.refuse(request, {"code": error.reason, "message": str(error)})
+            self.channel.refuse(request.id, {"code": error.reason, "message": str(error)})
         except (PylightnixException, KeyError, TypeError, ValueError) as error:
-            self.channel.refuse(request, {"code": "invalid-message", "message": f"{type(error).__name__}: {error}"})
+            self.channel.refuse(request.id, {"code": "invalid-message", "message": f"{type(error).__name__}: {error}"})
         else:
-            self.channel.answer(request, result)
+            self.channel.answer(request.id, result)
 
     def _hello(self, params: Mapping[str, Any]) -> dict[str, Any]:
         if VERSION not in params["versions"]:

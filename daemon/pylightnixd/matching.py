@@ -1,0 +1,105 @@
+"""Asking matchers that are users' code: one child per operation answers for all of that operation's.
+
+The child is forked by the operation's worker and dies with our end of its socket. A matcher that takes
+too long costs the child: the next question gets a new one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Final, Optional
+
+import trio
+
+from pylightnix.planner.messages import Candidate
+from pylightnix.protocol.errors import ProtocolError
+from pylightnix.protocol.framing import Decoder, Response, encode_request
+from pylightnix.store.layout import StoreLayout
+from pylightnix.travel import Environment
+from pylightnix.types import DRef
+from pylightnixd.report import FailedBuild, failed_row
+from pylightnixd.workers import WorkerFailed, WorkerLost, WorkerPool
+
+__all__ = ["MatcherChild"]
+
+MATCHER_SECONDS: Final = 60.0
+"""How long a matcher may think."""
+
+
+@dataclass(slots=True, eq=False)
+class MatcherChild:
+    """The process that runs one operation's matchers, started when it is first needed."""
+
+    operation: str
+    pool: WorkerPool
+    layout: StoreLayout
+    environment: Environment
+    _line: Optional[trio.SocketStream] = None
+    _decoder: Decoder = field(default_factory=Decoder)
+    _turn: trio.Lock = field(default_factory=trio.Lock)
+    _numbers: count[int] = field(default_factory=count)
+
+    async def ask(self, dref: DRef, matcher: bytes, candidates: Sequence[Candidate]) -> Any:
+        """Return what the matcher answers: anything.
+
+        Raises:
+            FailedBuild: it raised, took too long, or its process was lost.
+        """
+        async with self._turn:
+            try:
+                with trio.fail_after(MATCHER_SECONDS):
+                    return await self._ask(dref, matcher, candidates)
+            except trio.TooSlowError as error:
+                self.close()
+                raise self._failure(dref, f"took longer than {MATCHER_SECONDS:g} s") from error
+            except (WorkerLost, ProtocolError, OSError, trio.BrokenResourceError) as error:
+                self.close()
+                raise self._failure(dref, f"was lost with its process ({error})") from error
+            except WorkerFailed as error:
+                self.close()
+                raise FailedBuild(failed_row(dref, error)) from error
+
+    def _failure(self, dref: DRef, what: str) -> FailedBuild:
+        return FailedBuild(failed_row(dref, {"code": "matcher-failed", "message": f"the matcher of {dref} {what}"}))
+
+    async def _ask(self, dref: DRef, matcher: bytes, candidates: Sequence[Candidate]) -> Any:
+        line = self._line or await self._start()
+        rows = [[str(candidate.rref), candidate.started] for candidate in candidates]
+        await line.send_all(encode_request(next(self._numbers), "match", {"dref": str(dref), "matcher": matcher, "candidates": rows}))
+        while True:
+            message = self._decoder.next_message()
+            if isinstance(message, Response):
+                if message.error is not None:
+                    raise FailedBuild(failed_row(dref, message.error))
+                return (message.result or {}).get("answer")
+            if message is None:
+                data = await line.receive_some(1 << 16)
+                if not data:
+                    raise WorkerLost("it ended")
+                self._decoder.receive_data(data)
+
+    async def _start(self) -> trio.SocketStream:
+        worker = await self.pool.worker_for(self.environment)
+        ours, theirs = socket.socketpair()
+        try:
+            order = {"operation": self.operation, "root": self.layout.state, "storage": self.layout.storage}
+            await worker.call("matcher", order, (theirs.fileno(),))
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        os.set_blocking(ours.fileno(), False)
+        self._decoder = Decoder()
+        self._line = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        return self._line
+
+    def close(self) -> None:
+        """End the child."""
+        if self._line is not None:
+            self._line.socket.close()
+            self._line = None

@@ -1,0 +1,241 @@
+"""The daemon as a whole: what lives for how long, and how it ends.
+
+Three nurseries, one inside the other: workers outlive builds and operations, and those outlive accepting.
+Leaving the inner one stops new connections; then what is under way gets until the deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Optional
+
+import trio
+
+from pylightnix._version import __version__
+from pylightnix.protocol.errors import NotYours, TooMany
+from pylightnix.protocol.errors_on_wire import WireError, error_to_wire
+from pylightnix.protocol.limits import CONNECTIONS_PER_USER_MAX
+from pylightnix.protocol.messages import DaemonWelcome, DrainingNotice
+from pylightnix.protocol.server import ServerConnection
+from pylightnix.store.access import user_name
+from pylightnix.store.layout import StoreLayout
+from pylightnix.store.store import open_store_alone
+from pylightnix.worker.linux import become_subreaper
+from pylightnixd.builds import Builds, Limits
+from pylightnixd.hold import HeldStore
+from pylightnixd.listening import Peer, listener_of, peer_of
+from pylightnixd.notify import Notifier
+from pylightnixd.requests import RETRY_AFTER_SECONDS, Requests
+from pylightnixd.session import Session
+from pylightnixd.table import BuildTable
+from pylightnixd.workers import WorkerPool
+
+__all__ = ["Settings", "serve"]
+
+_log = logging.getLogger("pylightnixd")
+
+LINK_NAME: Final = "daemon.sock"
+FEATURES: Final[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a daemon is to run."""
+
+    layout: StoreLayout
+    socket_path: str
+    jobs: int
+    limits: Limits
+    grace_seconds: float = 2.0
+    """How long a running build outlives the last operation that wanted it."""
+    drain_seconds: float = 30.0
+    """How long what is under way may go on after the daemon was told to end."""
+    exit_when_idle_seconds: Optional[float] = None
+    """End after so long without connection or operation; None for never."""
+
+
+async def serve(settings: Settings, listen: Callable[[], socket.socket], notifier: Notifier, ready: Callable[[], None]) -> None:
+    """Own a store and serve it until told to end.
+
+    Args:
+        settings: how.
+        listen: makes the listening socket; called when the store is held.
+        notifier: the line to the supervisor.
+        ready: called when connections are accepted.
+
+    Raises:
+        StoreError: the store cannot be had, or the socket cannot be made.
+    """
+    become_subreaper()
+    with open_store_alone(settings.layout, "pylightnixd", settings.socket_path) as store:
+        server = _Server(settings, HeldStore.of(store), notifier)
+        await server.run(listen(), ready)
+
+
+class _Server:
+    def __init__(self, settings: Settings, hold: HeldStore, notifier: Notifier) -> None:
+        self.settings, self.hold, self.notifier = settings, hold, notifier
+        self.instance = f"{int(time.time()):x}{secrets.token_hex(2)}"
+        self.sessions: dict[int, Session] = {}
+        self.connections: dict[int, int] = {}
+        self.stop = trio.Event()
+        self.stop_now = trio.Event()
+        self.changed = trio.Event()
+
+    async def run(self, listening: socket.socket, ready: Callable[[], None]) -> None:
+        logs = os.path.join(self.settings.layout.state, "logs")
+        os.makedirs(logs, 0o700, exist_ok=True)
+        async with trio.open_nursery() as worker_nursery:
+            pool = WorkerPool(worker_nursery, self.hold.reader.owner.fd, logs)
+            async with trio.open_nursery() as work:
+                table = BuildTable(self.settings.jobs, self.settings.grace_seconds)
+                builds = Builds(self.hold, pool, table, logs, self.settings.limits, self.instance)
+                requests = Requests(self.hold, builds, work)
+                await work.start(self.hold.run_committer)
+                work.start_soon(builds.run, work)
+                work.start_soon(self._signals)
+                work.start_soon(self._tell_supervisor, requests)
+                work.start_soon(self._end_when_idle, requests)
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(self._accept, listener_of(listening), requests, work)
+                    self._link()
+                    ready()
+                    self.notifier.tell("READY=1", f"STATUS=serving {self.settings.layout.state}")
+                    await self.stop.wait()
+                    accepting.cancel_scope.cancel()
+                listening.close()
+                await self._drain(requests, builds)
+                work.cancel_scope.cancel()
+            pool.close()
+        self._unlink()
+
+    # --- connections ----------------------------------------------------------------------------------
+
+    async def _accept(self, listener: trio.SocketListener, requests: Requests, work: trio.Nursery) -> None:
+        async def serve_one(stream: trio.SocketStream) -> None:
+            await self._session(stream, requests)
+
+        await trio.serve_listeners(serve_one, [listener], handler_nursery=work)
+
+    async def _session(self, stream: trio.SocketStream, requests: Requests) -> None:
+        try:
+            peer = peer_of(stream)
+        except OSError:
+            await trio.aclose_forcefully(stream)
+            return
+        welcome = DaemonWelcome(
+            daemon=f"pylightnixd/{__version__}",
+            store=self.settings.layout.state,
+            storage=self.settings.layout.storage,
+            caller="root" if peer.uid == 0 and os.geteuid() != 0 else "owner",
+            pid=os.getpid(),
+        )
+        connection = ServerConnection(welcome, FEATURES, self._refusal(peer))
+        session = Session(stream, connection, user_name(peer.uid), requests.handle, requests.hear)
+        self.sessions[id(session)] = session
+        self.connections[peer.uid] = self.connections.get(peer.uid, 0) + 1
+        try:
+            await session.run()
+        finally:
+            del self.sessions[id(session)]
+            self.connections[peer.uid] -= 1
+            self._wake()
+
+    def _refusal(self, peer: Peer) -> Optional[WireError]:
+        if peer.uid not in (0, os.geteuid()):
+            return error_to_wire(NotYours(f"the store {self.settings.layout.state}"), "")
+        if self.connections.get(peer.uid, 0) >= CONNECTIONS_PER_USER_MAX:
+            return error_to_wire(TooMany("connections of one user", CONNECTIONS_PER_USER_MAX, RETRY_AFTER_SECONDS), "")
+        return None
+
+    def _wake(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    continue
+                if self.stop.is_set():
+                    self.stop_now.set()
+                _log.info("told to end by %s", signal.Signals(number).name)
+                self.stop.set()
+
+    async def _drain(self, requests: Requests, builds: Builds) -> None:
+        """Let what is under way end, up to the deadline or a second signal."""
+        requests.draining = True
+        self.notifier.tell("STOPPING=1", f"STATUS=ending; {requests.active} operations are under way")
+        for session in list(self.sessions.values()):
+            session.notify("draining", DrainingNotice(retry_after=RETRY_AFTER_SECONDS))
+        with trio.move_on_after(self.settings.drain_seconds):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_at, self.stop_now, nursery.cancel_scope)
+                while requests.active:
+                    await requests.quiet.wait()
+                nursery.cancel_scope.cancel()
+        builds.interrupt_all()
+        with trio.move_on_after(10):
+            await builds.wait_quiet()
+
+    async def _end_when_idle(self, requests: Requests) -> None:
+        seconds = self.settings.exit_when_idle_seconds
+        if seconds is None:
+            return
+        while True:
+            with trio.move_on_after(seconds) as scope:
+                while True:
+                    if self.sessions or requests.active:
+                        scope.deadline = trio.current_time() + seconds
+                    await self._something(requests)
+            if not self.sessions and not requests.active:
+                self.stop.set()
+                return
+
+    async def _something(self, requests: Requests) -> None:
+        """Wait until a connection or the last operation ends."""
+        async with trio.open_nursery() as nursery:
+            for event in (self.changed, requests.quiet):
+                nursery.start_soon(_cancel_at, event, nursery.cancel_scope)
+
+    async def _tell_supervisor(self, requests: Requests) -> None:
+        seconds = self.notifier.watchdog_seconds
+        if seconds is None:
+            return
+        while True:
+            # From the loop itself: a loop that hangs says nothing, and is restarted.
+            table = requests.builds.table
+            self.notifier.tell("WATCHDOG=1", f"STATUS={table.busy} of {table.slots} slots busy, {table.queued} builds queued")
+            await trio.sleep(seconds / 3)
+
+    # --- the link -------------------------------------------------------------------------------------
+
+    def _link(self) -> None:
+        """Put `daemon.sock` in the store, by which clients find the socket wherever it is."""
+        link = os.path.join(self.settings.layout.state, LINK_NAME)
+        if os.path.abspath(link) == os.path.abspath(self.settings.socket_path):
+            return
+        draft = f"{link}.{self.instance}"
+        os.symlink(self.settings.socket_path, draft)
+        os.replace(draft, link)
+
+    def _unlink(self) -> None:
+        for path in {os.path.join(self.settings.layout.state, LINK_NAME), self.settings.socket_path}:
+            try:
+                os.unlink(path)
+            except OSError:
+                pass  # systemd's socket, in a folder that is not ours
+
+
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

@@ -1,0 +1,176 @@
+"""One connection: its bytes in and out, and the order in which it is answered.
+
+Three kinds of tasks: one reads, one writes, and one for each request, so that answers come out of order
+and nothing waits behind a long `wait`. What is sent is queued: answers always (their number is bounded by
+the requests that may be unanswered), notifications only while there is credit and room. A client that
+never reads fills its own queue and nobody else's. Must not know what a request means: see `requests`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, Optional
+
+import trio
+
+from pylightnix.errors import PylightnixException
+from pylightnix.protocol.connection import (
+    ConnectionEnded,
+    Greeted,
+    NotificationReceived,
+    ProtocolFailed,
+    RequestReceived,
+    RequestRefused,
+    ServerEvent,
+)
+from pylightnix.protocol.errors import LocalProtocolError
+from pylightnix.protocol.errors_on_wire import WireError, error_to_wire
+from pylightnix.protocol.limits import HELLO_DEADLINE_SECONDS
+from pylightnix.protocol.server import ServerConnection
+from pylightnix.protocol.vocabulary import Message
+
+__all__ = ["Session"]
+
+_log = logging.getLogger("pylightnixd")
+
+READ_BYTES: Final = 1 << 16
+QUEUE_BYTES_MAX: Final = 16 << 20
+"""How much may wait to be sent before the client counts as gone."""
+SEND_SECONDS: Final = 60.0
+"""How long a client may refuse to take what it asked for."""
+
+Handler = Callable[["Session", str, Message], Awaitable[Message]]
+Listener = Callable[["Session", str, Message], None]
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One client's connection, from hello to its end."""
+
+    stream: trio.SocketStream
+    connection: ServerConnection
+    user: str
+    handle: Handler
+    hear: Listener
+    on_end: list[Callable[[], None]] = field(default_factory=list)
+    """Called once when the connection is over, however it ended."""
+    _queue: deque[bytes] = field(default_factory=deque)
+    _queued_bytes: int = 0
+    _wake: trio.Event = field(default_factory=trio.Event)
+    _overflowed: bool = False
+    _nursery: Optional[trio.Nursery] = None
+
+    async def run(self) -> None:
+        """Serve the connection until it ends. Raises nothing but cancellation."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._write)
+                await self._read()
+                nursery.cancel_scope.cancel()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            pass  # the client is gone, which is its right
+        except* Exception:  # noqa: BLE001  # one client's trouble must not end the daemon
+            _log.exception("BUG: a session ended")
+        finally:
+            for leave in self.on_end:
+                leave()
+            with trio.move_on_after(1, shield=True):
+                await trio.aclose_forcefully(self.stream)
+
+    def start(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run something for this client for as long as the connection lasts."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task)
+
+    # --- in -------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        deadline = trio.current_time() + HELLO_DEADLINE_SECONDS
+        while True:
+            until = deadline if self.connection.version is None else float("inf")
+            with trio.move_on_at(until) as scope:
+                data = await self.stream.receive_some(READ_BYTES)
+            if scope.cancelled_caught:
+                return
+            events = self.connection.receive_data(data) if data else self.connection.receive_eof()
+            for event in events:
+                if not self._take(event):
+                    await self._flush()
+                    return
+            if not data:
+                return
+            # Room must be made before more is asked: a flood of requests waits in the kernel, not here.
+            while self._queued_bytes > QUEUE_BYTES_MAX // 2:
+                with trio.fail_after(SEND_SECONDS):
+                    await self._sent()
+
+    def _take(self, event: ServerEvent) -> bool:
+        """Act on one event; tell whether the connection goes on."""
+        if isinstance(event, (Greeted, RequestRefused, ProtocolFailed)) and event.reply:
+            self._send(event.reply)
+        if isinstance(event, Greeted):
+            return event.accepted
+        if isinstance(event, RequestReceived):
+            if self._nursery is None:
+                raise AssertionError("BUG: a request before the session runs")
+            self._nursery.start_soon(self._answer, event.id, event.method, event.params)
+        elif isinstance(event, NotificationReceived):
+            self.hear(self, event.method, event.params)
+        return not isinstance(event, (ProtocolFailed, ConnectionEnded))
+
+    async def _answer(self, request_id: int, method: str, params: Message) -> None:
+        try:
+            result = await self.handle(self, method, params)
+            data = self.connection.respond(request_id, result)
+        except PylightnixException as error:
+            data = self._refusal(request_id, error_to_wire(error, ""))
+        except Exception as error:  # noqa: BLE001  # one request's trouble must not end the daemon
+            incident = secrets.token_hex(6)
+            _log.exception("BUG: incident %s while answering %s", incident, method)
+            data = self._refusal(request_id, error_to_wire(error, incident))
+        self._send(data)
+
+    def _refusal(self, request_id: int, error: WireError) -> bytes:
+        try:
+            return self.connection.fail(request_id, error)
+        except LocalProtocolError:
+            return b""  # the connection was closed meanwhile
+
+    # --- out ------------------------------------------------------------------------------------------
+
+    def notify(self, method: str, params: Message) -> None:
+        """Send a notification. The caller minds the client's credit."""
+        try:
+            self._send(self.connection.notify(method, params))
+        except LocalProtocolError:
+            pass  # the connection was closed meanwhile
+
+    def _send(self, data: bytes) -> None:
+        if data:
+            self._queue.append(data)
+            self._queued_bytes += len(data)
+            self._wake.set()
+
+    async def _write(self) -> None:
+        while True:
+            while self._queue:
+                data = self._queue.popleft()
+                with trio.fail_after(SEND_SECONDS):
+                    await self.stream.send_all(data)
+                self._queued_bytes -= len(data)
+            self._wake = trio.Event()
+            await self._wake.wait()
+
+    async def _sent(self) -> None:
+        await trio.sleep(0.01)
+
+    async def _flush(self) -> None:
+        """Give the last words a moment to leave."""
+        with trio.move_on_after(1):
+            while self._queued_bytes:
+                await self._sent()

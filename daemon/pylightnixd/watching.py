@@ -1,0 +1,114 @@
+"""Watching an operation: events and logs to one client, as far as its credit goes.
+
+Events wait in a bounded buffer and are dropped, with a mark, when it is full: a client that never reads
+costs a few hundred kilobytes. Logs wait in their files, and are read when there is credit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from pylightnix.protocol.messages import Ended, Event, Events, LogPiece
+from pylightnixd.builds import RunningBuild
+from pylightnixd.logs import read_log
+from pylightnixd.operation import Operation
+from pylightnixd.session import Session
+
+__all__ = ["Watch"]
+
+EVENTS_MAX: Final = 1000
+EVENTS_PER_MESSAGE: Final = 200
+LOG_PIECE_BYTES: Final = 1 << 16
+
+
+@dataclass(slots=True, eq=False)
+class Watch:
+    """One client's subscription to one operation."""
+
+    session: Session
+    operation: Operation
+    log: bool
+    credit: int
+    _events: deque[Event] = field(default_factory=deque)
+    _dropped: int = 0
+    _changed: trio.Event = field(default_factory=trio.Event)
+    _following: dict[str, None] = field(default_factory=dict)
+
+    def event(self, event: Event) -> None:
+        """Take an event in; must not await."""
+        if len(self._events) >= EVENTS_MAX:
+            self._dropped += 1
+        else:
+            self._events.append(event)
+        self._wake()
+
+    def add_credit(self, credit: int) -> None:
+        """Allow that many notifications more."""
+        self.credit += credit
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def run(self) -> None:
+        """Send what there is, until the operation has ended and all was told."""
+        operation, me = self.operation, id(self)
+        async with trio.open_nursery() as nursery:
+
+            def follow(running: RunningBuild) -> None:
+                if self.log and running.id not in self._following:
+                    self._following[running.id] = None
+                    nursery.start_soon(self._follow, running)
+
+            operation.watchers[me] = self.event
+            operation.log_watchers[me] = follow
+            try:
+                for running in list(operation.running.values()):
+                    follow(running)
+                await self._tell_events()
+            finally:
+                operation.watchers.pop(me, None)
+                operation.log_watchers.pop(me, None)
+        await self._spend()
+        self.session.notify("ended", Ended(operation=operation.id))
+
+    async def _spend(self) -> None:
+        """Wait for credit and take one."""
+        while self.credit < 1:
+            await self._changed.wait()
+        self.credit -= 1
+
+    async def _tell_events(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._wake_at_end)
+            while self._events or self._dropped or not self.operation.ended.is_set():
+                if not self._events and not self._dropped:
+                    await self._changed.wait()
+                    continue
+                await self._spend()
+                batch = [self._events.popleft() for _ in range(min(len(self._events), EVENTS_PER_MESSAGE))]
+                dropped, self._dropped = self._dropped, 0
+                self.session.notify("events", Events(operation=self.operation.id, events=batch, dropped=dropped))
+            nursery.cancel_scope.cancel()
+
+    async def _wake_at_end(self) -> None:
+        await self.operation.ended.wait()
+        self._wake()
+
+    async def _follow(self, running: RunningBuild) -> None:
+        """Send a build's log, from its beginning, at this client's pace."""
+        offset = 0
+        while True:
+            await running.log.wait_beyond(offset)
+            data = read_log(running.log.path, offset, LOG_PIECE_BYTES)
+            if not data and running.log.finished:
+                return
+            await self._spend()
+            offset += len(data)
+            piece = LogPiece(operation=self.operation.id, build=running.id, dref=running.job.key.dref, data=data)
+            self.session.notify("log", piece)
