@@ -244,7 +244,9 @@ class Builds:
             running.log.finish()
             with trio.CancelScope(shield=True):
                 self._end(running, failure)
-                if running.log.size > COMPRESS_BYTES:
+                if running.log.size == 0:
+                    _unlink(running.log.path)  # reading it gives nothing either way
+                elif running.log.size > COMPRESS_BYTES:
                     await self.hold.in_thread(lambda: compress_log(running.log.path))
 
     def _end(self, running: RunningBuild, failure: Optional[FailedRow]) -> None:
@@ -402,6 +404,13 @@ class BuildDied(PylightnixException):
     def __init__(self, dref: str, how: str, build: str) -> None:
         self.dref, self.how, self.build = dref, how, build
         super().__init__(f"building {dref} failed: its process {how}; see its log: pylightnix log {dref}")
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # it was never made
 
 
 def _how_it_ended(ended: BuildEnded) -> str:

@@ -24,7 +24,7 @@ from pylightnix.protocol.vocabulary import Message
 from pylightnix.types import DRef, RRef
 from pylightnixd.builds import Builds
 from pylightnixd.hold import HeldStore
-from pylightnixd.logs import find_log, read_log
+from pylightnixd.logs import read_log
 from pylightnixd.operation import Operation, OperationState
 from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.session import Session
@@ -268,7 +268,7 @@ class Requests:
 
     async def log(self, session: Session, params: m.Log) -> m.LogResult:
         found = self.builds.log_of(params.ref)
-        if found is None or find_log(found.path) is None:
+        if found is None:
             raise MissingLog(params.ref)
         data = await self.hold.in_thread(lambda: read_log(found.path, params.offset, params.limit))
         return m.LogResult(data=data, next=params.offset + len(data), finished=found.finished, build=found.build, path=found.path)

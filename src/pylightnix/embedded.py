@@ -69,7 +69,7 @@ from pylightnix.types import (
     StorageSettings,
 )
 
-__all__ = ["Outcome", "realize_closure"]
+__all__ = ["Outcome", "forced_drefs", "realize_closure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def realize_closure(
         Misuse: the closure is not one, or `force_rebuild` is of another type.
     """
     assert_valid_closure(closure)
-    forced = _forced(closure, force_rebuild)
+    forced = forced_drefs(closure, force_rebuild)
     graph = needed_graph(closure.targets, closure.derivations, closure.S)
     plan = Plan(graph.order, graph.deps, forced=forced, assert_realized=assert_realized, dry_run=dry_run, keep_going=keep_going)
     with open_store(store_layout(closure.S)) as store:
@@ -134,7 +134,8 @@ def realize_closure(
     return driver.outcome()
 
 
-def _forced(closure: Closure, force_rebuild: Union[Sequence[DRef], bool]) -> Sequence[DRef]:
+def forced_drefs(closure: Closure, force_rebuild: Union[Sequence[DRef], bool]) -> Sequence[DRef]:
+    """Return what `force_rebuild` asks to be built whatever there is. Raises `Misuse` if it is of another type."""
     if force_rebuild is True:
         return closure.targets
     if force_rebuild is False:

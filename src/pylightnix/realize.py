@@ -55,7 +55,7 @@ def realize(
         BuildError, PromiseException, or whatever a raw realizer or a matcher raised.
         StoreError: the store cannot be used.
     """
-    from pylightnix.embedded import realize_closure  # SQLite and all, which `import pylightnix` need not pay for
+    from pylightnix.remote import realize_closure  # SQLite and all, which `import pylightnix` need not pay for
 
     result, unpacked = unpack_closure_arg_(closure)
     outcome = realize_closure(

@@ -19,11 +19,13 @@ from pylightnix.errors import (
     InvalidStorage,
     Misuse,
     NoRegistry,
+    StoreBusy,
+    StoreForeign,
 )
 from pylightnix.planner.graph import dependency_order
 from pylightnix.refs import assert_valid_dref, isdref
 from pylightnix.storage import _registry, absolute_settings, store_layout, tlstorage
-from pylightnix.store.derivations import derivation_ref, read_config, write_derivation
+from pylightnix.store.derivations import derivation_ref, is_written, read_config, write_derivation
 from pylightnix.types import Closure, Derivation, DRef, Matcher, Realizer, Stage, StageResult, StorageSettings
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "result_drefs",
     "setregistry",
     "tlregistry",
+    "write_all",
 ]
 
 _log = logging.getLogger("pylightnix")
@@ -72,6 +75,8 @@ class Registry:
         self.builders: dict[DRef, Derivation] = {}
         self.S = absolute_settings(S)
         self.in_instantiate = False
+        self.unwritten: dict[DRef, bytes] = {}
+        """Canonical configs that a daemon is still to be told of: all at once, see `write_all`."""
 
     def __repr__(self) -> str:
         return f"Registry({len(self.builders)} derivations, S={self.S!r})"
@@ -112,21 +117,57 @@ def current_registry(r: Registry) -> Iterator[Registry]:
 
 def mkdrv_(c: Config, S: Optional[StorageSettings] = None) -> DRef:
     """Write the derivation folder of the config `c` into the store and return its reference."""
-    return _write(mkconfig(c.val), S)[0]
+    unwritten: dict[DRef, bytes] = {}
+    dref = _write(mkconfig(c.val), S, unwritten)[0]
+    _register_all(unwritten, S)
+    return dref
 
 
-def _write(checked: Config, S: Optional[StorageSettings]) -> tuple[DRef, bytes, tuple[DRef, ...]]:
+def _write(checked: Config, S: Optional[StorageSettings], unwritten: dict[DRef, bytes]) -> tuple[DRef, bytes, tuple[DRef, ...]]:
+    """Write a derivation, or enter it into `unwritten` where a daemon owns the store."""
     deps = cfgdeps(checked)
     canonical = canonical_bytes(checked.val)
     if b'"rref:' in canonical:
         assert_rref_deps(checked)
     dref = derivation_ref(canonical, cfgname(checked))
-    write_derivation(store_layout(S), dref, canonical, checked.val)
+    layout = store_layout(S)
+    if unwritten:
+        # A daemon had the store a moment ago: asking for the lock once more for each config would only cost time.
+        if not is_written(layout, dref, canonical):
+            unwritten[dref] = canonical
+    else:
+        try:
+            write_derivation(layout, dref, canonical, checked.val)
+        except (StoreBusy, StoreForeign):
+            from pylightnix.store.ownership import daemon_socket
+
+            if daemon_socket(layout) is None:
+                raise
+            unwritten[dref] = canonical
     return dref, canonical, tuple(sorted(deps))
+
+
+def write_all(r: Registry) -> None:
+    """Make sure that every derivation of `r` is in the store: hand those that were kept back to the daemon.
+
+    Raises:
+        StoreError: the store, or the daemon, does not take them. They stay unwritten.
+    """
+    _register_all(r.unwritten, r.S)
+
+
+def _register_all(unwritten: dict[DRef, bytes], S: Optional[StorageSettings]) -> None:
+    if unwritten:
+        from pylightnix.remote import register
+
+        register(dict(unwritten), S)
+        unwritten.clear()
 
 
 def mkdrv(config: Config, matcher: Matcher, realizer: Realizer, r: Optional[Registry] = None) -> DRef:
     """Register a derivation, and write its folder.
+
+    Where a daemon owns the store, the folder comes at the end of `instantiate` or with `mkclosure`.
 
     Registering the same config again replaces matcher and realizer (the last one wins, with a warning
     in the log) and keeps its place in the order.
@@ -149,7 +190,7 @@ def mkdrv(config: Config, matcher: Matcher, realizer: Realizer, r: Optional[Regi
     if not isinstance(config, Config):
         raise Misuse(f"mkdrv expects a Config, found a {type(config).__name__}; make one with mkconfig({{…}})")
     checked = mkconfig(config.val)
-    dref, canonical, deps = _write(checked, registry.S)
+    dref, canonical, deps = _write(checked, registry.S, registry.unwritten)
     derivation = RegisteredDerivation(dref, matcher, realizer)
     derivation.config, derivation.deps = canonical, deps
     previous = registry.builders.get(dref)
@@ -262,6 +303,7 @@ def mkclosure(result: StageResult, r: Registry) -> Closure:
     targets = result_drefs(result)
     if not targets:
         raise Misuse(f"a stage is expected to return a DRef, or a container that holds some; found {result!r:.200}")
+    write_all(r)
     derivations = list(r.builders.values())
     needed_graph(targets, derivations, r.S)
     return Closure(result, targets, derivations, r.S)

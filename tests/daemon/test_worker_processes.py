@@ -19,7 +19,7 @@ from tests.peers import Peer
 
 from pylightnix.travel import capture_environment
 from pylightnix.types import Realizer
-from pylightnix.worker.linux import _children_of
+from pylightnix.worker.linux import children_of
 
 
 @pytest.fixture
@@ -127,11 +127,11 @@ def test_a_build_holds_nothing_of_the_worker(worker: Worker) -> None:
 
 def test_children_are_found_without_the_kernels_list() -> None:
     with Peer(lambda line: line.hear()) as peer:
-        assert peer.pid in _children_of(os.getpid())
-        assert os.getpid() in _children_of(os.getppid())
+        assert peer.pid in children_of(os.getpid())
+        assert os.getpid() in children_of(os.getppid())
         peer.line.say("end")
         peer.end()
-        assert peer.pid not in _children_of(os.getpid())
+        assert peer.pid not in children_of(os.getpid())
 
 
 # --- workers ---------------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ ALLOWED_WITHIN_PACKAGE: dict[str, frozenset[str]] = {
 }
 
 # Pairs (importing module, imported package) that are allowed against the rules above, inside a function only.
-# Reserved for the one place that hands `realize` over to the daemon that owns the store.
-LAZY_EXCEPTIONS: frozenset[tuple[str, str]] = frozenset()
+# The one place that hands `realize` over to the daemon that owns the store.
+LAZY_EXCEPTIONS: frozenset[tuple[str, str]] = frozenset({("pylightnix.remote", "pylightnix_client")})
 
 
 class Import(NamedTuple):

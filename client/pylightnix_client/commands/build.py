@@ -53,7 +53,7 @@ def build_command(
 
     What is realized already is not built again. Progress, and whatever stages print, go to standard error.
     """
-    from pylightnix.embedded import realize_closure
+    from pylightnix.remote import realize_closure
     from pylightnix_client.outlink import check_out_link
     from pylightnix_client.progress import JsonProgress, TextProgress
     from pylightnix_client.resolve import instantiate_targets

@@ -24,7 +24,7 @@ from pylightnix.types import DRef, HashPart
 if TYPE_CHECKING:
     from pylightnix.store.owner import Owner
 
-__all__ = ["derivation_ref", "read_canonical", "read_config", "write_derivation"]
+__all__ = ["derivation_ref", "is_written", "read_canonical", "read_config", "write_derivation"]
 
 
 def derivation_ref(canonical: bytes, name: str) -> DRef:
@@ -41,6 +41,11 @@ def _parse(data: bytes) -> tuple[bytes, Any]:
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return canonical_bytes(value), value
+
+
+def is_written(layout: StoreLayout, dref: DRef, canonical: bytes) -> bool:
+    """Tell whether the derivation's folder is there and right."""
+    return _is_intact(layout.config(dref), canonical)
 
 
 def _is_intact(path: str, canonical: bytes) -> bool:

@@ -32,10 +32,12 @@ from typing import Final, Optional
 from pylightnix._version import __version__
 from pylightnix.errors import StoreBusy, StoreFull, StoreIOError, StoreReadOnly
 from pylightnix.store.layout import StoreLayout
+from pylightnix.store.ownership import daemon_socket, lock_says
 from pylightnix.types import DRef
 
 __all__ = [
     "LOCK_WAIT_SECONDS",
+    "StoreOwned",
     "build_key",
     "build_lock",
     "close_lock_file",
@@ -47,6 +49,16 @@ __all__ = [
     "try_build_lock",
     "try_flock",
 ]
+
+
+
+class StoreOwned(StoreBusy):
+    """A daemon owns the store: there is no waiting for it, but it can be asked at `socket`."""
+
+    def __init__(self, root: str, holders: list[str], socket: str) -> None:
+        super().__init__(root, holders, 0)
+        self.socket = socket
+
 
 LOCK_WAIT_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.02
@@ -109,6 +121,8 @@ def try_flock(fd: int, operation: int) -> bool:
 def _flock_until(layout: StoreLayout, fd: int, operation: int, started: float, wait_seconds: float) -> None:
     # flock has no timeout of its own and an alarm signal belongs to the program, hence the polling.
     while not try_flock(fd, operation):
+        if operation == fcntl.LOCK_SH and (socket := daemon_socket(layout)) is not None:
+            raise StoreOwned(layout.state, holders(layout), socket)
         waited = time.monotonic() - started
         if waited >= wait_seconds:
             raise StoreBusy(layout.state, holders(layout), wait_seconds)
@@ -138,6 +152,7 @@ def shared_lock(layout: StoreLayout, wait_seconds: float = LOCK_WAIT_SECONDS) ->
     that waits for the outer call.
 
     Raises:
+        StoreOwned: a daemon holds it and listens; raised at once.
         StoreBusy: somebody held it exclusively for all of `wait_seconds`.
     """
     with _mutex:
@@ -208,10 +223,9 @@ def holders(layout: StoreLayout) -> list[str]:
 def _exclusive_holder(layout: StoreLayout) -> dict[int, str]:
     """Return what the lock file says of whoever holds it exclusively: {process id: its role, in brackets}."""
     try:
-        with open(layout.lock, "rb") as file:
-            said = json.loads(file.read(4096))
+        said = lock_says(layout)
         return {int(said["pid"]): f"{said['role']}, "}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return {}  # nobody does, or it died while it wrote this
 
 

@@ -1,0 +1,55 @@
+"""Whether a daemon owns a store, and where it listens. Must not know what is said to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Final, Optional
+
+from pylightnix.store.layout import StoreLayout
+
+__all__ = ["DAEMON_ROLE", "daemon_socket", "lock_says"]
+
+DAEMON_ROLE: Final = "pylightnixd"
+"""What the lock file calls the daemon."""
+_PROBE_SECONDS: Final = 2.0
+
+
+def lock_says(layout: StoreLayout) -> dict[str, Any]:
+    """Return what the lock file says of whoever holds it exclusively, or held it and died; empty if it says nothing."""
+    try:
+        fd = os.open(layout.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return {}  # no store yet, or another user's
+    try:
+        data = os.read(fd, 8192)
+        said = json.loads(data) if data else {}
+    except (OSError, ValueError):
+        return {}  # it died while it wrote this
+    finally:
+        os.close(fd)
+    return said if isinstance(said, dict) else {}
+
+
+def daemon_socket(layout: StoreLayout) -> Optional[str]:
+    """Return the path of the socket at which a daemon serves this store now; None if none does.
+
+    Costs the reading of an empty file where there is no daemon, and a connection where there is one.
+    """
+    said = lock_says(layout)
+    path = said.get("socket")
+    if said.get("role") != DAEMON_ROLE or not isinstance(path, str):
+        return None
+    return path if _answers(path) else None
+
+
+def _answers(path: str) -> bool:
+    import socket  # here, for a program without a daemon needs it nowhere
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False  # it was killed, or does not listen yet or any more
+    return True
