@@ -1,4 +1,5 @@
-"""The client: who asks. For now the command line `pylightnix` over the embedded store.
+"""The client: who asks. The command line `pylightnix`, and conversations with the daemon that owns a store.
 
-Must not be imported by `pylightnix`. What stands in this package is not a library interface.
+`pylightnix` imports it in one place only, and only where it meets a daemon. What stands in this package is
+not a library interface.
 """

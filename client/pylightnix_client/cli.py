@@ -26,14 +26,19 @@ COMPLETE_VARIABLE: Final = "_PYLIGHTNIX_COMPLETE"
 """Set by the shell's completion script; the program then completes and does nothing else."""
 
 _COMMANDS: Final = {
+    "attach": "daemon",
     "build": "build",
+    "cancel": "daemon",
     "cat": "files",
     "completion": "completion",
     "hash": "paths",
+    "log": "daemon",
     "ls": "files",
     "path": "paths",
     "path2rref": "paths",
+    "ps": "daemon",
     "show": "show",
+    "status": "daemon",
 }
 """Each command with the module in `commands` that has it, as a function named after it with ``_command``."""
 
@@ -43,12 +48,14 @@ Exit status:
     1  a build failed, or what it made does not do
     2  the command line or a target is wrong; nothing was built
    65  something in the store is not what its name says
-   66  no such reference or file
+   66  no such reference, file, operation or log
+   69  no daemon serves the store, or it is gone
    70  a defect of this program
    73  something cannot be made: the store, an out-link
    74  the disk is full or fails
    75  the store is busy; try again later
-   77  the store belongs to another user
+   76  the daemon and this program do not understand each other
+   77  the store or its daemon belongs to another user
    78  the store is of a newer version
   130  interrupted
   141  whoever read the output has gone

@@ -1,4 +1,4 @@
-"""The errors that only the command line can make: leaves of the tree in `pylightnix.errors`.
+"""The errors that only the client can make: leaves of the tree in `pylightnix.errors`.
 
 Must import nothing but that tree.
 """
@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from pylightnix.errors import PylightnixException
 
-__all__ = ["InvalidArgument", "LinkRefused", "NoSuchFile", "OutputLost", "TargetFailed", "UnreadableFile"]
+__all__ = [
+    "DaemonGone",
+    "InvalidArgument",
+    "LinkRefused",
+    "NoDaemon",
+    "NoSuchFile",
+    "OutputLost",
+    "SocketRefused",
+    "TargetFailed",
+    "UnreadableFile",
+]
 
 
 class InvalidArgument(PylightnixException):
@@ -74,3 +84,38 @@ class OutputLost(PylightnixException):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(f"cannot write to standard output: {reason}; free some room there, or send it elsewhere")
+
+
+class NoDaemon(PylightnixException):
+    """Nobody answers where a daemon should listen."""
+
+    code = "no-daemon"
+    retryable = True
+    exit_status = 69
+
+    def __init__(self, where: str, problem: str) -> None:
+        self.where, self.problem = where, problem
+        super().__init__(f"no daemon at {where}: {problem}; start one with pylightnixd --store ROOT")
+
+
+class DaemonGone(PylightnixException):
+    """The daemon ended, or fell silent, in the middle of a conversation. What it had finished is kept."""
+
+    code = "daemon-gone"
+    retryable = True
+    exit_status = 69
+
+    def __init__(self, where: str, problem: str) -> None:
+        self.where, self.problem = where, problem
+        super().__init__(f"the daemon at {where} {problem}; what it had finished is kept, so ask again")
+
+
+class SocketRefused(PylightnixException):
+    """The system does not let this user connect to the daemon, or the daemon is not one to talk to."""
+
+    code = "socket-refused"
+    exit_status = 77
+
+    def __init__(self, where: str, problem: str) -> None:
+        self.where, self.problem = where, problem
+        super().__init__(f"cannot talk to the daemon at {where}: {problem}")

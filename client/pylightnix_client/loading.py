@@ -78,6 +78,11 @@ def load_file(path: str) -> ModuleType:
         raise AssertionError(f"BUG: no loader for {full}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs, as imports do: dataclasses and pickles look there
+    if name != base[: -len(".py")]:
+        import cloudpickle  # type: ignore[import-untyped]  # it ships no type information
+
+        # Nobody else can import it by that name, so what a daemon gets of it is the code itself.
+        cloudpickle.register_pickle_by_value(module)
     try:
         with users_code(path, "importing it"):
             spec.loader.exec_module(module)

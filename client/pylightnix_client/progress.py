@@ -71,20 +71,20 @@ class TextProgress:
     """Writes events as lines to standard error. What was skipped is told at the end, with the reasons."""
 
     def __init__(self) -> None:
-        self._place = ""
+        self._places: dict[str, str] = {}  # through a daemon, several are built at a time
 
     def __call__(self, event: Event) -> None:
         name = undref(event.dref)[1]
         if isinstance(event, BuildStarted):
             width = len(str(event.total))
-            self._place = f"[{event.done + 1:>{width}}/{event.total}] "
-            note(f"building {name} …", self._place, "cyan")
+            place = self._places[event.dref] = f"[{event.done + 1:>{width}}/{event.total}] "
+            note(f"building {name} …", place, "cyan")
         elif isinstance(event, BuildFinished):
-            note(f"{name}: done in {human_seconds(event.seconds)}", self._place, "cyan")
+            note(f"{name}: done in {human_seconds(event.seconds)}", self._places.get(event.dref, ""), "cyan")
         elif isinstance(event, BuildWaiting):
             who = ", ".join(event.holders) or "another process"
             note(f"{name}: waiting, the same is being built by {who}")
         elif isinstance(event, BuildJoined):
             note(f"{name}: another process has built it")
         elif isinstance(event, BuildFailed):
-            note(f"{name}: failed", self._place, "red")
+            note(f"{name}: failed", self._places.get(event.dref, ""), "red")

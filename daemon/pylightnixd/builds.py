@@ -175,8 +175,8 @@ class Builds:
     # --- the loop -------------------------------------------------------------------------------------
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """Start and cancel builds as the table says, for as long as the daemon lives."""
-        while True:
+        """Start and cancel builds as the table says, for as long as the daemon lives and is not stopping."""
+        while not self.stopping:
             for action in self.table.actions(trio.current_time()):
                 if isinstance(action, Release):
                     self._release(action.build, nursery)
@@ -196,12 +196,12 @@ class Builds:
         entry = self.table.entry(build)
         if entry is not None and not entry.forced:
             # Others may have delivered since it was queued; whoever has not seen that looks again.
-            now = self.hold.candidates(job.key.dref, job.context)
+            now = self._look(job)
             for name, interest in list(interests.items()):
-                if interest.known is not None and list(interest.known) != now:
+                if interest.known is not None and now != CandidatesFound(job.key.dref, list(interest.known)):
                     del interests[name]
                     self.table.leave(trio.current_time(), name, build)
-                    interest.waiter.post(CandidatesFound(job.key.dref, now))
+                    interest.waiter.post(now)
             if not interests:
                 self.table.drop(build)
                 self._forget(build)
@@ -211,6 +211,13 @@ class Builds:
         running = self.running[build] = RunningBuild(build, job, log, time.time())
         log.on_overflow = running.kill.set
         nursery.start_soon(self._run, running)
+
+    def _look(self, job: BuildJob) -> Fact:
+        """Return what there is to match now, or why that cannot be told."""
+        try:
+            return CandidatesFound(job.key.dref, self.hold.candidates(job.key.dref, job.context))
+        except StoreError as error:
+            return Failed(job.key.dref, FailedBuild(failed_row(job.key.dref, error)))
 
     def cancel(self, build: str) -> None:
         """Kill a build. Its operations are told that it failed."""
@@ -222,6 +229,7 @@ class Builds:
     def interrupt_all(self) -> None:
         """Kill every build, and start no other."""
         self.stopping = True
+        self._wake()
         for build in list(self.running):
             self.cancel(build)
 
@@ -247,7 +255,10 @@ class Builds:
                 if running.log.size == 0:
                     _unlink(running.log.path)  # reading it gives nothing either way
                 elif running.log.size > COMPRESS_BYTES:
-                    await self.hold.in_thread(lambda: compress_log(running.log.path))
+                    try:
+                        await self.hold.in_thread(lambda: compress_log(running.log.path))  # noqa: ASYNC102  # it ends by itself
+                    except OSError as error:
+                        _log.warning("cannot compress the log %s: %s", running.log.path, error)
 
     def _end(self, running: RunningBuild, failure: Optional[FailedRow]) -> None:
         del self.running[running.id]
@@ -266,7 +277,7 @@ class Builds:
             elif interest.caused or interest.known is None:
                 interest.waiter.post(Built(dref, joined=not interest.caused))
             else:
-                interest.waiter.post(CandidatesFound(dref, self.hold.candidates(dref, running.job.context)))
+                interest.waiter.post(self._look(running.job))
 
     # --- one build ------------------------------------------------------------------------------------
 
@@ -340,6 +351,9 @@ class Builds:
                 }
                 forked = await worker.call("build", params, (log_write, status_write))
                 running.pid = int(forked["pid"])
+            except BaseException:
+                worker.forget(running.id)
+                raise
             finally:
                 os.close(log_write)
                 os.close(status_write)
@@ -354,6 +368,7 @@ class Builds:
                     await drained.wait()
                 nursery.cancel_scope.cancel()
         if ended is None:
+            await worker.gone.wait()  # only then is nobody writing into the folder
             raise WorkerLost(f"worker {worker.process.pid} is gone")
         return ended, parse_report(bytes(said))
 

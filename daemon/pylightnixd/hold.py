@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Optional, TypeVar
+from typing import Final, Optional, TypeVar
 
 import trio
 
@@ -33,6 +33,8 @@ __all__ = ["HeldStore"]
 
 T = TypeVar("T")
 _log = logging.getLogger("pylightnixd")
+GATHER_SECONDS: Final = 0.05
+"""How much building may be at stake although nobody waits for it yet."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +52,8 @@ class HeldStore:
     _durable: int = 0
     """How many of these have been through a commit."""
     _work: trio.Event = field(default_factory=trio.Event)
+    _awaited: trio.Event = field(default_factory=trio.Event)
+    """Set when somebody waits for durability, and gathering more would be at its cost."""
     _progress: trio.Event = field(default_factory=trio.Event)
 
     @classmethod
@@ -125,13 +129,14 @@ class HeldStore:
     async def run_committer(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Make durable what is put in place, batch after batch, for as long as the daemon lives.
 
-        While one batch is on its way to the disk the next gathers, which is all the batching there is:
-        under load batches grow by themselves, and alone nobody waits.
+        A batch goes when somebody waits for it, or after a moment; while it is on its way the next gathers.
         """
         task_status.started()
         while True:
             await self._work.wait()
-            self._work = trio.Event()
+            with trio.move_on_after(GATHER_SECONDS):
+                await self._awaited.wait()
+            self._work, self._awaited = trio.Event(), trio.Event()
             last = self._placed
             try:
                 with trio.CancelScope(shield=True):
@@ -145,6 +150,7 @@ class HeldStore:
     async def wait_durable(self, ticket: int) -> None:
         """Wait until everything up to `ticket` has been through a commit, good or bad; see `losses`."""
         while self._durable < ticket:
+            self._awaited.set()
             await self._progress.wait()
 
     @property

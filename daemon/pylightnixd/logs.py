@@ -7,6 +7,7 @@ watcher that never reads costs nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import zlib
@@ -17,6 +18,8 @@ from typing import Final, Optional
 import trio
 
 __all__ = ["BuildLog", "find_log", "read_log"]
+
+_log = logging.getLogger("pylightnixd")
 
 _CHUNK_BYTES: Final = 1 << 16
 _COMPRESSED: Final = ".gz"
@@ -35,6 +38,7 @@ class BuildLog:
     on_overflow: Callable[[], None] = lambda: None
     """Called when the build says more than `cap_bytes`."""
     finished: bool = False
+    _gap: bool = False
     _more: trio.Event = field(default_factory=trio.Event)
 
     def open(self) -> None:
@@ -49,16 +53,23 @@ class BuildLog:
             self.on_overflow()
             data = data[: max(0, room)]
         view = memoryview(data)
-        while view:
-            view = view[os.write(self.fd, view) :]
-        self.size += len(data)
+        try:
+            while view:
+                written = os.write(self.fd, view)
+                self.size += written
+                view = view[written:]
+        except OSError as error:  # a full disk, say: the build goes on, and its log lacks something
+            if not self._gap:
+                _log.warning("the log %s has a gap: %s", self.path, error)
+            self._gap = True
         self._wake()
 
     def finish(self) -> None:
         """Close the file; watchers see the end."""
         if not self.finished:
             self.finished = True
-            os.close(self.fd)
+            if self.fd >= 0:  # the file may never have been made
+                os.close(self.fd)
             self._wake()
 
     def _wake(self) -> None:

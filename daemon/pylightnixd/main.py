@@ -48,13 +48,14 @@ def main(
     try:
         layout = _layout(store, state)
         fds = listening_fds(os.environ)
-        path = os.path.abspath(socket_path or os.path.join(layout.state, LINK_NAME))
+        path = _path_of(fds[0]) if fds else os.path.abspath(socket_path or os.path.join(layout.state, LINK_NAME))
         if not fds:
             check_socket_path(path)
         make_folders(layout)
         settings = Settings(
             layout=layout,
             socket_path=path,
+            socket_is_ours=not fds,
             jobs=jobs or len(os.sched_getaffinity(0)),
             limits=Limits(),
             drain_seconds=drain,
@@ -67,6 +68,12 @@ def main(
     except PylightnixException as error:
         click.echo(f"pylightnixd: {error}", err=True)
         sys.exit(error.exit_status)
+
+
+def _path_of(fd: int) -> str:
+    """Return where a socket that somebody else made listens."""
+    with socket.socket(fileno=os.dup(fd)) as listener:
+        return os.fsdecode(listener.getsockname())
 
 
 def _layout(store: Optional[str], state: Optional[str]) -> StoreLayout:

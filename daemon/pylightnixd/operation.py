@@ -92,6 +92,8 @@ class Operation:
     """UTC seconds since the epoch."""
     specs: dict[DRef, tuple[DerivationSpec, Config]] = field(default_factory=dict)
     blobs: dict[str, bytearray] = field(default_factory=dict)
+    whole_blobs: set[str] = field(default_factory=set)
+    """Which of them are all there, and are what they are called."""
     plan: Optional[Plan] = None
     outcome: Optional[PlanOutcome] = None
     trouble: Optional[BaseException] = None
@@ -177,6 +179,12 @@ class Operation:
         )
         for watch in list(self.watchers.values()):
             watch(event)
+
+    def abandon(self) -> None:
+        """End an operation that was never started."""
+        self.trouble = OperationCancelled(self.id)
+        self.state = OperationState.ended
+        self.ended.set()
 
     # --- its life ---------------------------------------------------------------------------------------
 

@@ -61,7 +61,8 @@ def failed_row(dref: DRef, error: BaseException | Mapping[str, Any], **fields: A
         status = error.exit_status if isinstance(error, PylightnixException) else 1
         return FailedRow(
             dref=str(dref),
-            code=wire.code,
+            # The wire knows codes that the other end has classes for; a row is for people, too, and says it more exactly.
+            code=error.code if isinstance(error, PylightnixException) and wire.code != "internal" else wire.code,
             message=wire.message,
             type=type(error).__name__,
             exit_status=status,

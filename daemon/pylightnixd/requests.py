@@ -30,9 +30,14 @@ from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.session import Session
 from pylightnixd.watching import Watch
 
-__all__ = ["Requests"]
+__all__ = ["BEGINNING", "RETRY_AFTER_SECONDS", "Requests"]
 
 RETRY_AFTER_SECONDS: Final = 2.0
+BEGINNING: Final = frozenset({"register", "submit.open", "submit.blob", "submit.add", "submit.commit"})
+"""What later requests of a connection wait for, since they may build on it, and what is refused while the daemon drains.
+
+To cancel, and to deliver what was claimed, helps it to end.
+"""
 KEEP_ENDED: Final = 100
 """How many operations that have ended can still be asked about."""
 BYTES_PER_ANSWER: Final = 6 << 20
@@ -58,7 +63,7 @@ class Requests:
         if method not in _HANDLERS:
             raise UnknownMethod(method)
         handler: Callable[[Session, Any], Awaitable[Message]] = _HANDLERS[method].__get__(self)
-        if self.draining and not m.METHODS[method].read_only:
+        if self.draining and method in BEGINNING:
             raise Draining(RETRY_AFTER_SECONDS)
         return await handler(session, params)
 
@@ -68,6 +73,11 @@ class Requests:
             watch = self.watches.get((id(session), params.operation))
             if watch is not None:
                 watch.add_credit(params.credit)
+
+    @property
+    def under_way(self) -> int:
+        """How many operations are running. One that is still being sent has nothing to lose."""
+        return sum(operation.state is OperationState.running for operation in self.operations.values())
 
     @property
     def active(self) -> int:
@@ -113,15 +123,20 @@ class Requests:
             raise MessageInvalid(f"expected the piece at {len(blob)}, found one at {params.offset}", "$.offset")
         blob += params.data
         if len(blob) == params.size:
-            _check_blob(params.sha256, blob)
+            try:
+                await self.hold.in_thread(lambda: _check_blob(params.sha256, blob))
+            except MessageInvalid:
+                del operation.blobs[params.sha256]
+                raise
+            operation.whole_blobs.add(params.sha256)
         return m.Done()
 
     async def submit_add(self, session: Session, params: m.SubmitAdd) -> m.Done:
         operation = self._open_operation(params.operation)
         for i, spec in enumerate(params.derivations):
             for needed, part in ((spec.matcher, "matcher"), (spec.realizer, "realizer")):
-                if (needed.kind == "python" or needed.blob) and needed.blob not in operation.blobs:
-                    raise MessageInvalid(f"its blob {needed.blob!r} was not sent", f"$.derivations[{i}].{part}.blob")
+                if (needed.kind == "python" or needed.blob) and needed.blob not in operation.whole_blobs:
+                    raise MessageInvalid(f"its blob {needed.blob!r} was not sent in full", f"$.derivations[{i}].{part}.blob")
             try:
                 operation.add(spec)
             except PylightnixException as error:
@@ -139,7 +154,7 @@ class Requests:
         ended = [o for o in self.operations.values() if o.state is OperationState.ended]
         for old in ended[:-KEEP_ENDED]:
             del self.operations[old.id]
-        if not self.active:
+        if not self.under_way:
             self.quiet.set()
             self.quiet = trio.Event()
 
@@ -149,7 +164,7 @@ class Requests:
         operation = self._operation(params.operation)
         await operation.ended.wait()
         if operation.trouble is not None:
-            row = failed_row(DRef(operation.request.targets[0]), operation.trouble)
+            row = _trouble_row(operation, operation.trouble)
             return m.WaitResult(ok=False, state=row.code, failed=1)
         outcome = operation.outcome
         if outcome is None:
@@ -190,7 +205,8 @@ class Requests:
 
     def _cancel(self, operation: Operation) -> None:
         if operation.state is OperationState.open:
-            del self.operations[operation.id]
+            operation.abandon()
+            self.operations.pop(operation.id, None)
         else:
             operation.cancel_scope.cancel()
 
@@ -290,8 +306,7 @@ class Requests:
         elif params.what == "rootrrefs":
             rows = sorted(set(index.valid_rrefs()) - index.referred())
         elif params.what == "drefrrefsC":
-            context = json.loads(params.context or b"{}")
-            rows = list(index.valid_rrefs(dref, context_key(context)))
+            rows = list(index.valid_rrefs(dref, context_key(_context(params.context or b"{}"))))
         else:
             rows = list(index.valid_rrefs(dref if params.what == "drefrrefs" else None))
         return _page(rows, params.offset, params.limit)
@@ -314,6 +329,15 @@ _HANDLERS: Final[dict[str, Any]] = {
 }
 
 
+def _context(data: bytes) -> dict[DRef, list[RRef]]:
+    try:
+        # As plain text first: msgspec makes no subclasses of str, which references are.
+        value = msgspec.json.decode(data, type=dict[str, list[str]])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MessageInvalid(f"not a context ({error})", "$.context") from error
+    return {DRef(dref): [RRef(rref) for rref in rrefs] for dref, rrefs in value.items()}
+
+
 def _config(data: bytes, where: str) -> Config:
     try:
         value = json.loads(data)
@@ -332,11 +356,17 @@ def _check_blob(sha256: str, blob: bytearray) -> None:
         raise MessageInvalid(f"the blob has the hash {found}", "$.sha256")
 
 
+def _trouble_row(operation: Operation, error: BaseException) -> m.FailedRow:
+    """Return what is told of an operation that failed as a whole."""
+    targets = operation.request.targets
+    return msgspec.structs.replace(failed_row(DRef(""), error), dref=targets[0] if targets else None)
+
+
 def _rows(operation: Operation, part: str) -> list[Any]:
     outcome = operation.outcome
     if outcome is None:
         error = operation.trouble or AssertionError("BUG: ended without an outcome")
-        return [failed_row(DRef(operation.request.targets[0]), error)] if part == "failed" else []
+        return [_trouble_row(operation, error)] if part == "failed" else []
     if part == "matched":
         return [m.MatchedRow(dref, list(rrefs)) for dref, rrefs in outcome.matched.items()]
     if part == "failed":

@@ -32,7 +32,7 @@ from pylightnixd.builds import Builds, Limits
 from pylightnixd.hold import HeldStore
 from pylightnixd.listening import Peer, listener_of, peer_of
 from pylightnixd.notify import Notifier
-from pylightnixd.requests import RETRY_AFTER_SECONDS, Requests
+from pylightnixd.requests import BEGINNING, RETRY_AFTER_SECONDS, Requests
 from pylightnixd.session import Session
 from pylightnixd.table import BuildTable
 from pylightnixd.workers import WorkerPool
@@ -42,6 +42,8 @@ __all__ = ["Settings", "serve"]
 _log = logging.getLogger("pylightnixd")
 
 LINK_NAME: Final = "daemon.sock"
+LINGER_SECONDS: Final = 2.0
+"""How long clients of what ended in the drain may stay to ask about it."""
 FEATURES: Final[tuple[str, ...]] = ()
 
 
@@ -53,6 +55,8 @@ class Settings:
     socket_path: str
     jobs: int
     limits: Limits
+    socket_is_ours: bool = True
+    """Whether the socket is removed at the end; a supervisor's is not."""
     grace_seconds: float = 2.0
     """How long a running build outlives the last operation that wanted it."""
     drain_seconds: float = 30.0
@@ -138,7 +142,7 @@ class _Server:
             pid=os.getpid(),
         )
         connection = ServerConnection(welcome, FEATURES, self._refusal(peer))
-        session = Session(stream, connection, user_name(peer.uid), requests.handle, requests.hear)
+        session = Session(stream, connection, user_name(peer.uid), requests.handle, requests.hear, BEGINNING)
         self.sessions[id(session)] = session
         self.connections[peer.uid] = self.connections.get(peer.uid, 0) + 1
         try:
@@ -174,18 +178,26 @@ class _Server:
     async def _drain(self, requests: Requests, builds: Builds) -> None:
         """Let what is under way end, up to the deadline or a second signal."""
         requests.draining = True
-        self.notifier.tell("STOPPING=1", f"STATUS=ending; {requests.active} operations are under way")
+        self.notifier.tell("STOPPING=1", f"STATUS=ending; {requests.under_way} operations are under way")
         for session in list(self.sessions.values()):
             session.notify("draining", DrainingNotice(retry_after=RETRY_AFTER_SECONDS))
         with trio.move_on_after(self.settings.drain_seconds):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_at, self.stop_now, nursery.cancel_scope)
-                while requests.active:
-                    await requests.quiet.wait()
+                if requests.under_way:
+                    while requests.under_way:
+                        await requests.quiet.wait()
+                    await self._linger()
                 nursery.cancel_scope.cancel()
         builds.interrupt_all()
         with trio.move_on_after(10):
             await builds.wait_quiet()
+
+    async def _linger(self) -> None:
+        """Let those whose operations have just ended hear of it, and ask what came of them."""
+        with trio.move_on_after(LINGER_SECONDS):
+            while self.sessions:
+                await self.changed.wait()
 
     async def _end_when_idle(self, requests: Requests) -> None:
         seconds = self.settings.exit_when_idle_seconds
@@ -194,9 +206,8 @@ class _Server:
         while True:
             with trio.move_on_after(seconds) as scope:
                 while True:
-                    if self.sessions or requests.active:
-                        scope.deadline = trio.current_time() + seconds
                     await self._something(requests)
+                    scope.deadline = trio.current_time() + seconds
             if not self.sessions and not requests.active:
                 self.stop.set()
                 return
@@ -229,11 +240,12 @@ class _Server:
         os.replace(draft, link)
 
     def _unlink(self) -> None:
-        for path in {os.path.join(self.settings.layout.state, LINK_NAME), self.settings.socket_path}:
+        link, path = os.path.join(self.settings.layout.state, LINK_NAME), self.settings.socket_path
+        for ours in {link, path} if self.settings.socket_is_ours else {link} - {path}:
             try:
-                os.unlink(path)
+                os.unlink(ours)
             except OSError:
-                pass  # systemd's socket, in a folder that is not ours
+                pass  # somebody has tidied up
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -40,6 +40,8 @@ _log = logging.getLogger("pylightnixd")
 READ_BYTES: Final = 1 << 16
 QUEUE_BYTES_MAX: Final = 16 << 20
 """How much may wait to be sent before the client counts as gone."""
+ROOM_BYTES: Final = 1 << 18
+"""How much may be queued when a notification of many is added."""
 SEND_SECONDS: Final = 60.0
 """How long a client may refuse to take what it asked for."""
 
@@ -56,12 +58,17 @@ class Session:
     user: str
     handle: Handler
     hear: Listener
+    in_order: frozenset[str] = frozenset()
+    """Methods after which everything waits until they are answered: what follows may build on them."""
     on_end: list[Callable[[], None]] = field(default_factory=list)
     """Called once when the connection is over, however it ended."""
     _queue: deque[bytes] = field(default_factory=deque)
     _queued_bytes: int = 0
     _wake: trio.Event = field(default_factory=trio.Event)
-    _overflowed: bool = False
+    _left: trio.Event = field(default_factory=trio.Event)
+    """Set, and replaced, whenever something was sent."""
+    _last_in_order: Optional[trio.Event] = None
+    """Set when the latest of those that others wait for was answered."""
     _nursery: Optional[trio.Nursery] = None
 
     async def run(self) -> None:
@@ -74,6 +81,8 @@ class Session:
                 nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass  # the client is gone, which is its right
+        except* trio.TooSlowError:
+            _log.info("a client of %s does not read; hung up", self.user)
         except* Exception:  # noqa: BLE001  # one client's trouble must not end the daemon
             _log.exception("BUG: a session ended")
         finally:
@@ -118,14 +127,20 @@ class Session:
         if isinstance(event, RequestReceived):
             if self._nursery is None:
                 raise AssertionError("BUG: a request before the session runs")
-            self._nursery.start_soon(self._answer, event.id, event.method, event.params)
+            before, done = self._last_in_order, trio.Event()
+            if event.method in self.in_order:
+                self._last_in_order = done
+            self._nursery.start_soon(self._answer, event, before, done)
         elif isinstance(event, NotificationReceived):
             self.hear(self, event.method, event.params)
         return not isinstance(event, (ProtocolFailed, ConnectionEnded))
 
-    async def _answer(self, request_id: int, method: str, params: Message) -> None:
+    async def _answer(self, request: RequestReceived, before: Optional[trio.Event], done: trio.Event) -> None:
+        request_id, method = request.id, request.method
+        if before is not None:
+            await before.wait()
         try:
-            result = await self.handle(self, method, params)
+            result = await self.handle(self, method, request.params)
             data = self.connection.respond(request_id, result)
         except PylightnixException as error:
             data = self._refusal(request_id, error_to_wire(error, ""))
@@ -133,6 +148,8 @@ class Session:
             incident = secrets.token_hex(6)
             _log.exception("BUG: incident %s while answering %s", incident, method)
             data = self._refusal(request_id, error_to_wire(error, incident))
+        finally:
+            done.set()
         self._send(data)
 
     def _refusal(self, request_id: int, error: WireError) -> bytes:
@@ -163,11 +180,20 @@ class Session:
                 with trio.fail_after(SEND_SECONDS):
                     await self.stream.send_all(data)
                 self._queued_bytes -= len(data)
+                self._left.set()
+                self._left = trio.Event()
             self._wake = trio.Event()
             await self._wake.wait()
 
+    async def wait_room(self) -> None:
+        """Wait until little is queued: whoever sends much asks this first, and so gives others their turn."""
+        await trio.lowlevel.checkpoint()
+        while self._queued_bytes > ROOM_BYTES:
+            await self._sent()
+
     async def _sent(self) -> None:
-        await trio.sleep(0.01)
+        """Wait until something has left."""
+        await self._left.wait()
 
     async def _flush(self) -> None:
         """Give the last words a moment to leave."""

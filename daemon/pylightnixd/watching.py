@@ -37,6 +37,8 @@ class Watch:
     _dropped: int = 0
     _changed: trio.Event = field(default_factory=trio.Event)
     _following: dict[str, None] = field(default_factory=dict)
+    _waits: dict[trio.CancelScope, None] = field(default_factory=dict)
+    """What waits for more of a log."""
 
     def event(self, event: Event) -> None:
         """Take an event in; must not await."""
@@ -56,7 +58,10 @@ class Watch:
         self._changed = trio.Event()
 
     async def run(self) -> None:
-        """Send what there is, until the operation has ended and all was told."""
+        """Send what there is, until the operation has ended and was told so.
+
+        What still waits then, and has no credit, is left out: the end is told whether there is credit or not.
+        """
         operation, me = self.operation, id(self)
         async with trio.open_nursery() as nursery:
 
@@ -67,6 +72,7 @@ class Watch:
 
             operation.watchers[me] = self.event
             operation.log_watchers[me] = follow
+            nursery.start_soon(self._wake_at_end)
             try:
                 for running in list(operation.running.values()):
                     follow(running)
@@ -74,41 +80,54 @@ class Watch:
             finally:
                 operation.watchers.pop(me, None)
                 operation.log_watchers.pop(me, None)
-        await self._spend()
         self.session.notify("ended", Ended(operation=operation.id))
-
-    async def _spend(self) -> None:
-        """Wait for credit and take one."""
-        while self.credit < 1:
-            await self._changed.wait()
-        self.credit -= 1
-
-    async def _tell_events(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._wake_at_end)
-            while self._events or self._dropped or not self.operation.ended.is_set():
-                if not self._events and not self._dropped:
-                    await self._changed.wait()
-                    continue
-                await self._spend()
-                batch = [self._events.popleft() for _ in range(min(len(self._events), EVENTS_PER_MESSAGE))]
-                dropped, self._dropped = self._dropped, 0
-                self.session.notify("events", Events(operation=self.operation.id, events=batch, dropped=dropped))
-            nursery.cancel_scope.cancel()
 
     async def _wake_at_end(self) -> None:
         await self.operation.ended.wait()
         self._wake()
+        for scope in list(self._waits):
+            scope.cancel()
+
+    async def _spend(self) -> bool:
+        """Wait for room and credit, and take one; False if the operation ended and there is no credit."""
+        await self.session.wait_room()
+        while self.credit < 1:
+            if self.operation.ended.is_set():
+                return False
+            await self._changed.wait()
+        self.credit -= 1
+        return True
+
+    async def _tell_events(self) -> None:
+        while self._events or self._dropped or not self.operation.ended.is_set():
+            if not self._events and not self._dropped:
+                await self._changed.wait()
+                continue
+            if not await self._spend():
+                return
+            batch = [self._events.popleft() for _ in range(min(len(self._events), EVENTS_PER_MESSAGE))]
+            dropped, self._dropped = self._dropped, 0
+            self.session.notify("events", Events(operation=self.operation.id, events=batch, dropped=dropped))
 
     async def _follow(self, running: RunningBuild) -> None:
         """Send a build's log, from its beginning, at this client's pace."""
         offset = 0
         while True:
-            await running.log.wait_beyond(offset)
-            data = read_log(running.log.path, offset, LOG_PIECE_BYTES)
-            if not data and running.log.finished:
-                return
-            await self._spend()
+            await self._wait_log(running, offset)
+            data = await trio.to_thread.run_sync(read_log, running.log.path, offset, LOG_PIECE_BYTES)
+            if not data or not await self._spend():
+                return  # that was all, or nobody has credit for it
             offset += len(data)
             piece = LogPiece(operation=self.operation.id, build=running.id, dref=running.job.key.dref, data=data)
             self.session.notify("log", piece)
+
+    async def _wait_log(self, running: RunningBuild, offset: int) -> None:
+        """Wait for more of a log, or for its end, or for that of the operation: others may want the build still."""
+        with trio.CancelScope() as scope:
+            self._waits[scope] = None
+            if self.operation.ended.is_set():
+                scope.cancel()
+            try:
+                await running.log.wait_beyond(offset)
+            finally:
+                del self._waits[scope]

@@ -80,6 +80,8 @@ class Worker:
     """No new builds: its code is not that of the files any more."""
     builds: dict[str, _Answer] = field(default_factory=dict)
     lost: bool = False
+    gone: trio.Event = field(default_factory=trio.Event)
+    """Set when it is dead, and so is everything that it had forked."""
     _answers: dict[int, _Answer] = field(default_factory=dict)
     _numbers: count[int] = field(default_factory=count)
     _sending: trio.Lock = field(default_factory=trio.Lock)
@@ -96,7 +98,7 @@ class Worker:
         try:
             await self._send(encode_request(number, method, params), fds)
             await answer.arrived.wait()
-        except OSError as error:
+        except (OSError, trio.ClosedResourceError) as error:
             raise WorkerLost(f"worker {self.process.pid} is gone") from error
         finally:
             self._answers.pop(number, None)
@@ -131,11 +133,19 @@ class Worker:
             WorkerLost: the worker died, and with it the build.
         """
         answer = self.builds[build]
-        await answer.arrived.wait()
-        del self.builds[build]
+        try:
+            await answer.arrived.wait()
+        finally:
+            self.forget(build)
         if not answer.result:
             raise WorkerLost(f"worker {self.process.pid} is gone")
         return parse_message(answer.result, BuildEnded)
+
+    def forget(self, build: str) -> None:
+        """Drop a build that has ended, or never began; the last one of a retired worker takes the worker with it."""
+        self.builds.pop(build, None)
+        if self.retired and not self.builds:
+            self.socket.close()
 
     async def read(self) -> None:
         """Take in what the worker says until it is gone."""
@@ -145,6 +155,8 @@ class Worker:
                 decoder.receive_data(data)
                 while (message := decoder.next_message()) is not None:
                     self._take(message)
+        except trio.ClosedResourceError:
+            pass  # we hung up, which ends it
         except (OSError, ProtocolError) as error:
             _log.warning("worker %d: %s", self.process.pid, error)
         finally:
@@ -178,7 +190,8 @@ class WorkerPool:
     _starting: dict[str, trio.Lock] = field(default_factory=dict)
     _all: list[Worker] = field(default_factory=list)
     """Every worker whose process is not reaped, retired ones too."""
-    _spawning: int = 0
+    _forking: trio.Lock = field(default_factory=trio.Lock)
+    """Held while a child of ours may be there that `_all` does not know yet."""
     _numbers: count[int] = field(default_factory=lambda: count(1))
 
     async def worker_for(self, environment: Environment) -> Worker:
@@ -212,10 +225,26 @@ class WorkerPool:
         log_path = os.path.join(self.log_folder, f"worker-{next(self._numbers)}.log")
         log_fd = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         interpreter = environment.interpreter
-        self._spawning += 1
         try:
+            worker = await self._spawn(key, environment, ours, theirs, log_fd)
+        except OSError as error:
+            ours.close()
+            raise WorkerFailed(interpreter, f"cannot be started ({error.strerror})", "") from error
+        finally:
+            theirs.close()
+            os.close(log_fd)
+        self.nursery.start_soon(self._attend, worker, log_path)
+        try:
+            await self._greet(worker, environment, log_path)
+        except BaseException:
+            worker.socket.close()  # nobody will know of it
+            raise
+        return worker
+
+    async def _spawn(self, key: str, environment: Environment, ours: socket.socket, theirs: socket.socket, log_fd: int) -> Worker:
+        async with self._forking:
             process = await trio.lowlevel.open_process(
-                [interpreter, "-P", "-m", "pylightnix.worker", str(theirs.fileno()), str(self.owner_fd)],
+                [environment.interpreter, "-P", "-m", "pylightnix.worker", str(theirs.fileno()), str(self.owner_fd)],
                 stdin=subprocess.DEVNULL,
                 stdout=log_fd,
                 stderr=log_fd,
@@ -224,18 +253,9 @@ class WorkerPool:
                 cwd="/",
                 start_new_session=True,
             )
-        except OSError as error:
-            ours.close()
-            raise WorkerFailed(interpreter, f"cannot be started ({error.strerror})", "") from error
-        finally:
-            self._spawning -= 1
-            theirs.close()
-            os.close(log_fd)
-        worker = Worker(key, process, trio.socket.from_stdlib_socket(ours))
-        self._all.append(worker)
-        self.nursery.start_soon(self._attend, worker, log_path)
-        await self._greet(worker, environment, log_path)
-        return worker
+            worker = Worker(key, process, trio.socket.from_stdlib_socket(ours))
+            self._all.append(worker)
+            return worker
 
     async def _greet(self, worker: Worker, environment: Environment, log_path: str) -> None:
         problem: Exception
@@ -266,29 +286,30 @@ class WorkerPool:
                 worker.process.kill()
                 with trio.CancelScope(shield=True):
                     await worker.process.wait()
-            self._all.remove(worker)
-            with trio.move_on_after(STOP_SECONDS, shield=True):
-                await self._end_strays()
+            # Bounded: what it waits for was killed, or is being forked.
+            with trio.CancelScope(shield=True):
+                await self._end_strays(worker)  # noqa: ASYNC102
+            worker.gone.set()
             if self.workers.get(worker.key) is worker:
                 del self.workers[worker.key]
             _remove_if_empty(log_path)
 
-    async def _end_strays(self) -> None:
+    async def _end_strays(self, lost: Worker) -> None:
         """Kill what a lost worker left behind: orphans of its builds, which the kernel gave to us."""
-        if self._spawning:
-            return  # one of our children is not known to us yet; the next loss does it
-        known = {worker.process.pid for worker in self._all}
-        strays = [pid for pid in children_of(os.getpid()) if pid not in known]
-        for pid in strays:
-            _log.warning("killing process %d, which a lost worker left", pid)
-            os.kill(pid, signal.SIGKILL)
-        for pid in strays:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(os.waitpid, pid, 0)
+        async with self._forking:
+            self._all.remove(lost)
+            known = {worker.process.pid for worker in self._all}
+            # Again and again: what a stray has forked is ours only when the stray is dead.
+            while strays := [pid for pid in children_of(os.getpid()) if pid not in known]:
+                for pid in strays:
+                    _log.warning("killing process %d, which a lost worker left", pid)
+                    os.kill(pid, signal.SIGKILL)
+                for pid in strays:
+                    await trio.to_thread.run_sync(os.waitpid, pid, 0)
 
     def close(self) -> None:
         """Tell every worker to end: each kills its builds and exits when its socket closes."""
-        for worker in self.workers.values():
+        for worker in self._all:
             worker.socket.close()
 
 

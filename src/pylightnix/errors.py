@@ -36,6 +36,7 @@ __all__ = [
     "NotRealized",
     "PromiseException",
     "PylightnixException",
+    "RemoteFailure",
     "StoreBusy",
     "StoreCorrupt",
     "StoreError",
@@ -291,6 +292,16 @@ class BuildError(PylightnixException):
         kept = f"; what it left is kept in {', '.join(self.outpaths)}" if self.outpaths else ""
         before = f"{self.msg}: " if self.msg else ""
         return f"{before}building {self.dref} failed: {type(self.exception).__name__}: {self.exception}{kept}"
+
+
+class RemoteFailure(PylightnixException):
+    """Stands for an exception of another process that could not, or must not, be brought here as it was."""
+
+    code = "remote-exception"
+
+    def __init__(self, type_name: str, text: str, traceback: str = "") -> None:
+        self.type_name, self.text, self.traceback = type_name, text, traceback
+        super().__init__(f"{type_name}: {text}" if text else type_name)
 
 
 class CommandFailed(PylightnixException):

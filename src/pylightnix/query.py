@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
 from pylightnix.config import Config, RConfig, cfgcattrs, cfgdeps, resolve
@@ -26,6 +26,7 @@ from pylightnix.types import Context, DRef, Path, RefPath, RRef, StorageSettings
 if TYPE_CHECKING:
     from pylightnix.store.index import RealizationInfo
     from pylightnix.store.store import Store
+    from pylightnix_client.client import Client
 
 __all__ = [
     "alldrefs",
@@ -58,6 +59,7 @@ __all__ = [
 ]
 
 R = TypeVar("R", bound=str)
+A = TypeVar("A")
 
 # --- paths (textual) ----------------------------------------------------------------------------------
 
@@ -263,36 +265,22 @@ def alldrefs(S: Optional[StorageSettings] = None) -> Iterator[DRef]:
             yield DRef(f"dref:{name}")
 
 
-def _ask(S: Optional[StorageSettings], question: Any) -> Any:
-    """Put a question to the index, once everything this process has built is durable."""
-    from pylightnix.store.access import translated_errors
-    from pylightnix.store.store import open_store
+def _ask(S: Optional[StorageSettings], question: Callable[[Store], A], request: Callable[[Client], A], flush: bool = True) -> A:
+    """Put a question to the index, or the same `request` to the daemon that owns the store."""
+    from pylightnix.remote import ask_store
 
-    layout = store_layout(S)
-    with open_store(layout) as store:
-        store.flush()
-        with translated_errors(layout, "asking the index"):
-            return question(store)
+    return ask_store(S, question, request, flush)
 
 
 def allrrefs(S: Optional[StorageSettings] = None) -> Iterator[RRef]:
     """Iterate over every realization in the store, sorted."""
-
-    def question(store: Store) -> list[RRef]:
-        return store.index.valid_rrefs()
-
-    yield from _ask(S, question)
+    yield from _ask(S, lambda store: store.index.valid_rrefs(), lambda client: client.rrefs("allrrefs"))
 
 
 def drefrrefs(dref: DRef, S: Optional[StorageSettings] = None) -> set[RRef]:
     """Return all realizations of a derivation."""
     assert_valid_dref(dref)
-
-    def question(store: Store) -> set[RRef]:
-        return set(store.index.valid_rrefs(dref))
-
-    found: set[RRef] = _ask(S, question)
-    return found
+    return set(_ask(S, lambda store: store.index.valid_rrefs(dref), lambda client: client.rrefs("drefrrefs", dref)))
 
 
 def drefrrefsC(dref: DRef, context: Context, S: Optional[StorageSettings] = None) -> Iterator[RRef]:
@@ -301,11 +289,11 @@ def drefrrefsC(dref: DRef, context: Context, S: Optional[StorageSettings] = None
     `context` may hold more than the direct dependencies of `dref`; only those are compared.
     """
     direct = {dep: context.get(dep) or [] for dep in drefdeps1([dref], S)}
-
-    def question(store: Store) -> list[RRef]:
-        return store.index.valid_rrefs(dref, context_key(direct))
-
-    yield from _ask(S, question)
+    yield from _ask(
+        S,
+        lambda store: store.index.valid_rrefs(dref, context_key(direct)),
+        lambda client: client.rrefs("drefrrefsC", dref, direct),
+    )
 
 
 def rootdrefs(S: Optional[StorageSettings] = None) -> set[DRef]:
@@ -326,25 +314,15 @@ def rootrrefs(S: Optional[StorageSettings] = None) -> set[RRef]:
     def question(store: Store) -> set[RRef]:
         return set(store.index.valid_rrefs()) - store.index.referred()
 
-    found: set[RRef] = _ask(S, question)
-    return found
+    return _ask(S, question, lambda client: set(client.rrefs("rootrrefs")))
 
 
 def realization_starts(rrefs: Iterable[RRef], S: Optional[StorageSettings] = None) -> dict[RRef, float]:
     """Return when the latest build of each of these realizations started, UTC seconds since the epoch."""
-    from pylightnix.store.access import translated_errors
-    from pylightnix.store.store import open_store
-
-    layout = store_layout(S)
-    with open_store(layout) as store, translated_errors(layout, "asking the index"):
-        return store.index.starts(rrefs)
+    wanted = list(rrefs)
+    return _ask(S, lambda store: store.index.starts(wanted), lambda client: client.starts(wanted), flush=False)
 
 
 def realization_info(rref: RRef, S: Optional[StorageSettings] = None) -> Optional[RealizationInfo]:
     """Return what the index knows of a realization, or None if it is not a valid one."""
-
-    def question(store: Store) -> Optional[RealizationInfo]:
-        return store.index.info(rref)
-
-    found: Optional[RealizationInfo] = _ask(S, question)
-    return found
+    return _ask(S, lambda store: store.index.info(rref), lambda client: client.realization_info(rref))

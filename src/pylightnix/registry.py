@@ -160,8 +160,10 @@ def _register_all(unwritten: dict[DRef, bytes], S: Optional[StorageSettings]) ->
     if unwritten:
         from pylightnix.remote import register
 
-        register(dict(unwritten), S)
-        unwritten.clear()
+        sent = dict(unwritten)
+        register(sent, S)
+        for dref in sent:
+            unwritten.pop(dref, None)  # another thread may have entered more meanwhile
 
 
 def mkdrv(config: Config, matcher: Matcher, realizer: Realizer, r: Optional[Registry] = None) -> DRef:

@@ -48,9 +48,6 @@ def realize_closure(
     Raises:
         DaemonGone: the daemon ended in the middle, and no other came.
     """
-    from pylightnix.registry import assert_valid_closure
-
-    assert_valid_closure(closure)
     arguments: dict[str, Any] = {
         "force_rebuild": force_rebuild,
         "assert_realized": assert_realized,
@@ -98,13 +95,14 @@ def register(configs: Mapping[DRef, bytes], S: Optional[StorageSettings]) -> Non
     _wherever(layout, through, here)
 
 
-def ask_store(S: Optional[StorageSettings], question: Callable[[Store], T], request: Callable[[Any], T]) -> T:
+def ask_store(S: Optional[StorageSettings], question: Callable[[Store], T], request: Callable[[Any], T], flush: bool = True) -> T:
     """Ask the store's index.
 
     Args:
         S: the store.
-        question: asks it here, once everything that this process has built is durable.
+        question: asks it here.
         request: asks the same of a `pylightnix_client.client.Client`.
+        flush: whether everything that this process has built must be durable first.
     """
     layout = store_layout(S)
 
@@ -119,7 +117,8 @@ def ask_store(S: Optional[StorageSettings], question: Callable[[Store], T], requ
         from pylightnix.store.store import open_store
 
         with open_store(layout) as store:
-            store.flush()
+            if flush:
+                store.flush()
             with translated_errors(layout, "asking the index"):
                 return question(store)
 
@@ -149,8 +148,7 @@ def _has_moved(error: PylightnixException, layout: StoreLayout, socket: Optional
     """Tell whether an error says that the store has another owner than when the call began."""
     if socket is None:
         return isinstance(error, StoreOwned) and error.root == layout.state
-    from pylightnix_client.errors import DaemonGone, NoDaemon
-
     from pylightnix.protocol.errors import Draining
+    from pylightnix_client.errors import DaemonGone, NoDaemon
 
     return isinstance(error, (DaemonGone, NoDaemon, Draining))

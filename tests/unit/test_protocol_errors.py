@@ -15,6 +15,7 @@ from pylightnix.errors import (
     MissingRealization,
     PromiseException,
     PylightnixException,
+    RemoteFailure,
     StoreBusy,
 )
 from pylightnix.protocol import (
@@ -34,7 +35,6 @@ from pylightnix.protocol.errors import (
     MessageInvalid,
     MessageTooLarge,
     NoSuchOperation,
-    RemoteException,
     RemoteProtocolError,
     TooMany,
     UnknownError,
@@ -104,7 +104,7 @@ def test_build_error_keeps_the_name_and_text_of_what_was_raised() -> None:
     error = BuildError(StorageSettings(), DREF, Output([Path("/kept")]), ValueError("no data"), "stage")
     found = crossed(error)
     assert isinstance(found, BuildError)
-    assert isinstance(found.exception, RemoteException)
+    assert isinstance(found.exception, RemoteFailure)
     assert (found.S, found.dref, found.outpaths, found.msg) == (None, DREF, ["/kept"], "stage")
     assert (found.exception.type_name, found.exception.text) == ("ValueError", "no data")
     assert "no data" in str(found)
@@ -116,7 +116,7 @@ def test_failed_row_becomes_an_error() -> None:
     row = FailedRow(dref=DREF, code=wire.code, message=wire.message, type="my.Error", traceback="Traceback", fields=wire.fields)
     found = error_from_failed_row(row)
     assert isinstance(found, BuildError)
-    assert isinstance(found.exception, RemoteException)
+    assert isinstance(found.exception, RemoteFailure)
     assert (found.dref, found.exception.type_name, found.exception.traceback) == (DREF, "my.Error", "Traceback")
 
 

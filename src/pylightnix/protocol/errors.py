@@ -27,7 +27,6 @@ __all__ = [
     "NoSuchOperation",
     "NotYours",
     "ProtocolError",
-    "RemoteException",
     "RemoteProtocolError",
     "TooMany",
     "UnknownError",
@@ -187,16 +186,6 @@ class UnknownError(PylightnixException):
     def __init__(self, remote_code: str, message: str) -> None:
         self.remote_code = remote_code
         super().__init__(f"{message} [{remote_code}]")
-
-
-class RemoteException(PylightnixException):
-    """Stands for an exception of another process, of which only name and text are known here."""
-
-    code = "remote-exception"
-
-    def __init__(self, type_name: str, text: str, traceback: str = "") -> None:
-        self.type_name, self.text, self.traceback = type_name, text, traceback
-        super().__init__(f"{type_name}: {text}")
 
 
 def _located(problem: str, field: Optional[str]) -> str:

@@ -15,11 +15,11 @@ from typing import Any, Final, Optional, cast
 import msgspec
 
 from pylightnix import errors as package_errors
-from pylightnix.errors import BuildError, PylightnixException
+from pylightnix.errors import BuildError, PylightnixException, RemoteFailure
 from pylightnix.protocol import _values as v
 from pylightnix.protocol import errors as protocol_errors
 from pylightnix.protocol._operations import FailedRow
-from pylightnix.protocol.errors import InternalError, LocalProtocolError, RemoteException, RemoteProtocolError, UnknownError
+from pylightnix.protocol.errors import InternalError, LocalProtocolError, RemoteProtocolError, UnknownError
 from pylightnix.protocol.vocabulary import Message
 from pylightnix.types import DRef, Output, Path
 
@@ -45,7 +45,7 @@ class WireError(Message, frozen=True, kw_only=True):
 def _error_classes() -> dict[str, type[PylightnixException]]:
     found: dict[str, type[PylightnixException]] = {}
     # A broken stream is told as an invalid message; whoever is told so has sent that message.
-    local = (RemoteProtocolError, LocalProtocolError, RemoteException, UnknownError)
+    local = (RemoteProtocolError, LocalProtocolError, RemoteFailure, UnknownError)
     for module in (package_errors, protocol_errors):
         for name in module.__all__:
             cls = getattr(module, name)
@@ -175,9 +175,9 @@ def error_from_wire(wire: WireError) -> PylightnixException:
 def error_from_failed_row(row: FailedRow) -> PylightnixException:
     """Return the exception that stands for a failed derivation. What was pickled in it is not opened."""
     error = error_from_wire(WireError(code=row.code, message=row.message, fields=row.fields))
-    if isinstance(error, BuildError) and isinstance(error.exception, RemoteException):
+    if isinstance(error, BuildError) and isinstance(error.exception, RemoteFailure):
         error.dref = DRef(row.dref or error.dref)
-        error.exception = RemoteException(row.type or error.exception.type_name, error.exception.text, row.traceback)
+        error.exception = RemoteFailure(row.type or error.exception.type_name, error.exception.text, row.traceback)
     return error
 
 
@@ -192,4 +192,4 @@ def _build_error(wire: WireError) -> BuildError:
     if isinstance(raised, dict):
         type_name, message = str(raised.get("type", type_name)), str(raised.get("text", message))
     kept = Output([Path(path) for path in outpaths if isinstance(path, str)]) if isinstance(outpaths, list) else None
-    return BuildError(None, DRef(text("dref")), kept, RemoteException(type_name, message), text("msg"))
+    return BuildError(None, DRef(text("dref")), kept, RemoteFailure(type_name, message), text("msg"))

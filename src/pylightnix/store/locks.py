@@ -51,7 +51,6 @@ __all__ = [
 ]
 
 
-
 class StoreOwned(StoreBusy):
     """A daemon owns the store: there is no waiting for it, but it can be asked at `socket`."""
 

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -24,7 +25,7 @@ from pylightnix.errors import StoreFull, StoreIOError, StoreReadOnly
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import _open_fds, close_lock_file, open_lock_file, try_flock
 
-__all__ = ["Owner", "dead_owners", "is_dead", "is_owner_name", "nobodys_folders", "process_owner"]
+__all__ = ["Owner", "dead_owners", "is_dead", "is_owner_name", "leave_heirs", "nobodys_folders", "process_owner", "wait_for_heirs"]
 
 _NAME: Final = re.compile(r"[0-9]+-[0-9a-f]{12}")
 
@@ -138,6 +139,34 @@ def is_dead(layout: StoreLayout, owner: str) -> bool:
         close_lock_file(fd)
         return True
     return not os.path.exists(f"{layout.owners}/{owner}")
+
+
+_HEIRS: Final = b"heirs"
+
+
+def leave_heirs(owner: Owner) -> None:
+    """Say that other processes are given this owner's lock, and end by themselves when it dies."""
+    os.pwrite(owner.fd, _HEIRS, 0)
+
+
+def wait_for_heirs(layout: StoreLayout, wait_seconds: float) -> None:
+    """Wait until nobody holds the lock of an owner that left heirs. The caller is alone in the store.
+
+    They are the workers of a process that died: they kill their builds and end as soon as they notice.
+    What lives longer is left alone, and its folder is swept by a later start.
+    """
+    deadline = time.monotonic() + wait_seconds
+    for name in _names(layout.owners):
+        while not is_dead(layout, name) and _has_heirs(layout, name) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _has_heirs(layout: StoreLayout, owner: str) -> bool:
+    try:
+        with open(f"{layout.owners}/{owner}", "rb") as file:
+            return file.read(len(_HEIRS)) == _HEIRS
+    except OSError:
+        return False
 
 
 def dead_owners(layout: StoreLayout) -> list[tuple[str, int]]:

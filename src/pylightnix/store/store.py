@@ -20,13 +20,15 @@ from pylightnix.store.durability import sync_file_system
 from pylightnix.store.index import FORMAT, VALID, Index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, build_key, build_lock, exclusive_lock, shared_lock
-from pylightnix.store.owner import Owner, is_dead, process_owner
+from pylightnix.store.owner import Owner, is_dead, leave_heirs, process_owner, wait_for_heirs
 from pylightnix.store.recovery import recover
 from pylightnix.types import DRef, RRef
 
 __all__ = ["Store", "another_view", "open_store", "open_store_alone"]
 
 _MIGRATION_POLL_SECONDS: Final = 0.1
+PREDECESSOR_SECONDS: Final = 10.0
+"""How long whoever wants a store alone waits for the workers of one that died there."""
 
 
 @dataclass(slots=True)
@@ -236,7 +238,10 @@ def open_store_alone(layout: StoreLayout, role: str, socket: Optional[str] = Non
             if index.format() > FORMAT:
                 raise StoreTooNew(layout.state, index.format(), FORMAT)
             index.migrate()
-        yield _opened(layout, index, outermost=True)
+            wait_for_heirs(layout, PREDECESSOR_SECONDS)
+        store = _opened(layout, index, outermost=True)
+        leave_heirs(store.owner)
+        yield store
 
 
 def another_view(store: Store) -> Store:

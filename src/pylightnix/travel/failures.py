@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Optional
 
 from pylightnix import errors
-from pylightnix.errors import BuildError, PylightnixException
+from pylightnix.errors import BuildError, PylightnixException, RemoteFailure
 from pylightnix.types import DRef, Output, Path
 
 __all__ = ["CodeChanged", "RemoteFailure", "RemoteTraceback", "dump_exception", "load_exception"]
@@ -38,16 +38,6 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f"\n{self.text.rstrip()}"
-
-
-class RemoteFailure(PylightnixException):
-    """Stands for an error of another process that could not, or must not, be brought here as it was."""
-
-    code = "remote-exception"
-
-    def __init__(self, type_name: str, text: str, traceback: str = "") -> None:
-        self.type_name, self.text, self.traceback = type_name, text, traceback
-        super().__init__(f"{type_name}: {text}" if text else type_name)
 
 
 class CodeChanged(PylightnixException):
@@ -233,7 +223,7 @@ def _stand_in(dumped: Mapping[str, Any]) -> Exception:
     found = dumped.get("fields")
     fields = {name: value for name, value in found.items() if isinstance(name, str)} if isinstance(found, Mapping) else {}
     own = _OWN_CLASSES.get(_text(dumped, "code"))
-    if own is None:
+    if own is None or own is RemoteFailure:
         return RemoteFailure(type_name, _text(dumped, "message"), traceback_text)
     if own is BuildError:
         inner = fields.get("exception")

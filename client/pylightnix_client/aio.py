@@ -1,0 +1,260 @@
+"""The async face of the client, on trio and asyncio alike (by anyio): one connection, used by many tasks at once.
+
+Says the same as the blocking face, by the same exchanges. There is no task in the background: of those that wait
+for something, one reads for all. Cancelling a wait loses nothing that was or will be read. What is packed for a
+submission is packed in the event loop, between its messages.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Optional, TypeVar, Union, cast
+
+import anyio
+import anyio.to_thread
+
+from pylightnix.errors import PylightnixException
+from pylightnix.protocol import messages as m
+from pylightnix.store.layout import StoreLayout
+from pylightnix.types import Closure, DRef, RealizeArg
+from pylightnix_client.connecting import connect, is_trusted, socket_of
+from pylightnix_client.errors import DaemonGone
+from pylightnix_client.exchange import CREDIT, Ask, Dialogue, Exchange
+
+if TYPE_CHECKING:
+    from pylightnix.embedded import Outcome
+    from pylightnix_client.operation import Happening
+
+__all__ = ["AsyncClient", "AsyncOperation"]
+
+T = TypeVar("T")
+
+DEADLINE_SECONDS: Final = 10.0
+_SEND_SECONDS: Final = 60.0
+_RECEIVE_BYTES: Final = 1 << 18
+
+
+class AsyncClient:
+    """A connection to a daemon. Made by `AsyncClient.connect`; an async context manager.
+
+    Attributes:
+        path: the socket's path.
+        trusted: whether exceptions that the daemon pickled are opened.
+        welcome: what the daemon said of itself.
+    """
+
+    welcome: m.DaemonWelcome
+
+    def __init__(self, connection: socket.socket, path: str, trusted: bool) -> None:
+        self.path, self.trusted = path, trusted
+        self._socket = connection
+        self._socket.setblocking(False)
+        self._dialogue = Dialogue(path)
+        self._sending, self._receiving = anyio.Lock(), anyio.Lock()
+
+    @classmethod
+    async def connect(cls, where: Union[str, StoreLayout], deadline_seconds: float = DEADLINE_SECONDS) -> AsyncClient:
+        """Connect to the daemon at a socket's path, or to the one that owns a store. Errors as of `Client.connect`."""
+        path = await anyio.to_thread.run_sync(socket_of, where)
+        connection = await anyio.to_thread.run_sync(connect, path, deadline_seconds)
+        try:
+            client = cls(connection, path, is_trusted(connection, where))
+            number, data = client._dialogue.hello()
+            with anyio.move_on_after(deadline_seconds):
+                await client._send(lambda: (number, data))
+                while client._dialogue.welcome is None:
+                    client._dialogue.answer(number)  # raises if it was refused
+                    await client._receive(lambda: client._dialogue.welcome is not None)
+            if client._dialogue.welcome is None:
+                raise DaemonGone(path, f"did not answer within {deadline_seconds:g} s")
+            client.welcome = client._dialogue.welcome
+        except BaseException:
+            connection.close()
+            raise
+        return client
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. Operations that nobody else is attached to are cancelled by the daemon."""
+        self._socket.close()
+
+    # --- carrying -------------------------------------------------------------------------------------
+
+    async def _send(self, message: Callable[[], tuple[int, bytes]]) -> int:
+        """Send what `message` makes, whole, whoever is cancelled: half a message would end the connection for all."""
+        async with self._sending:
+            number, data = message()
+            with anyio.move_on_after(_SEND_SECONDS, shield=True) as scope:
+                rest = memoryview(data)
+                while rest:
+                    try:
+                        rest = rest[self._socket.send(rest) :]
+                    except BlockingIOError:
+                        await anyio.wait_writable(self._socket)
+                    except OSError as error:
+                        raise DaemonGone(self.path, f"is gone ({error.strerror or error})") from error
+            if scope.cancelled_caught:
+                self.close()
+                raise DaemonGone(self.path, f"took nothing for {_SEND_SECONDS:g} s")
+            return number
+
+    async def _receive(self, arrived: Callable[[], bool]) -> None:
+        """Read once, unless what the caller waits for came while another task was reading."""
+        async with self._receiving:
+            if arrived() or self._dialogue.ended is not None:
+                return
+            await anyio.wait_readable(self._socket)
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""  # it was killed with something of ours unread
+            self._dialogue.hear(data)
+
+    async def call(self, ask: Ask) -> m.Message:
+        """Make one request and wait for its answer.
+
+        Raises:
+            PylightnixException: the daemon's error, or `DaemonGone`.
+        """
+        number = await self._send(lambda: self._dialogue.ask(ask))
+        found: list[m.Message] = []
+
+        def arrived() -> bool:
+            answer = None if found else self._dialogue.answer(number)
+            if answer is not None:
+                found.append(answer)
+            return bool(found)
+
+        while not arrived():
+            await self._receive(arrived)
+        return found[0]
+
+    async def carry(self, exchange: Exchange[T]) -> T:
+        """Carry an exchange to its end and return its result."""
+        try:
+            ask = next(exchange)
+            while True:
+                try:
+                    answer = await self.call(ask)
+                except PylightnixException as error:
+                    if isinstance(error, DaemonGone):
+                        raise  # nobody is there to be told of it
+                    ask = exchange.throw(error)
+                else:
+                    ask = exchange.send(answer)
+        except StopIteration as end:
+            return cast(T, end.value)
+
+    async def next_notice(self, operation: str) -> m.Message:
+        """Wait for the next notice of an operation that was subscribed to. For one task at a time."""
+        while (notice := self._dialogue.notice(operation)) is None:
+            await self._receive(lambda: self._dialogue.has_notice(operation))
+        return notice
+
+    async def add_credit(self, operation: str, credit: int) -> None:
+        """Let the daemon send so many notices more."""
+        await self._send(lambda: (0, self._dialogue.tell("credit", m.Credit(operation=operation, credit=credit))))
+
+    # --- asking ---------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        closure: Closure,
+        *,
+        force_rebuild: Union[Sequence[DRef], bool] = (),
+        assert_realized: Sequence[DRef] = (),
+        realize_args: Optional[Mapping[DRef, RealizeArg]] = None,
+        dry_run: bool = False,
+        keep_going: bool = False,
+    ) -> AsyncOperation:
+        """Have what the targets of `closure` need realized; return when the daemon has taken it."""
+        from pylightnix_client.submission import Wishes, submission
+
+        wishes = Wishes(force_rebuild, assert_realized, realize_args or {}, dry_run, keep_going, watch=True)
+        return AsyncOperation(self, await self.carry(submission(closure, wishes)), closure, dry_run)
+
+    async def status(self) -> m.DaemonStatus:
+        return cast(m.DaemonStatus, await self.call(Ask("status", m.Status())))
+
+    async def ps(self) -> m.Processes:
+        return cast(m.Processes, await self.call(Ask("ps", m.Ps())))
+
+    async def log(self, ref: str, offset: int = 0) -> m.LogResult:
+        """Return a part of the log of a build, or of the latest build of what was built."""
+        return cast(m.LogResult, await self.call(Ask("log", m.Log(ref=ref, offset=offset))))
+
+
+class AsyncOperation:
+    """One closure that a daemon realizes. Made by `AsyncClient.submit`.
+
+    Attributes:
+        id: its name.
+        dropped: how many events were left out, because nobody read them.
+    """
+
+    def __init__(self, client: AsyncClient, operation: str, closure: Closure, dry_run: bool) -> None:
+        self._client, self._closure, self._dry_run = client, closure, dry_run
+        self.id = operation
+        self.dropped = 0
+
+    def __repr__(self) -> str:
+        return f"<AsyncOperation {self.id} at {self._client.path}>"
+
+    async def wait(self) -> m.WaitResult:
+        """Wait until it has ended, well or not, and return how."""
+        return cast(m.WaitResult, await self._client.call(Ask("wait", m.Wait(operation=self.id))))
+
+    def events(self) -> AsyncIterator[Happening]:
+        """Iterate over what happens, from the very first to the end. Once only."""
+        return _Happenings(self._client, self)
+
+    async def cancel(self) -> None:
+        """End it. What it had built is kept, and builds that others want go on."""
+        await self._client.call(Ask("cancel", m.Cancel(operation=self.id)))
+
+    async def outcome(self) -> Outcome:
+        """Wait for the end and return what came of it, as the embedded driver would.
+
+        Raises:
+            PylightnixException: it was cancelled, or the store failed.
+        """
+        from pylightnix_client.outcomes import outcome_of
+
+        result = await self.wait()
+        return await self._client.carry(outcome_of(self.id, self._closure, result, self._client.trusted, self._dry_run))
+
+
+class _Happenings:
+    """What happens in an operation. No async generator: one that is left in the middle would have to be closed."""
+
+    def __init__(self, client: AsyncClient, operation: AsyncOperation) -> None:
+        self._client, self._operation = client, operation
+        self._waiting: deque[Happening] = deque()
+        self._spent = 0
+
+    def __aiter__(self) -> _Happenings:
+        return self
+
+    async def __anext__(self) -> Happening:
+        while not self._waiting:
+            notice = await self._client.next_notice(self._operation.id)
+            if isinstance(notice, m.Ended):
+                raise StopAsyncIteration
+            if isinstance(notice, m.Events):
+                self._operation.dropped += notice.dropped
+                self._waiting += notice.events
+                self._spent += 1
+            if self._spent >= CREDIT // 2:
+                spent, self._spent = self._spent, 0
+                await self._client.add_credit(self._operation.id, spent)
+        return self._waiting.popleft()

@@ -1,0 +1,83 @@
+"""From the rows of an operation's outcome to what `realize` returns and raises. See `exchange`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Optional, cast
+
+import msgspec
+
+from pylightnix.embedded import Outcome
+from pylightnix.errors import BuildError, PylightnixException
+from pylightnix.events import PlanStep, StepKind
+from pylightnix.protocol import messages as m
+from pylightnix.protocol.errors_on_wire import error_from_failed_row
+from pylightnix.travel import load_exception
+from pylightnix.types import Closure, Context, DRef, Path, RRef
+from pylightnix_client.exchange import Ask, Exchange
+
+__all__ = ["failure", "outcome_of", "parts"]
+
+_PAGE_ROWS: Final = 10_000
+_COUNTED: Final = ("built", "joined", "reused", "failed", "skipped")
+DONE: Final = "done"
+"""How an operation ends that has an outcome, with failures or without."""
+
+
+def parts(operation: str, part: m.OutcomePart) -> Exchange[list[m.Row]]:
+    """Ask for all pages of one part of an outcome."""
+    rows: list[m.Row] = []
+    offset: Optional[int] = 0
+    while offset is not None:
+        page = yield Ask("outcome", m.Outcome(operation=operation, part=part, offset=offset, limit=_PAGE_ROWS))
+        rows += m.rows_of(part, page)
+        offset = page.next
+    return rows
+
+
+def failure(row: m.FailedRow, trusted: bool) -> BaseException:
+    """Return the exception that a row tells of; `trusted` says whether what is pickled in it may be opened."""
+    if row.pickled is not None or row.traceback:
+        error = load_exception(cast(Mapping[str, object], msgspec.structs.asdict(row)), trusted)
+        kept = row.fields.get("outpaths")
+        if isinstance(error, BuildError) and isinstance(kept, list):
+            # What was pickled names the build folder; the daemon has moved what was left in it since.
+            error.outpaths = [Path(path) for path in kept if isinstance(path, str)]
+        return error
+    return error_from_failed_row(row)
+
+
+def outcome_of(operation: str, closure: Closure, result: m.WaitResult, trusted: bool, dry_run: bool = False) -> Exchange[Outcome]:
+    """Ask for what came of an operation that has ended.
+
+    Raises:
+        StoreError, PylightnixException: it has no outcome, because the store failed or it was cancelled.
+    """
+    if result.state != DONE:
+        rows = yield from parts(operation, "failed")
+        raise failure(cast(m.FailedRow, rows[0]), trusted) if rows else PylightnixException(f"{operation} ended: {result.state}")
+    found: dict[str, list[m.Row]] = {}
+    for part in _COUNTED:
+        found[part] = (yield from parts(operation, part)) if getattr(result, part) else []
+    matched = cast("list[m.MatchedRow]", (yield from parts(operation, "matched")))
+    steps = cast("list[m.StepRow]", (yield from parts(operation, "steps")) if dry_run else [])
+    context: Context = {DRef(row.dref): [RRef(rref) for rref in row.rrefs] for row in sorted(matched, key=lambda row: row.dref)}
+    for step in steps:
+        context.setdefault(DRef(step.dref), None)
+    failed = cast("list[m.FailedRow]", found["failed"])
+    skipped = cast("list[m.SkippedRow]", found["skipped"])
+    return Outcome(
+        result=closure.result,
+        closure=closure,
+        context=context,
+        built=_drefs(found["built"]),
+        joined=_drefs(found["joined"]),
+        reused=_drefs(found["reused"]),
+        failed=[(DRef(row.dref or closure.targets[0]), failure(row, trusted)) for row in failed],
+        skipped=[(DRef(row.dref), DRef(row.because)) for row in skipped],
+        steps=[PlanStep(DRef(step.dref), StepKind(step.kind), step.reason) for step in steps],
+    )
+
+
+def _drefs(rows: list[m.Row]) -> list[DRef]:
+    return [DRef(row) for row in rows if isinstance(row, str)]

@@ -1,0 +1,83 @@
+"""The remote driver: realizes a closure through a daemon, with the events and the outcome of the embedded one."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from pylightnix.embedded import Outcome
+from pylightnix.errors import PylightnixException
+from pylightnix.events import BuildFailed, BuildFinished, BuildJoined, BuildSkipped, BuildStarted, Event, Observer, ignore
+from pylightnix.protocol import messages as m
+from pylightnix.types import Closure, DRef
+from pylightnix_client.client import Client
+from pylightnix_client.operation import Operation
+
+__all__ = ["Spans", "realize_through"]
+
+
+def realize_through(socket: str, closure: Closure, *, observe: Observer = ignore, **wishes: Any) -> Outcome:
+    """Realize what the targets of `closure` need through the daemon at `socket`.
+
+    Ctrl-C cancels the operation and waits for its end; a second one leaves at once, and the daemon cancels.
+
+    Args:
+        socket: its path.
+        closure: as `instantiate` makes it.
+        observe: is called with every event as it arrives, failures last.
+        wishes: the other parameters of `pylightnix.embedded.realize_closure`.
+
+    Raises:
+        NoDaemon, DaemonGone: it is not there, or not any more.
+        PylightnixException: the operation was cancelled, or the store failed.
+    """
+    with Client.connect(socket) as client:
+        operation = client.submit(closure, watch=observe is not ignore, **wishes)
+        try:
+            spans = Spans()
+            if observe is not ignore:
+                for happening in operation.events():
+                    event = spans.event(happening) if isinstance(happening, m.Event) else None
+                    if event is not None:
+                        observe(event)
+            outcome = operation.outcome()
+        except KeyboardInterrupt:
+            _cancel(operation)
+            raise
+    for event in spans.remaining(outcome):
+        observe(event)
+    return outcome
+
+
+def _cancel(operation: Operation) -> None:
+    try:
+        operation.cancel()
+        operation.wait()
+    except PylightnixException:
+        pass  # it has ended meanwhile, or the daemon has: either way there is nothing left to cancel
+
+
+class Spans:
+    """Turns the daemon's spans into the events of the library."""
+
+    def __init__(self) -> None:
+        self._started: dict[int, float] = {}
+        self._ended: set[DRef] = set()
+
+    def event(self, event: m.Event) -> Optional[Event]:
+        """Return what a change of a span means; None for what the library has no event for, or not yet."""
+        if event.kind != "build" or event.dref is None:
+            return None
+        dref = DRef(event.dref)
+        if event.phase == "start":
+            self._started[event.id] = event.time
+            return BuildStarted(dref, event.done or 0, event.total or 0)
+        if event.phase == "stop" and event.ok:
+            self._ended.add(dref)
+            return BuildFinished(dref, max(0.0, event.time - self._started.pop(event.id, event.time)))
+        return None  # a failure is told with its exception, which comes with the outcome
+
+    def remaining(self, outcome: Outcome) -> list[Event]:
+        """Return the events that only the outcome can tell."""
+        joined = [BuildJoined(dref) for dref in outcome.joined if dref not in self._ended]
+        failed = [BuildFailed(dref, error) for dref, error in outcome.failed]
+        return [*joined, *failed, *(BuildSkipped(dref, because) for dref, because in outcome.skipped)]

@@ -1,0 +1,180 @@
+"""From a closure to the messages that submit it. Pure but for packing what users wrote; see `exchange`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, Optional, Union, cast
+
+from pylightnix.embedded import forced_drefs
+from pylightnix.errors import PylightnixException
+from pylightnix.protocol import messages as m
+from pylightnix.protocol.limits import BLOB_BYTES_MAX, BLOB_PIECE_BYTES_MAX, DERIVATIONS_PER_MESSAGE_MAX
+from pylightnix.registry import RegisteredDerivation, assert_valid_closure, needed_graph
+from pylightnix.storage import store_layout
+from pylightnix.store.derivations import read_canonical
+from pylightnix.store.layout import StoreLayout
+from pylightnix.travel import capture_environment, pack_arguments, pack_matcher, pack_realizer
+from pylightnix.types import Closure, Derivation, DRef, RealizeArg
+from pylightnix_client.exchange import CREDIT, Ask, Exchange
+
+__all__ = ["Wishes", "submission"]
+
+ADD_BYTES_MAX: Final = 6 << 20
+"""Most bytes of configs and arguments in one message; the rest of its 8 MiB is for what is around them."""
+_SPEC_BYTES: Final = 400
+"""About what a derivation takes besides its config and its arguments."""
+_REASON_CHARACTERS: Final = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a closure is to be realized; as the parameters of `pylightnix.embedded.realize_closure`."""
+
+    force_rebuild: Union[Sequence[DRef], bool] = ()
+    assert_realized: Sequence[DRef] = ()
+    realize_args: Mapping[DRef, RealizeArg] = field(default_factory=dict)
+    dry_run: bool = False
+    keep_going: bool = False
+    watch: bool = False
+    """Whether to subscribe to events, before there are any."""
+
+
+def submission(closure: Closure, wishes: Wishes) -> Exchange[str]:
+    """Submit the part of a closure that its targets need; return the operation's name. It runs then.
+
+    Raises:
+        Misuse, ForeignDerivation, MissingDerivation, CycleError: it is no closure that can be realized.
+        DaemonRefusal, MessageInvalid: the daemon does not take it. Nothing of it is left then.
+    """
+    assert_valid_closure(closure)
+    forced = forced_drefs(closure, wishes.force_rebuild)
+    graph = needed_graph(closure.targets, closure.derivations, closure.S)
+    known = {derivation.dref: derivation for derivation in closure.derivations}
+    opened = yield Ask(
+        "submit.open",
+        m.SubmitOpen(
+            targets=[str(dref) for dref in closure.targets],
+            forced=[str(dref) for dref in forced],
+            assert_realized=[str(dref) for dref in wishes.assert_realized],
+            dry_run=wishes.dry_run,
+            keep_going=wishes.keep_going,
+            environment=_environment(),
+        ),
+    )
+    operation: str = opened.operation
+    layout = store_layout(closure.S)
+    packing = _Packing(operation)
+    try:
+        batch: list[m.DerivationSpec] = []
+        size = 0
+        for dref in graph.order:
+            spec, weight = packing.spec(known[dref], _canonical(known[dref], layout), wishes.realize_args.get(dref))
+            yield from packing.blobs()
+            if batch and (len(batch) == DERIVATIONS_PER_MESSAGE_MAX or size + weight > ADD_BYTES_MAX):
+                yield Ask("submit.add", m.SubmitAdd(operation=operation, derivations=batch))
+                batch, size = [], 0
+            batch.append(spec)
+            size += weight
+        yield Ask("submit.add", m.SubmitAdd(operation=operation, derivations=batch))
+        if wishes.watch:
+            yield Ask("subscribe", m.Subscribe(operation=operation, credit=CREDIT))
+        yield Ask("submit.commit", m.SubmitCommit(operation=operation))
+    except PylightnixException:
+        yield Ask("cancel", m.Cancel(operation=operation))
+        raise
+    return operation
+
+
+def _canonical(derivation: Derivation, layout: StoreLayout) -> bytes:
+    if isinstance(derivation, RegisteredDerivation) and derivation.config is not None:
+        return derivation.config
+    return read_canonical(layout, derivation.dref)
+
+
+def _environment() -> m.Environment:
+    found = capture_environment()
+    return m.Environment(
+        interpreter=found.interpreter,
+        import_path=[entry for entry in found.import_path if _is_text(entry)],
+        umask=found.umask,
+        # The wire has UTF-8 only; what is not cannot be meant for anything that a daemon's workers do.
+        variables={name: value for name, value in found.variables.items() if _is_text(name) and _is_text(value)},
+    )
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+RealizerKind = Literal["command", "mknode", "python", "caller"]
+MatcherKind = Literal["latest", "some", "only", "all", "exact", "python", "caller"]
+
+
+class _Packing:
+    """Turns derivations into specs; every blob goes once."""
+
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+        self._sent: set[str] = set()
+        self._unsent: list[tuple[str, bytes]] = []
+        self._packed: dict[int, tuple[object, m.RealizerSpec | m.MatcherSpec]] = {}
+
+    def spec(self, derivation: Derivation, config: bytes, arguments: Optional[RealizeArg]) -> tuple[m.DerivationSpec, int]:
+        """Return the derivation as it travels, and about how many bytes that is. Its blobs go before it."""
+        realizer = self._realizer(derivation)
+        packed = pack_arguments(arguments or {})
+        args = packed.blob
+        if packed.kind == "caller" or len(args or b"") > BLOB_PIECE_BYTES_MAX:
+            reason = packed.reason or f"they take {len(args or b'')} bytes, and {BLOB_PIECE_BYTES_MAX} may be sent"
+            realizer, args = m.RealizerSpec(kind="caller", reason=f"its arguments: {reason}"[:_REASON_CHARACTERS]), None
+        matcher = self._matcher(derivation)
+        spec = m.DerivationSpec(config=config, matcher=matcher, realizer=realizer, args=args)
+        return spec, len(config) + len(args or b"") + 90 * len(matcher.rrefs) + len(realizer.reason) + _SPEC_BYTES
+
+    def _realizer(self, derivation: Derivation) -> m.RealizerSpec:
+        realizer = derivation.realizer
+        known = self._packed.get(id(realizer))
+        if known is not None and isinstance(known[1], m.RealizerSpec):
+            return known[1]
+        packed = pack_realizer(realizer)
+        kind, blob, reason = self._taken(packed.kind, packed.blob, packed.reason)
+        spec = m.RealizerSpec(kind=cast(RealizerKind, kind), blob=blob, reason=reason)
+        self._packed[id(realizer)] = (realizer, spec)  # with the object itself, so that nothing else gets its id
+        return spec
+
+    def _matcher(self, derivation: Derivation) -> m.MatcherSpec:
+        matcher = derivation.matcher
+        known = self._packed.get(id(matcher))
+        if known is not None and isinstance(known[1], m.MatcherSpec):
+            return known[1]
+        packed = pack_matcher(matcher)
+        kind, blob, _ = self._taken(packed.kind, packed.blob, packed.reason)
+        spec = m.MatcherSpec(kind=cast(MatcherKind, kind), n=packed.n, rrefs=[str(rref) for rref in packed.rrefs], blob=blob)
+        self._packed[id(matcher)] = (matcher, spec)
+        return spec
+
+    def _taken(self, kind: str, blob: Optional[bytes], reason: str) -> tuple[str, str, str]:
+        """Return kind, hash and reason of something packed; what is too large stays here."""
+        if blob is None:
+            return kind, "", reason[:_REASON_CHARACTERS]
+        if len(blob) > BLOB_BYTES_MAX:
+            return "caller", "", f"it takes {len(blob)} bytes, and {BLOB_BYTES_MAX} may be sent"
+        sha256 = hashlib.sha256(blob).hexdigest()
+        if sha256 not in self._sent:
+            self._sent.add(sha256)
+            self._unsent.append((sha256, blob))
+        return kind, sha256, ""
+
+    def blobs(self) -> Iterator[Ask]:
+        """Yield the messages of the blobs that were not sent yet."""
+        for sha256, blob in self._unsent:
+            for offset in range(0, max(1, len(blob)), BLOB_PIECE_BYTES_MAX):
+                piece = blob[offset : offset + BLOB_PIECE_BYTES_MAX]
+                yield Ask("submit.blob", m.SubmitBlob(operation=self._operation, sha256=sha256, size=len(blob), offset=offset, data=piece))
+        self._unsent.clear()

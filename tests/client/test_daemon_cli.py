@@ -1,0 +1,237 @@
+"""The program with a real daemon on its store: the same answers as without, and the commands that look at it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from tests.client import daemons
+
+from pylightnix import StorageSettings
+
+
+class Answer(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+
+Run = Callable[..., Answer]
+
+STAGES = """
+import os
+import subprocess
+
+from pylightnix import build_outpath, build_wrapper, match_latest, mkconfig, mkdrv
+
+
+def _write(b):
+    print("the realizer speaks", flush=True)
+    with open(os.path.join(build_outpath(b), "out.txt"), "w") as file:
+        file.write("text")
+
+
+def _fail(b):
+    raise ValueError("no such luck")
+
+
+def _wait(b):
+    print("it waits", flush=True)
+    subprocess.run(["tail", "-f", "/dev/null"], check=True)
+
+
+def _derivation(r, name, realizer, **config):
+    return mkdrv(mkconfig({"name": name, **config}), match_latest(), build_wrapper(realizer), r)
+
+
+def first(r, text="one"):
+    return _derivation(r, "first", _write, text=text)
+
+
+def main(r, text="one"):
+    return _derivation(r, "second", _write, dep=first(r, text))
+
+
+def broken(r):
+    return _derivation(r, "above", _write, dep=_derivation(r, "broken", _fail))
+
+
+def waits(r, i=0):
+    return _derivation(r, "waits", _wait, i=i)
+"""
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[StorageSettings]:
+    with daemons.served_store() as S:
+        yield S
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "stages.py").write_text(STAGES)
+    # A name that no module can be imported by.
+    (tmp_path / "my-stages.py").write_text(STAGES)
+    return tmp_path
+
+
+def command(root: object, *arguments: str) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "pylightnix_client", "--store", str(root), *arguments]
+
+
+@pytest.fixture
+def run(served: StorageSettings, folder: Path) -> Run:
+    def call(*arguments: str, store: object = served.root) -> Answer:
+        done = subprocess.run(
+            command(store, *arguments),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=folder,
+            env=daemons.environment(),
+            timeout=daemons.SECONDS,
+            text=True,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture
+def waiting(served: StorageSettings, folder: Path, run: Run) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
+    """Starts a build that never ends, and waits until it is under way."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(i: int) -> subprocess.Popen[str]:
+        arguments = command(served.root, "build", "stages.py:waits", "--arg", f"i={i}", "--json")
+        child = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=daemons.environment(), text=True
+        )
+        started.append(child)
+        assert child.stdout is not None
+        assert json.loads(child.stdout.readline())["kind"] == "build-started"
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+# --- build --------------------------------------------------------------------------------------------
+
+
+def without_times(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in item.items() if key != "seconds"} for item in objects]
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_json_answers_are_those_of_the_embedded_store(run: Run, tmp_path: Path, options: tuple[str, ...]) -> None:
+    arguments = ("build", "stages.py:main", "--json", "--arg", f'text="{options}"', *options)
+    through, embedded = run(*arguments), run(*arguments, store=tmp_path / "embedded")
+    assert (through.status, embedded.status) == (0, 0), through.stderr
+    assert without_times(through.objects) == without_times(embedded.objects)
+
+
+def test_failures_are_those_of_the_embedded_store(run: Run, tmp_path: Path) -> None:
+    through = run("build", "stages.py:broken", "--json").objects
+    embedded = run("build", "stages.py:broken", "--json", store=tmp_path / "embedded").objects
+    assert [item["kind"] for item in through] == [item["kind"] for item in embedded]
+    failed, same = through[-1]["failed"][0], embedded[-1]["failed"][0]
+    assert (failed["dref"], failed["code"]) == (same["dref"], same["code"])
+    assert failed["message"].partition("; what it left")[0] == same["message"].partition("; what it left")[0]
+    assert len(failed["kept"]) == len(same["kept"]) == 1
+    assert 'raise ValueError("no such luck")' in failed["traceback"]
+
+
+def test_people_see_the_same_lines(run: Run) -> None:
+    ran = run("build", "stages.py:main", "--arg", 'text="people"')
+    assert ran.status == 0
+    lines = [line.partition(" in ")[0] for line in ran.stderr.splitlines()]
+    assert lines == ["[1/2] building first …", "[1/2] first: done", "[2/2] building second …", "[2/2] second: done", "2 built"]
+    assert run("build", "stages.py:main", "--arg", 'text="people"').stderr == "2 reused\n"
+
+
+def test_a_file_that_no_other_process_can_import_travels_whole(run: Run) -> None:
+    ran = run("build", "my-stages.py:first", "--arg", 'text="by value"')
+    assert (ran.status, ran.stderr.splitlines()[-1]) == (0, "1 built"), ran.stderr
+
+
+def test_what_was_built_is_shown_and_read(run: Run) -> None:
+    rref = run("build", "stages.py:first").stdout.split("\t")[0]
+    assert run("cat", rref, "out.txt").stdout == "text"
+    shown = run("show", rref, "--json")
+    assert (shown.status, shown.objects[0]["state"]) == (0, "valid")
+
+
+# --- looking on ---------------------------------------------------------------------------------------
+
+
+def test_status_tells_of_the_daemon(run: Run, served: StorageSettings) -> None:
+    (found,) = run("status", "--json").objects
+    assert (found["kind"], found["store"], found["draining"]) == ("status", str(served.root), False)
+    assert f"store       {served.root}" in run("status").stdout
+
+
+def test_the_log_of_a_build_is_printed(run: Run) -> None:
+    rref = run("build", "stages.py:first", "--arg", 'text="logged"').stdout.split("\t")[0]
+    assert run("log", rref).stdout == "the realizer speaks\n"
+    (found,) = run("log", rref, "--json", "-f").objects
+    assert (found["kind"], found["text"]) == ("log", "the realizer speaks\n")
+    assert run("log", f"dref:{rref.split('-')[1][:12]}").stdout == "the realizer speaks\n"
+
+
+def test_what_is_not_there_is_said(run: Run) -> None:
+    for arguments in (("log", "nothing"), ("cancel", "nothing"), ("attach", "nothing")):
+        ran = run(*arguments)
+        assert (ran.status, ran.stdout) == (66, "") or ran.status == 1, ran
+        assert "there is no" in ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [("ps",), ("status",), ("log", "x"), ("attach", "x"), ("cancel", "x")])
+def test_without_a_daemon_each_says_so(run: Run, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    ran = run(*arguments, "--json", store=tmp_path)
+    assert (ran.status, ran.objects[-1]["code"]) == (69, "no-daemon")
+
+
+def test_an_operation_is_listed_attached_to_and_cancelled(
+    run: Run, waiting: Callable[[int], subprocess.Popen[str]], served: StorageSettings, folder: Path
+) -> None:
+    child = waiting(1)
+    found = {item["kind"]: item for item in run("ps", "--json").objects}
+    name, build = found["operation"]["operation"], found["build"]
+    assert build["operations"] == [name]
+    assert {line.split()[0] for line in run("ps").stdout.splitlines()} == {"operation", "build"}
+    attached = subprocess.Popen(
+        command(served.root, "attach", name, "--json"), stdout=subprocess.PIPE, cwd=folder, env=daemons.environment(), text=True
+    )
+    followed = subprocess.Popen(
+        command(served.root, "log", build["build"], "-f"), stdout=subprocess.PIPE, cwd=folder, env=daemons.environment(), text=True
+    )
+    assert followed.stdout is not None
+    assert followed.stdout.readline() == "it waits\n"
+    assert run("cancel", name).status == 0
+    told = json.loads(attached.communicate(timeout=daemons.SECONDS)[0].splitlines()[-1])
+    assert (told["kind"], told["ok"], attached.returncode) == ("ended", False, 1)
+    followed.communicate(timeout=daemons.SECONDS)
+    assert followed.returncode == 0
+    out, _ = child.communicate(timeout=daemons.SECONDS)
+    assert child.returncode != 0
+    assert "cancelled" in out
+
+
+def test_ctrl_c_cancels_the_operation(run: Run, waiting: Callable[[int], subprocess.Popen[str]]) -> None:
+    child = waiting(2)
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=daemons.SECONDS)
+    assert (child.returncode, json.loads(out.splitlines()[-1])["code"]) == (130, "interrupted")
+    assert [item for item in run("ps", "--json").objects if item["kind"] == "operation"] == []

@@ -1,0 +1,322 @@
+"""The library and the client with a real daemon: what they give must be what the embedded store gives."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.client import daemons
+from tests.stores import new_store
+
+import pylightnix
+from pylightnix import (
+    BuildError,
+    DRef,
+    NotRealized,
+    Registry,
+    RRef,
+    StorageSettings,
+    allrrefs,
+    drefrrefs,
+    drefrrefsC,
+    instantiate,
+    match_latest,
+    mkclosure,
+    mkconfig,
+    mkdrv,
+    mkdrv_,
+    mkregistry,
+    realize,
+    realize1,
+    rootrrefs,
+    rref2dref,
+    rref2path,
+    rrefctx,
+)
+from pylightnix.events import BuildFailed, BuildFinished, BuildSkipped, BuildStarted, Event
+from pylightnix.protocol import messages
+from pylightnix.query import realization_info, realization_starts
+from pylightnix.remote import realize_closure
+from pylightnix.storage import store_layout
+from pylightnix.store.ownership import daemon_socket
+from pylightnix_client.client import Client
+from pylightnix_client.errors import NoDaemon, SocketRefused
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[StorageSettings]:
+    with daemons.served_store() as S:
+        yield S
+
+
+@pytest.fixture
+def client(served: StorageSettings) -> Iterator[Client]:
+    with Client.connect(store_layout(served)) as connected:
+        yield connected
+
+
+def text_of(rref: RRef, S: StorageSettings) -> str:
+    return (Path(rref2path(rref, S)) / "out.txt").read_text()
+
+
+# --- connecting ---------------------------------------------------------------------------------------
+
+
+def test_a_store_without_daemon_has_no_socket(S: StorageSettings) -> None:
+    assert daemon_socket(store_layout(S)) is None
+    with pytest.raises(NoDaemon, match="none owns this store"):
+        Client.connect(store_layout(S))
+
+
+def test_what_connecting_can_meet_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(NoDaemon, match="no such socket"):
+        Client.connect(str(tmp_path / "none"))
+    stale = str(tmp_path / "stale")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(stale)
+    with pytest.raises(NoDaemon, match="nobody listens there any more"):
+        Client.connect(stale)
+    with pytest.raises(NoDaemon, match="107 bytes"):
+        Client.connect("/" + "x" * 200)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to be another user")
+def test_another_user_is_refused_clearly(served: StorageSettings) -> None:
+    from tests.stores import OTHER_UID, in_child
+
+    path = daemon_socket(store_layout(served))
+    assert path is not None
+
+    def connect() -> str:
+        try:
+            Client.connect(path)
+        except SocketRefused as error:
+            return str(error)
+        return "connected"
+
+    assert "another user" in in_child(connect, uid=OTHER_UID)
+
+
+def test_a_daemon_says_who_it_is(client: Client, served: StorageSettings) -> None:
+    assert (client.welcome.store, client.trusted) == (str(served.root), True)
+    status = client.status()
+    assert (status.pid, status.store, status.draining) == (client.welcome.pid, str(served.root), False)
+    assert client.ps().builds == []
+
+
+# --- realizing ----------------------------------------------------------------------------------------
+
+
+def test_a_daemon_gives_the_same_as_the_embedded_store(served: StorageSettings, S: StorageSettings) -> None:
+    results = [realize(instantiate(daemons.chain, "same", S=settings)) for settings in (served, S)]
+    (result, _, context), (other_result, _, other_context) = results
+    assert (result, context) == (other_result, other_context)
+    rref = realize1(instantiate(daemons.chain, "same", S=served))
+    assert text_of(rref, served) == "same-1"
+    assert rrefctx(rref, served) == rrefctx(rref, S)
+
+
+def test_what_is_realized_is_reused(served: StorageSettings) -> None:
+    closure = instantiate(daemons.chain, "reused", S=served)[1]
+    first, second = realize_closure(closure), realize_closure(closure)
+    assert (sorted(first.built), second.built) == (sorted(first.context), [])
+    assert (sorted(second.reused), second.context) == (sorted(first.context), first.context)
+
+
+def test_force_rebuild_builds_again(served: StorageSettings) -> None:
+    closure = instantiate(daemons.chain, "forced", 2, S=served)[1]
+    realize_closure(closure)
+    assert realize_closure(closure, force_rebuild=True).built == closure.targets
+    assert sorted(realize_closure(closure, force_rebuild=[d.dref for d in closure.derivations]).built) == sorted(
+        d.dref for d in closure.derivations
+    )
+
+
+def test_a_dry_run_tells_what_would_be_done(served: StorageSettings, S: StorageSettings) -> None:
+    steps = []
+    for settings in (served, S):
+        outcome = realize_closure(instantiate(daemons.chain, "dry", S=settings)[1], dry_run=True)
+        assert outcome.built == []
+        assert all(found is None for found in outcome.context.values())
+        steps.append(outcome.steps)
+    assert steps[0] == steps[1]
+
+
+def test_arguments_reach_the_realizer(served: StorageSettings) -> None:
+    dref, closure = instantiate(lambda r: daemons.stage(r, "argument", daemons.write_argument), S=served)
+    assert isinstance(dref, str)
+    rref = realize1(closure, realize_args={DRef(dref): {"word": "given"}})
+    assert text_of(rref, served) == "given"
+
+
+def test_what_does_not_travel_is_named(served: StorageSettings) -> None:
+    lock = threading.Lock()
+
+    def held(b: Any) -> None:
+        lock.acquire()
+
+    with pytest.raises(pylightnix.PylightnixException, match=r"cannot be sent to the daemon: it cannot be pickled: .*lock"):
+        realize(instantiate(lambda r: daemons.stage(r, "held", held), S=served))
+
+
+def test_many_derivations_are_registered_and_realized(served: StorageSettings) -> None:
+    def many(r: Registry) -> list[DRef]:
+        return [daemons.stage(r, "many", daemons.write_config, text="x" * 9000, i=i) for i in range(1100)]
+
+    outcome = realize_closure(instantiate(many, S=served)[1], dry_run=True)
+    assert len(outcome.steps) == 1100
+    assert len({d for d in pylightnix.alldrefs(served) if d.endswith("-many")}) == 1100
+
+
+# --- failing ------------------------------------------------------------------------------------------
+
+
+def test_a_build_error_arrives_whole(served: StorageSettings) -> None:
+    dref, closure = instantiate(lambda r: daemons.stage(r, "failing", daemons.fail), S=served)
+    with pytest.raises(BuildError, match="no such luck") as caught:
+        realize(closure)
+    assert caught.value.dref == dref
+    assert isinstance(caught.value.exception, ValueError)
+    assert str(caught.value.exception) == "no such luck"
+    assert "raise ValueError" in str(caught.value.exception.__cause__)
+    assert [(Path(path) / "half.txt").read_text() for path in caught.value.outpaths] == ["half"]
+
+
+def test_what_a_raw_realizer_raises_arrives_as_it_was(served: StorageSettings) -> None:
+    with pytest.raises(KeyError, match="raw"):
+        realize(instantiate(lambda r: mkdrv(mkconfig({"name": "raw"}), match_latest(), daemons.raise_raw, r), S=served))
+
+
+def test_what_must_be_realized_and_is_not_fails(served: StorageSettings) -> None:
+    _, closure = instantiate(daemons.chain, "asserted", S=served)
+    with pytest.raises(NotRealized):
+        realize(closure, assert_realized=closure.targets)
+
+
+def test_events_tell_the_same_story(served: StorageSettings, S: StorageSettings) -> None:
+    def above(r: Registry) -> DRef:
+        return daemons.stage(r, "above", daemons.write_config, dep=daemons.stage(r, "below", daemons.fail))
+
+    def story(settings: StorageSettings, what: Any) -> list[tuple[type[Event], DRef]]:
+        heard: list[Event] = []
+        realize_closure(instantiate(what, S=settings)[1], observe=heard.append)
+        return [(type(event), event.dref) for event in heard]
+
+    told = story(served, above)
+    assert told == story(S, above)
+    assert [kind for kind, _ in told] == [BuildStarted, BuildFailed, BuildSkipped]
+    told = story(served, daemons.chain)
+    assert told == story(S, daemons.chain)
+    assert [kind for kind, _ in told] == [BuildStarted, BuildFinished] * 3
+
+
+# --- registering and enumerating ----------------------------------------------------------------------
+
+
+def test_derivations_are_written_all_at_once(served: StorageSettings) -> None:
+    r = mkregistry(served)
+    started = time.monotonic()
+    drefs = [mkdrv(mkconfig({"name": "cold", "i": i}), match_latest(), daemons.raise_raw, r) for i in range(3)]
+    assert time.monotonic() - started < 5, "it waited for the store's lock"
+    layout = store_layout(served)
+    assert [os.path.exists(layout.config(dref)) for dref in drefs] == [False] * 3
+    mkclosure(drefs, r)
+    assert [os.path.exists(layout.config(dref)) for dref in drefs] == [True] * 3
+    alone = mkdrv_(mkconfig({"name": "alone"}), served)
+    assert os.path.exists(layout.config(alone))
+
+
+def test_enumerations_ask_the_daemon(served: StorageSettings) -> None:
+    dref, closure = instantiate(daemons.chain, "enumerated", 2, S=served)
+    context = realize(closure)[2]
+    assert isinstance(dref, str)
+    rref = realize1(closure)
+    below = next(found[0] for found in context.values() if found and found[0] != rref)
+    assert {rref, below} <= set(allrrefs(served))
+    assert drefrrefs(DRef(dref), served) == {rref}
+    assert list(drefrrefsC(DRef(dref), context, served)) == [rref]
+    assert list(drefrrefsC(DRef(dref), {rref2dref(below): []}, served)) == []
+    assert rref in rootrrefs(served)
+    assert below not in rootrrefs(served)
+    info = realization_info(rref, served)
+    assert info is not None
+    assert (info.rref, info.dref) == (rref, dref)
+    assert realization_starts([rref], served) == {rref: info.started}
+    assert realization_info(RRef(f"rref:{'0' * 32}-{rref[38:]}"), served) is None
+
+
+# --- operations ---------------------------------------------------------------------------------------
+
+
+def test_an_operation_is_cancelled_and_its_log_read(client: Client, served: StorageSettings) -> None:
+    _, closure = instantiate(lambda r: daemons.stage(r, "waits", daemons.wait_for_ever), S=served)
+    operation = client.submit(closure, watch=False)
+    text = b""
+    for happening in operation.events(log=True):
+        text += getattr(happening, "data", b"")
+        if b"it waits" in text:
+            break
+    with Client.connect(client.path) as other:
+        assert [line.operation for line in other.ps().operations] == [operation.id]
+        assert b"it waits" in other.log(closure.targets[0]).data
+        attached = other.attach(operation.id)
+        assert attached.attached is not None
+        assert attached.attached.targets == closure.targets
+        attached.cancel()
+        assert not attached.wait().ok
+    with pytest.raises(pylightnix.PylightnixException, match="cancelled"):
+        operation.outcome()
+
+
+def test_a_slow_reader_of_events_is_told_of_all(client: Client, served: StorageSettings) -> None:
+    _, closure = instantiate(daemons.chain, "slow", 5, S=served)
+    operation = client.submit(closure, watch=True)
+    assert operation.wait().ok
+    seen = [(happening.kind, happening.phase) for happening in operation.events() if isinstance(happening, messages.Event)]
+    assert seen == [("build", "start"), ("build", "stop")] * 5
+
+
+# --- daemons that come and go -------------------------------------------------------------------------
+
+
+def test_a_daemon_that_dies_is_replaced_by_the_program_itself() -> None:
+    with daemons.served_store() as S:
+        registry = mkregistry(S)
+        dref = daemons.stage(registry, "orphan", daemons.write_config, text="kept")
+        with Client.connect(store_layout(S)) as client:
+            os.kill(client.welcome.pid, 9)
+        closure = mkclosure(dref, registry)
+        assert text_of(realize1(closure), S) == "kept"
+
+
+def test_a_daemon_killed_in_the_middle_of_a_build_is_survived(S: StorageSettings, tmp_path: Path) -> None:
+    with daemons.served_store() as settings:
+        killed: list[int] = []
+
+        def kill(event: Event) -> None:
+            if isinstance(event, BuildStarted) and not killed:
+                with Client.connect(store_layout(settings)) as client:
+                    killed.append(client.welcome.pid)
+                os.kill(killed[0], 9)
+
+        outcome = realize_closure(instantiate(daemons.chain, "survived", S=settings)[1], observe=kill)
+        assert killed
+        assert not outcome.failed
+
+
+def test_a_store_is_embedded_again_after_its_daemon() -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="pyl-", ignore_cleanup_errors=True) as folder:
+        S = new_store(folder)
+        daemon = daemons.start_daemon(str(S.root))
+        through = realize1(instantiate(daemons.chain, S=S))
+        daemons.end_daemon(daemon)
+        assert daemon_socket(store_layout(S)) is None
+        assert realize1(instantiate(daemons.chain, S=S)) == through

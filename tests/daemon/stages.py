@@ -1,0 +1,165 @@
+"""Stages that tests have a daemon build. They travel by reference and take their orders from their configs."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from typing import Any
+
+from pylightnix import (
+    Build,
+    Closure,
+    Context,
+    DRef,
+    Matcher,
+    Path,
+    Realizer,
+    Registry,
+    StorageSettings,
+    build_outpath,
+    build_wrapper,
+    cfgdict,
+    drefcfg_,
+    instantiate,
+    match_latest,
+    mkconfig,
+    mkdrv,
+)
+
+Arguments = dict[str, Any]
+
+
+def out(S: StorageSettings, text: str, name: str = "out") -> Path:
+    assert S.tmpdir is not None
+    folder = os.path.join(S.tmpdir, name)
+    os.mkdir(folder)
+    with open(os.path.join(folder, "out.txt"), "w", encoding="utf-8") as file:
+        file.write(text)
+    return Path(folder)
+
+
+def config(S: StorageSettings, dref: DRef) -> dict[str, Any]:
+    return cfgdict(drefcfg_(dref, S))
+
+
+def plain(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    return [out(S, dref)]
+
+
+def journals(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    """Leave a line in a file, so that runs can be counted."""
+    fd = os.open(config(S, dref)["journal"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, f"{dref} {os.getpid()}\n".encode())
+    os.close(fd)
+    return [out(S, dref)]
+
+
+def waits(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    """Say hello in one fifo and wait until somebody says go in another."""
+    gate = config(S, dref)["gate"]
+    with open(f"{gate}.hello", "w", encoding="utf-8") as hello:
+        hello.write(f"{os.getpid()}\n")
+    with open(f"{gate}.go", "rb") as go:
+        go.read()
+    return [out(S, dref)]
+
+
+def takes_a_moment(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    time.sleep(config(S, dref)["seconds"])
+    return [out(S, dref)]
+
+
+class Gate:
+    """The test's side of `waits`."""
+
+    def __init__(self, folder: Any) -> None:
+        self.path = os.path.join(str(folder), "gate")
+        os.mkfifo(f"{self.path}.hello")
+        os.mkfifo(f"{self.path}.go")
+
+    def wait_hello(self) -> int:
+        """Wait until the build is there; return its process."""
+        with open(f"{self.path}.hello", encoding="utf-8") as hello:
+            return int(hello.read())
+
+    def go(self) -> None:
+        with open(f"{self.path}.go", "wb"):
+            pass
+
+
+def several(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    count = config(S, dref)["count"]
+    paths = [out(S, str(i), f"out{i}") for i in range(count)]
+    for path in paths:
+        with open(os.path.join(path, "unit.txt"), "w", encoding="utf-8") as file:
+            file.write(f"{dref} {count}")
+    return paths
+
+
+def fails_with_output(b: Build) -> None:
+    with open(os.path.join(build_outpath(b), "half.txt"), "w", encoding="utf-8") as file:
+        file.write("half done")
+    raise ValueError("no more flour")
+
+
+failing_stage = build_wrapper(fails_with_output, nouts=1)
+
+
+def fails(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    raise ValueError("no more flour")
+
+
+def trains(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    return [out(S, f"{random.random()} {os.urandom(8).hex()}")]
+
+
+def chatters(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    for i in range(config(S, dref)["lines"]):
+        print(f"{i:08} {'x' * 90}")
+    return [out(S, dref)]
+
+
+def kills_worker(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    """Kill the worker the first time."""
+    mark = config(S, dref)["mark"]
+    if not os.path.exists(mark):
+        with open(mark, "w", encoding="utf-8"):
+            pass
+        os.kill(os.getppid(), signal.SIGKILL)
+        signal.pause()
+    return [out(S, dref)]
+
+
+def add(r: Registry, name: str, realizer: Realizer, matcher: Matcher | None = None, **items: Any) -> DRef:
+    return mkdrv(mkconfig({"name": name, **items}), matcher or match_latest(), realizer, r)
+
+
+def one(S: StorageSettings, realizer: Realizer, name: str = "stage", matcher: Matcher | None = None, **items: Any) -> Closure:
+    """Return a closure of one stage."""
+    return instantiate(lambda r: add(r, name, realizer, matcher, **items), S=S)[1]
+
+
+def many(S: StorageSettings, count: int, realizer: Realizer = plain, matcher: Matcher | None = None, **items: Any) -> Closure:
+    """Return a closure of stages that do not depend on each other."""
+    return instantiate(lambda r: [add(r, f"s{i}", realizer, matcher, **items) for i in range(count)], S=S)[1]
+
+
+def layers(S: StorageSettings, count: int, width: int, realizer: Realizer = plain, **items: Any) -> Closure:
+    """Return a closure of `count` stages in layers, each stage on two of the layer below."""
+
+    def stage(r: Registry) -> list[DRef]:
+        below: list[DRef] = []
+        made: list[DRef] = []
+        for start in range(0, count, width):
+            size = min(width, count - start)
+            layer = []
+            for i in range(size):
+                deps = sorted({below[i % len(below)], below[(i + 1) % len(below)]}) if below else []
+                layer.append(add(r, f"s{start + i}", realizer, deps=deps, **items))
+            below = layer
+            made += layer
+        return made
+
+    return instantiate(stage, S=S)[1]

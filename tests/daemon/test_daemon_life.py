@@ -1,0 +1,254 @@
+"""How a daemon starts, ends, and is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from tests.daemon import stages
+from tests.daemon.conftest import Daemon
+from tests.daemon.wire_client import HungUp, WireClient, acknowledged, environment
+from tests.soundness import check_sound
+
+from pylightnix import RRef
+from pylightnix.protocol import messages as m
+from pylightnix.protocol.errors import Draining, ProtocolError
+from pylightnix.worker.linux import children_of
+
+# --- ending -----------------------------------------------------------------------------------------------
+
+
+def wait_draining(client: WireClient) -> None:
+    while client.next_notification().method != "draining":
+        pass
+
+
+def test_sigterm_lets_builds_finish(daemon: Daemon, client: WireClient, tmp_path: Path) -> None:
+    gate = stages.Gate(tmp_path)
+    closure = stages.one(daemon.plans, stages.waits, gate=gate.path)
+    other = stages.one(daemon.plans, stages.plain)
+    opened = client.open(other)
+    operation = client.submit(closure)
+    gate.wait_hello()
+    daemon.signal()
+    wait_draining(client)
+    with pytest.raises(Draining) as refused:
+        client.open(other)
+    assert refused.value.retry_after > 0
+    with pytest.raises(Draining):
+        client.commit(opened)
+    assert client.status().draining
+    assert client.ps().builds[0].dref == closure.targets[0]
+    gate.go()
+    assert client.wait(operation).ok
+    matched = client.matched(operation)
+    client.close()
+    assert daemon.wait() == 0
+    done = acknowledged(matched.values())
+    assert len(done) == 1
+    check_sound(daemon.S, done)
+
+
+def test_a_build_can_be_cancelled_in_the_drain(daemon: Daemon, client: WireClient, tmp_path: Path) -> None:
+    gate = stages.Gate(tmp_path)
+    operation = client.submit(stages.one(daemon.plans, stages.waits, gate=gate.path))
+    gate.wait_hello()
+    daemon.signal()
+    wait_draining(client)
+    client.call("cancel", m.Cancel(operation=operation), m.Done)
+    assert client.wait(operation).state == "cancelled"
+    client.close()
+    assert daemon.wait() == 0
+
+
+def test_a_second_sigterm_ends_it_at_once(daemon: Daemon, client: WireClient, tmp_path: Path) -> None:
+    gate = stages.Gate(tmp_path)
+    client.submit(stages.one(daemon.plans, stages.waits, gate=gate.path))
+    client.submit(stages.many(daemon.plans, 300))
+    pid = gate.wait_hello()
+    daemon.signal()
+    wait_draining(client)
+    daemon.signal()
+    assert daemon.wait() == 0
+    assert not os.path.exists(f"/proc/{pid}")
+    check_sound(daemon.S)
+
+
+def test_it_ends_when_idle(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "store", "--exit-when-idle", "0.3") as daemon:
+        daemon.wait_ready()
+        with daemon.client() as client:
+            assert client.build(stages.one(daemon.plans, stages.takes_a_moment, seconds=0.7))[1].built == 1
+        assert daemon.wait() == 0
+    assert not os.path.lexists(daemon.socket_path)
+
+
+# --- starting ---------------------------------------------------------------------------------------------
+
+
+def test_a_detached_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pylightnixd", "--store", str(tmp_path / "store")]
+    started = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert started.returncode == 0, started.stderr
+    said = dict(line.split(" ", 1) for line in started.stdout.splitlines())
+    pid = int(said["pid"])
+    process = os.pidfd_open(pid)
+    try:
+        with WireClient(said["socket"]) as client:
+            assert client.status().pid == client.welcome.pid == pid
+            assert os.getsid(pid) == pid
+        assert os.path.exists(said["log"])
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        ended = select.select([process], [], [], 60)[0]
+        os.close(process)
+    assert ended
+    assert not os.path.lexists(said["socket"])
+
+
+def test_a_detached_start_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "pylightnixd", "--store", str(tmp_path / "store"), "--socket", str(tmp_path / "file")]
+    started = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert started.returncode == 73
+    assert "something that is no socket is there" in started.stderr
+    assert started.stdout == ""
+
+
+def test_a_store_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "pylightnixd", "--store", str(tmp_path / "file")]
+    started = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert started.returncode not in (0, 1)
+    assert started.stderr.startswith("pylightnixd: ")
+    assert "Traceback" not in started.stderr
+
+
+# --- supervision ------------------------------------------------------------------------------------------
+
+
+def test_the_supervisor_is_told(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.settimeout(60)
+        supervisor.bind(str(tmp_path / "notify"))
+        env = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "150000"}
+        with Daemon(tmp_path / "store", env=env) as daemon:
+            said = [supervisor.recv(4096).decode()]
+            while not any("READY=1" in words for words in said) or not any("WATCHDOG=1" in words for words in said):
+                said.append(supervisor.recv(4096).decode())
+            with daemon.client() as client:
+                assert client.status().busy == 0
+            daemon.signal()
+            while "STOPPING=1" not in supervisor.recv(4096).decode():
+                pass
+            assert daemon.wait() == 0
+
+
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_a_socket_of_the_supervisors(tmp_path: Path) -> None:
+    path = str(tmp_path / "activation.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        fd = listener.fileno()
+        with Daemon(tmp_path / "store", wrapper=(sys.executable, "-c", ACTIVATE, str(fd)), pass_fds=(fd,)) as daemon:
+            with WireClient(path) as client:  # it need not have started
+                assert client.status().pid == daemon.process.pid
+                assert os.readlink(daemon.socket_path) == path
+                assert client.build(stages.one(daemon.plans, stages.plain))[1].ok
+            daemon.stop()
+        assert os.path.exists(path), "the socket is the supervisor's, who listens still"
+        assert not os.path.lexists(daemon.socket_path)
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def build_until_killed(daemon: Daemon, journal: Path, count: int, kill_after: int) -> tuple[set[RRef], list[int]]:
+    """Build more and more of `count` stages; kill the daemon in the middle; return what was acknowledged, and its workers."""
+    told: set[RRef] = set()
+    env = environment()
+    closures = [stages.layers(daemon.plans, size, 8, stages.journals, journal=str(journal)) for size in range(10, count + 1, 10)]
+
+    def build() -> None:
+        try:
+            with daemon.client() as client:
+                for closure in closures:
+                    operation = client.submit(closure, env)
+                    assert client.wait(operation).ok
+                    told.update(acknowledged(client.matched(operation).values()))
+        except (HungUp, OSError, ProtocolError):
+            pass
+
+    builder = threading.Thread(target=build)
+    builder.start()
+    fd = os.open(journal, os.O_RDWR)
+    try:
+        seen = 0
+        while seen < kill_after:
+            assert select.select([fd], [], [], 60)[0]
+            seen += os.read(fd, 4096).count(b"\n")
+        workers = children_of(daemon.process.pid)
+        daemon.kill()
+        builder.join()
+    finally:
+        os.close(fd)
+    return told, workers
+
+
+def survive(tmp_path: Path, count: int, rounds: int) -> None:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for number in range(rounds):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        journal = folder / "journal"
+        os.mkfifo(journal)
+        with Daemon(folder / "store", "--jobs", "2") as daemon:
+            told, workers = build_until_killed(daemon.wait_ready(), journal, count, chance.randrange(1, count))
+        with Daemon(folder / "store", "--jobs", "2") as daemon:
+            daemon.wait_ready()
+            assert workers
+            assert not [pid for pid in workers if is_alive(pid)]
+            fd = os.open(journal, os.O_RDWR | os.O_NONBLOCK)
+            with daemon.client() as client:
+                operation, result = client.build(stages.layers(daemon.plans, count // 10 * 10, 8, stages.journals, journal=str(journal)))
+                assert result.ok
+                assert result.reused >= len(told)
+                matched = acknowledged(client.matched(operation).values())
+                assert matched >= told
+            os.close(fd)
+            daemon.stop_soundly(told | matched)
+            assert len(os.listdir(os.path.join(daemon.root, "tmp"))) <= 1
+
+
+def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    survive(tmp_path, 100, 3)
+
+
+@pytest.mark.slow
+def test_kill_9_again_and_again(tmp_path: Path) -> None:
+    survive(tmp_path, 300, 20)
