@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 from collections.abc import Callable
@@ -132,15 +133,20 @@ def test_attach(daemon: Daemon, client: WireClient, gate: stages.Gate, gated: Cl
     assert client.wait(operation).built == 1
 
 
+def wait_hanging(client: WireClient, operation: str) -> list[int]:
+    """Wait until a `hangs_with_daemon` hangs; return its processes, which its log tells."""
+    client.call("subscribe", m.Subscribe(operation=operation, credit=1000, log=True), m.Done)
+    said = b""
+    while not re.search(rb"ready \d+\n", said):
+        params = client.next_notification().params
+        said += params.data if isinstance(params, m.LogPiece) else b""
+    return [int(word) for word in said.split() if word.isdigit()]
+
+
 def test_cancel_ends_processes_that_have_cut_all_ties(daemon: Daemon, client: WireClient) -> None:
     closure = stages.one(daemon.plans, realizers.hangs_with_daemon)
     operation = client.submit(closure)
-    client.call("subscribe", m.Subscribe(operation=operation, credit=1000, log=True), m.Done)
-    said = b""
-    while b"ready" not in said:
-        params = client.next_notification().params
-        said += params.data if isinstance(params, m.LogPiece) else b""
-    pids = [int(word) for word in said.split() if word.isdigit()]
+    pids = wait_hanging(client, operation)
     assert len(pids) == 2
     client.call("cancel", m.Cancel(operation=operation), m.Done)
     result = client.wait(operation)
@@ -186,15 +192,10 @@ def test_a_lost_worker_takes_its_builds_and_nobody_elses(daemon: Daemon, client:
         waiting = other.submit(gated, other_env)
         pid = gate.wait_hello()
         mine = client.submit(stages.one(daemon.plans, realizers.hangs_with_daemon))
-        client.call("subscribe", m.Subscribe(operation=mine, credit=1000, log=True), m.Done)
-        said = b""
-        while b"ready" not in said:
-            params = client.next_notification().params
-            said += params.data if isinstance(params, m.LogPiece) else b""
+        pids = wait_hanging(client, mine)
         (line,) = [line for line in client.ps().builds if line.pid != pid]
         assert line.pid is not None
         worker = int(Path(f"/proc/{line.pid}/stat").read_text().rpartition(")")[2].split()[1])
-        pids = [int(word) for word in said.split() if word.isdigit()]
         os.kill(worker, signal.SIGKILL)
         for dead in [worker, *pids]:
             wait_dead(dead)
