@@ -18,9 +18,9 @@ from typing import Any, Final, Optional, Protocol
 import trio
 
 from pylightnix.config import canonical_bytes
-from pylightnix.errors import InvalidOutput, PylightnixException, StoreError
+from pylightnix.errors import InvalidOutput, StoreError
 from pylightnix.planner.messages import Built, Candidate, CandidatesFound, Fact, Failed
-from pylightnix.protocol.errors import ProtocolError
+from pylightnix.protocol.errors import BuildDied, ProtocolError, WorkerFailed
 from pylightnix.protocol.messages import FailedRow, RealizerSpec
 from pylightnix.protocol.worker_messages import BuildEnded
 from pylightnix.refs import isrref, rref2dref
@@ -30,7 +30,7 @@ from pylightnixd.hold import HeldStore
 from pylightnixd.logs import BuildLog, compress_log
 from pylightnixd.report import REPORT_BYTES_MAX, BuildReport, FailedBuild, failed_row, parse_report
 from pylightnixd.table import BuildKey, BuildTable, CancelBuild, Release
-from pylightnixd.workers import Worker, WorkerFailed, WorkerLost, WorkerPool
+from pylightnixd.workers import Worker, WorkerLost, WorkerPool
 
 __all__ = ["BuildJob", "Builds", "Limits", "Waiter"]
 
@@ -409,16 +409,6 @@ class Builds:
             return failed_row(dref, report.error)
         kept = await self.hold.in_thread(lambda: keep_failed(self.hold.reader.layout, dref, folder))
         return failed_row(dref, report.error, outpaths=[os.path.join(kept, name) for name in left])
-
-
-class BuildDied(PylightnixException):
-    """The process of a build ended, or was ended, before it had reported."""
-
-    code = "build-died"
-
-    def __init__(self, dref: str, how: str, build: str) -> None:
-        self.dref, self.how, self.build = dref, how, build
-        super().__init__(f"building {dref} failed: its process {how}; see its log: pylightnix log {dref}")
 
 
 def _unlink(path: str) -> None:

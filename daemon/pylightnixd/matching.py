@@ -16,13 +16,13 @@ from typing import Any, Final, Optional
 import trio
 
 from pylightnix.planner.messages import Candidate
-from pylightnix.protocol.errors import ProtocolError
+from pylightnix.protocol.errors import MatcherLost, ProtocolError, WorkerFailed
 from pylightnix.protocol.framing import Decoder, Response, encode_request
 from pylightnix.store.layout import StoreLayout
 from pylightnix.travel import Environment
 from pylightnix.types import DRef
 from pylightnixd.report import FailedBuild, failed_row
-from pylightnixd.workers import WorkerFailed, WorkerLost, WorkerPool
+from pylightnixd.workers import WorkerLost, WorkerPool
 
 __all__ = ["MatcherChild"]
 
@@ -64,7 +64,7 @@ class MatcherChild:
                 raise FailedBuild(failed_row(dref, error)) from error
 
     def _failure(self, dref: DRef, what: str) -> FailedBuild:
-        return FailedBuild(failed_row(dref, {"code": "matcher-failed", "message": f"the matcher of {dref} {what}"}))
+        return FailedBuild(failed_row(dref, MatcherLost(dref, what)))
 
     async def _ask(self, dref: DRef, matcher: bytes, candidates: Sequence[Candidate]) -> Any:
         line = self._line or await self._start()

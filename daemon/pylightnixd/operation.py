@@ -38,6 +38,7 @@ from pylightnix.planner.messages import (
     StartBuild,
 )
 from pylightnix.planner.plan import Plan, PlanOutcome
+from pylightnix.protocol.errors import CannotTravel, OperationCancelled
 from pylightnix.protocol.messages import DerivationSpec, Event, EventKind, EventPhase, SubmitOpen
 from pylightnix.store.derivations import derivation_ref
 from pylightnix.travel import Environment, build_environment_key, builtin_matcher
@@ -48,25 +49,12 @@ from pylightnixd.matching import MatcherChild
 from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.table import BuildKey
 
-__all__ = ["CannotTravel", "Operation", "OperationState"]
+__all__ = ["Operation", "OperationState"]
 
 _log = logging.getLogger("pylightnixd")
 
 STEPS_AT_ONCE: Final = 50
 """How many actions an operation takes before it lets others have a turn: some two milliseconds' worth."""
-
-
-class CannotTravel(PylightnixException):
-    """A realizer or matcher cannot leave the caller's process, and nobody offered to run it there."""
-
-    code = "cannot-travel"
-
-    def __init__(self, dref: str, what: str, reason: str) -> None:
-        self.dref, self.what, self.reason = dref, what, reason
-        super().__init__(
-            f"the {what} of {dref} cannot be sent to the daemon: {reason}; define it in a module or at the top of your script, "
-            "without open files, locks or other things of this process"
-        )
 
 
 class OperationState(Enum):
@@ -340,16 +328,6 @@ class Operation:
             return Committed()
         error, lost = self.hold.lost_among(plan.matched_rrefs())
         return CommitFailed(error, lost)
-
-
-class OperationCancelled(PylightnixException):
-    """An operation was cancelled; what it had built is kept."""
-
-    code = "cancelled"
-
-    def __init__(self, operation: str) -> None:
-        self.operation = operation
-        super().__init__(f"the operation {operation} was cancelled; what was finished is kept")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -18,7 +18,7 @@ from pylightnix.config import Config, canonical_bytes, mkconfig
 from pylightnix.context import context_key
 from pylightnix.errors import InvalidConfig, MissingRealization, PylightnixException
 from pylightnix.protocol import messages as m
-from pylightnix.protocol.errors import Draining, MessageInvalid, NoSuchOperation, TooMany, UnknownMethod
+from pylightnix.protocol.errors import Draining, MessageInvalid, MissingLog, NoSuchOperation, TooMany, UnknownMethod
 from pylightnix.protocol.limits import BLOB_BYTES_MAX, OPERATIONS_PER_USER_MAX
 from pylightnix.protocol.vocabulary import Message
 from pylightnix.types import DRef, RRef
@@ -310,17 +310,6 @@ class Requests:
         else:
             rows = list(index.valid_rrefs(dref if params.what == "drefrrefs" else None))
         return _page(rows, params.offset, params.limit)
-
-
-class MissingLog(PylightnixException):
-    """There is no log of that build (any more)."""
-
-    code = "missing-log"
-    exit_status = 66
-
-    def __init__(self, ref: str) -> None:
-        self.ref = ref
-        super().__init__(f"there is no log of {ref}: it was not built by this daemon, or its log was removed")
 
 
 # By the names of the methods; `hello` is answered by the connection itself.

@@ -20,15 +20,14 @@ from typing import Any, Final, Optional
 
 import trio
 
-from pylightnix.errors import PylightnixException
-from pylightnix.protocol.errors import ProtocolError
+from pylightnix.protocol.errors import ProtocolError, WorkerFailed
 from pylightnix.protocol.framing import Decoder, Notification, Request, Response, encode_request
 from pylightnix.protocol.vocabulary import parse_message
 from pylightnix.protocol.worker_messages import BuildEnded, WorkerWelcome
 from pylightnix.travel import Environment, worker_key
 from pylightnix.worker.linux import children_of
 
-__all__ = ["Worker", "WorkerFailed", "WorkerLost", "WorkerPool"]
+__all__ = ["Worker", "WorkerLost", "WorkerPool"]
 
 _log = logging.getLogger("pylightnixd")
 
@@ -43,21 +42,6 @@ RETIRE_CODES: Final = frozenset({"worker-stale", "worker-unfit"})
 
 class WorkerLost(Exception):
     """The worker's process is gone. Its builds are dead, for it takes them with it; trying again may help."""
-
-
-class WorkerFailed(PylightnixException):
-    """A worker cannot be started in the caller's environment."""
-
-    code = "worker-failed"
-
-    def __init__(self, interpreter: str, problem: str, said: str) -> None:
-        self.interpreter, self.problem, self.said = interpreter, problem, said
-        missing = "No module named" in said and "pylightnix" in said
-        advice = (
-            "install pylightnix in that environment" if missing else "check that this interpreter runs, and that its environment is whole"
-        )
-        shown = f"\n{said}" if said else ""
-        super().__init__(f"the worker {interpreter} {problem}; {advice}{shown}")
 
 
 @dataclass(slots=True, eq=False)

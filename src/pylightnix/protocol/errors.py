@@ -16,22 +16,28 @@ from typing import Optional
 from pylightnix.errors import PylightnixException
 
 __all__ = [
+    "BuildDied",
+    "CannotTravel",
     "DaemonRefusal",
     "Draining",
     "HandshakeExpected",
     "InternalError",
     "LocalProtocolError",
+    "MatcherLost",
     "MessageInvalid",
     "MessageTooDeep",
     "MessageTooLarge",
+    "MissingLog",
     "NoSuchOperation",
     "NotYours",
+    "OperationCancelled",
     "ProtocolError",
     "RemoteProtocolError",
     "TooMany",
     "UnknownError",
     "UnknownMethod",
     "UnsupportedVersion",
+    "WorkerFailed",
 ]
 
 
@@ -186,6 +192,78 @@ class UnknownError(PylightnixException):
     def __init__(self, remote_code: str, message: str) -> None:
         self.remote_code = remote_code
         super().__init__(f"{message} [{remote_code}]")
+
+
+# --- what became of builds and operations ----------------------------------------------------------------
+
+
+class BuildDied(PylightnixException):
+    """The process of a build ended, or was ended, before it had reported."""
+
+    code = "build-died"
+
+    def __init__(self, dref: str, how: str, build: str) -> None:
+        self.dref, self.how, self.build = dref, how, build
+        super().__init__(f"building {dref} failed: its process {how}; see its log: pylightnix log {dref}")
+
+
+class CannotTravel(PylightnixException):
+    """A realizer or matcher cannot leave the caller's process, and nobody offered to run it there."""
+
+    code = "cannot-travel"
+
+    def __init__(self, dref: str, what: str, reason: str) -> None:
+        self.dref, self.what, self.reason = dref, what, reason
+        super().__init__(
+            f"the {what} of {dref} cannot be sent to the daemon: {reason}; define it in a module or at the top of your script, "
+            "without open files, locks or other things of this process"
+        )
+
+
+class MissingLog(PylightnixException):
+    """There is no log of that build (any more)."""
+
+    code = "missing-log"
+    exit_status = 66
+
+    def __init__(self, ref: str) -> None:
+        self.ref = ref
+        super().__init__(f"there is no log of {ref}: it was not built by this daemon, or its log was removed")
+
+
+class MatcherLost(PylightnixException):
+    """A matcher took too long, or its process was lost."""
+
+    code = "matcher-lost"
+
+    def __init__(self, dref: str, problem: str) -> None:
+        self.dref, self.problem = dref, problem
+        super().__init__(f"the matcher of {dref} {problem}; a matcher should look at a few small files and decide")
+
+
+class OperationCancelled(PylightnixException):
+    """An operation was cancelled; what it had built is kept."""
+
+    code = "cancelled"
+
+    def __init__(self, operation: str) -> None:
+        self.operation = operation
+        super().__init__(f"the operation {operation} was cancelled; what was finished is kept")
+
+
+class WorkerFailed(PylightnixException):
+    """A worker cannot be started in the caller's environment."""
+
+    code = "worker-failed"
+
+    def __init__(self, interpreter: str, problem: str, said: str) -> None:
+        self.interpreter, self.problem, self.said = interpreter, problem, said
+        missing = "No module named" in said and "pylightnix" in said
+        advice = (
+            "install pylightnix in that environment" if missing else "check that this interpreter runs, and that its environment is whole"
+        )
+        shown = f"\n{said}" if said else ""
+        super().__init__(f"the worker {interpreter} {problem}; {advice}{shown}")
 
 
 def _located(problem: str, field: Optional[str]) -> str:
