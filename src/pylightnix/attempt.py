@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from pylightnix.errors import InvalidOutput
+from pylightnix.outputs import output_paths
 from pylightnix.store.commit import TakenOutput
 from pylightnix.store.faults import reach
 from pylightnix.store.layout import StoreLayout
@@ -33,7 +34,7 @@ def take_outputs(layout: StoreLayout, dref: DRef, folder: str, answer: Any) -> l
     Raises:
         InvalidOutput: it is anything else, or holds what cannot be stored.
     """
-    paths = _checked_paths(dref, answer)
+    paths = output_paths(dref, answer)
     taken = []
     for path in paths:
         parent_fd = _open_parent(layout, dref, folder, path)
@@ -44,22 +45,6 @@ def take_outputs(layout: StoreLayout, dref: DRef, folder: str, answer: Any) -> l
         reach("taken_over")
         taken.append(TakenOutput(path, digest.sha256, digest.nar_bytes, digest.files))
     return taken
-
-
-def _checked_paths(dref: DRef, answer: Any) -> list[str]:
-    if not isinstance(answer, (list, tuple)) or not answer:
-        raise InvalidOutput(dref, "its realizer", f"returned {answer!r:.200}", "expected a list of one or more output folders")
-    for item in answer:
-        if not isinstance(item, (str, os.PathLike)):
-            raise InvalidOutput(dref, "its realizer", f"returned {item!r:.200} as an output", "expected the path of a folder")
-    paths = [os.path.abspath(os.fspath(item)) for item in answer]
-    for path in paths:
-        if any(other.startswith(f"{path}/") for other in paths):
-            raise InvalidOutput(dref, path, "holds another output", "return folders that lie beside each other")
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise InvalidOutput(dref, twice, "was returned twice", "return each output folder once")
-    return paths
 
 
 def _open_parent(layout: StoreLayout, dref: DRef, folder: str, path: str) -> int:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from pylightnix.config import cfgsp
-from pylightnix.errors import InvalidOutput, PromiseException
+from pylightnix.errors import InvalidOutput, PromiseException, shown
 from pylightnix.storage import store_layout
 from pylightnix.store.derivations import read_config
 from pylightnix.types import Context, DRef, Output, Path, RealizeArg, Realizer, RealizerO, RefPath, StorageSettings
 
-__all__ = ["output_realizer", "output_validate"]
+__all__ = ["output_paths", "output_realizer", "output_validate"]
 
 
 def _is_kept(folder: str, selfpath: RefPath) -> bool:
@@ -62,3 +62,24 @@ class OutputRealizer:
 def output_realizer(f: RealizerO) -> Realizer:
     """Return a realizer that calls `f`, unwraps the `Output` it returns, and checks promises."""
     return OutputRealizer(f)
+
+
+def output_paths(dref: DRef, answer: Any) -> list[str]:
+    """Return what a realizer returned as absolute paths of distinct folders, none inside another. Looks at no file.
+
+    Raises:
+        InvalidOutput: it is anything else.
+    """
+    if not isinstance(answer, (list, tuple)) or not answer:
+        raise InvalidOutput(dref, "its realizer", f"returned {shown(answer, 200)}", "expected a list of one or more output folders")
+    for item in answer:
+        if not isinstance(item, (str, os.PathLike)):
+            raise InvalidOutput(dref, "its realizer", f"returned {shown(item, 200)} as an output", "expected the path of a folder")
+    paths = [os.path.abspath(os.fspath(item)) for item in answer]
+    for path in paths:
+        if any(other.startswith(f"{path}/") for other in paths):
+            raise InvalidOutput(dref, path, "holds another output", "return folders that lie beside each other")
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise InvalidOutput(dref, twice, "was returned twice", "return each output folder once")
+    return paths

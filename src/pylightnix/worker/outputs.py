@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from pylightnix.errors import InvalidOutput
+from pylightnix.outputs import output_paths
 from pylightnix.types import DRef
 
 __all__ = ["kept_names", "output_names"]
@@ -30,24 +31,8 @@ def output_names(dref: DRef, folder: str, tmp: str, answer: Any) -> list[str]:
     Raises:
         InvalidOutput: it is something else than a list of distinct folders there.
     """
-    paths = _checked_paths(dref, answer)
+    paths = output_paths(dref, answer)
     return [_name_in(folder, tmp, dref, path) for path in paths]
-
-
-def _checked_paths(dref: DRef, answer: Any) -> list[str]:
-    if not isinstance(answer, (list, tuple)) or not answer:
-        raise InvalidOutput(dref, "its realizer", f"returned {answer!r:.200}", "expected a list of one or more output folders")
-    for item in answer:
-        if not isinstance(item, (str, os.PathLike)):
-            raise InvalidOutput(dref, "its realizer", f"returned {item!r:.200} as an output", "expected the path of a folder")
-    paths = [os.path.abspath(os.fspath(item)) for item in answer]
-    for path in paths:
-        if any(other.startswith(f"{path}/") for other in paths):
-            raise InvalidOutput(dref, path, "holds another output", "return folders that lie beside each other")
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise InvalidOutput(dref, twice, "was returned twice", "return each output folder once")
-    return paths
 
 
 def _name_in(folder: str, tmp: str, dref: DRef, path: str) -> str:
