@@ -199,3 +199,30 @@ def test_when_nothing_can_be_written_any_more_nothing_is_believed_later(S: Stora
         peer.kill()
     assert set(in_child(lambda: list(allrrefs(S)))) >= {earlier, *later}
     check_sound(S, [earlier, *later])
+
+
+def test_what_was_built_on_something_lost_is_refused(S: StorageSettings) -> None:
+    """While it was built, another thread's flush lost what it was built on; its own flush would succeed."""
+
+    def body(line: Line) -> None:
+        def loses(S: StorageSettings, dref: DRef, context: object, rarg: object) -> list[object]:
+            from pylightnix.store.store import open_store
+
+            failing_at("before_sync", errno.EIO)
+            with open_store(store_layout(S)) as store, pytest.raises(StoreIOError):
+                store.flush()  # as the other thread's would
+            faults.set_hook(None)
+            return list(writes({"n": "1"})(S, dref, {}, {}))
+
+        def main(r: Registry) -> DRef:
+            return stage(r, "above", realizer=loses, dep=stage(r, "below"))  # type: ignore[arg-type]  # `object` above
+
+        with pytest.raises(StoreIOError):
+            realize_closure(instantiate(main, S=S)[1])
+        line.say(f"{len(list(allrrefs(S)))} realizations")
+
+    with Peer(body) as peer:
+        peer.expect("0 realizations")
+        peer.end()
+    in_child(lambda: list(allrrefs(S)))
+    check_sound(S, [])

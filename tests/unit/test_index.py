@@ -351,3 +351,18 @@ def test_a_fork_waits_for_a_transaction_of_another_thread(path: str) -> None:
     with Peer(fork) as peer:  # in a process of its own, for the threads' sake
         peer.expect("[1, 0, 1]")
         peer.end()
+
+
+def test_a_row_that_becomes_valid_while_candidates_are_looked_up_is_offered(index: Index, path: str) -> None:
+    """A flush of another thread makes a row valid and takes it out of the batch, between our two looks."""
+    enter(index, new(A))
+    other = Index(path)
+
+    class Flushed:
+        def __contains__(self, rref: object) -> bool:
+            with other.transaction(durable=False):
+                other.make_valid([A])
+            return False
+
+    assert [candidate.rref for candidate in index.candidates(D1, "key", Flushed())] == [A]
+    other.close()

@@ -49,10 +49,6 @@ class Owner:
         os.mkdir(path, 0o700)
         return path
 
-    def fresh_path(self) -> str:
-        """Return a path inside the folder at which nothing is."""
-        return f"{self.path}/{next(self._numbers)}"
-
 
 _owners: dict[str, Owner] = {}
 """State folder of a store -> this process's owner there."""
