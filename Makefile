@@ -8,14 +8,14 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 # What ruff and mypy look at; folders that are not there yet are left out.
 PYTHON_ROOTS := $(wildcard src client daemon tests)
-LINT_ROOTS := $(PYTHON_ROOTS) $(wildcard docs/examples)
+LINT_ROOTS := $(PYTHON_ROOTS) $(wildcard docs/examples docs/*.py)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Installing as root into an own environment is what is meant here.
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow slow-sample bench check static format-check lint types examples format wheel clean
+.PHONY: help demo test slow slow-sample bench check static format-check lint types examples docs format wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make check    everything a change must pass: format, lint, types, tests, documentation examples"
 	@echo "make slow     the long tests"
 	@echo "make bench    measure"
+	@echo "make docs     write the reference of the language from the docstrings"
 	@echo "make format   rewrite the code in the house format"
 	@echo "make wheel    build dist/*.whl"
 	@echo "make clean    remove what these commands made, $(VENV) too"
@@ -61,11 +62,14 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/flake8 $(LINT_ROOTS)
 
 types: $(VENV)/.stamp-dev
-	$(BIN)/mypy $(PYTHON_ROOTS)
+	$(BIN)/mypy $(PYTHON_ROOTS) $(wildcard docs/*.py)
 
 # With the demo's packages there, so that no example is skipped.
 examples: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest tests/docs $(PYTEST_ARGS)
+
+docs: $(VENV)/.stamp-dev
+	$(BIN)/python docs/generate_reference.py
 
 slow: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

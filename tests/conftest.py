@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.stores import AS_ROOT, OTHER_UID, new_store
+from tests.zygote import Zygote, said
 
 from pylightnix import StorageSettings, fsinit, setregistry
 
@@ -23,10 +25,41 @@ def _no_default_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYLIGHTNIX_TMP", raising=False)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test of the language twice, on a store of this process's own and on one that a daemon owns."""
+    if "S" not in metafunc.fixturenames or metafunc.definition.get_closest_marker("language") is None:
+        return
+    ways = ["embedded", "daemon"]
+    only = metafunc.definition.get_closest_marker("embedded_only")
+    if only is not None:
+        if len(only.args) != 1 or not isinstance(only.args[0], str) or not only.args[0].strip():
+            raise pytest.UsageError(f"{metafunc.definition.nodeid}: embedded_only expects the reason, found {only.args!r}")
+        ways = ["embedded"]
+    metafunc.parametrize("S", ways, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """What forks daemons."""
+    with Zygote() as running:
+        yield running
+
+
 @pytest.fixture
-def S(tmp_path: Path) -> StorageSettings:
-    """A fresh store, which is nobody's default."""
-    return new_store(tmp_path / "store")
+def S(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorageSettings]:
+    """A fresh store, which is nobody's default; in tests marked `language`, once this process's own and once a daemon's."""
+    settings = new_store(tmp_path / "store")
+    if getattr(request, "param", "embedded") == "embedded":
+        yield settings
+        return
+    log = str(tmp_path / "daemon.log")
+    running: Zygote = request.getfixturevalue("zygote")
+    pid = running.start(str(settings.root), log)
+    yield settings
+    os.kill(pid, signal.SIGTERM)
+    assert running.wait(pid) == 0, said(log)
+    assert "BUG" not in said(log), said(log)
+    assert "Traceback" not in said(log), said(log)
 
 
 @pytest.fixture

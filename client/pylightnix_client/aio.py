@@ -2,7 +2,8 @@
 
 Says the same as the blocking face, by the same exchanges. There is no task in the background: of those that wait
 for something, one reads for all. Cancelling a wait loses nothing that was or will be read. What is packed for a
-submission is packed in the event loop, between its messages.
+submission is packed in the event loop, between its messages. Realizers and matchers that cannot leave this process
+run in a thread, one at a time, while a task waits for an operation.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Optional, TypeVar, Union, cast
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 
 from pylightnix.errors import PylightnixException
 from pylightnix.protocol import messages as m
+from pylightnix.protocol.errors import NoSuchClaim, OperationCancelled
 from pylightnix.store.layout import StoreLayout
 from pylightnix.types import Closure, DRef, RealizeArg
 from pylightnix_client.connecting import connect, is_trusted, socket_of
@@ -26,6 +29,7 @@ from pylightnix_client.exchange import CREDIT, Ask, Dialogue, Exchange
 
 if TYPE_CHECKING:
     from pylightnix.embedded import Outcome
+    from pylightnix_client.errands import Errand, Errands
     from pylightnix_client.operation import Happening
 
 __all__ = ["AsyncClient", "AsyncOperation"]
@@ -53,7 +57,8 @@ class AsyncClient:
         self._socket = connection
         self._socket.setblocking(False)
         self._dialogue = Dialogue(path)
-        self._sending, self._receiving = anyio.Lock(), anyio.Lock()
+        self._sending, self._receiving, self._working = anyio.Lock(), anyio.Lock(), anyio.Lock()
+        self._errands: dict[str, Errands] = {}
 
     @classmethod
     async def connect(cls, where: Union[str, StoreLayout], deadline_seconds: float = DEADLINE_SECONDS) -> AsyncClient:
@@ -155,11 +160,69 @@ class AsyncClient:
         except StopIteration as end:
             return cast(T, end.value)
 
+    async def wait(self, operation: str) -> m.WaitResult:
+        """Wait until an operation has ended, and do what is handed back meanwhile."""
+        number = await self._send(lambda: self._dialogue.ask(Ask("wait", m.Wait(operation=operation))))
+        found: list[m.Message] = []
+
+        def arrived() -> bool:
+            answer = None if found else self._dialogue.answer(number)
+            if answer is not None:
+                found.append(answer)
+            return bool(found)
+
+        while not arrived():
+            await self._work_or_receive(arrived)
+        self._errands.pop(operation, None)
+        return cast(m.WaitResult, found[0])
+
     async def next_notice(self, operation: str) -> m.Message:
-        """Wait for the next notice of an operation that was subscribed to. For one task at a time."""
+        """Wait for the next notice of an operation that was subscribed to, as `wait` does. For one task at a time."""
         while (notice := self._dialogue.notice(operation)) is None:
-            await self._receive(lambda: self._dialogue.has_notice(operation))
+            await self._work_or_receive(lambda: self._dialogue.has_notice(operation))
         return notice
+
+    async def _work_or_receive(self, arrived: Callable[[], bool]) -> None:
+        if not self._dialogue.has_errand():
+            await self._receive(lambda: arrived() or self._dialogue.has_errand())
+            return
+        # Shielded: the daemon, and whoever else wants the same, waits for an answer to what was taken on.
+        with anyio.CancelScope(shield=True):
+            async with self._working:
+                errand = self._dialogue.next_errand()
+                if errand is not None:
+                    await self._work(errand)
+        await anyio.lowlevel.checkpoint()
+
+    async def _work(self, errand: Errand) -> None:
+        from pylightnix_client.errands import refusal
+
+        errands = self._errands.get(errand.operation)
+        if errands is None:
+            await self._answer(errand, refusal(errand, OperationCancelled(errand.operation)))
+            return
+        answer = await anyio.to_thread.run_sync(_run, errands, errand)
+        if isinstance(answer, Ask):
+            await self._answer(errand, answer)
+            return
+        try:
+            await self.cancel(errand.operation)
+            await self._answer(errand, refusal(errand, answer))
+        except PylightnixException:
+            pass  # the daemon has gone, and with it the operation
+        raise answer
+
+    async def _answer(self, errand: Errand, answer: Ask) -> None:
+        from pylightnix_client.errands import refusal
+
+        try:
+            await self.call(answer)
+        except NoSuchClaim:
+            pass  # the operation has ended meanwhile, which `wait` tells
+        except DaemonGone:
+            raise
+        except PylightnixException as error:
+            await self.call(refusal(errand, error))  # such as outputs with names that no message can have
 
     async def add_credit(self, operation: str, credit: int) -> None:
         """Let the daemon send so many notices more."""
@@ -178,10 +241,20 @@ class AsyncClient:
         keep_going: bool = False,
     ) -> AsyncOperation:
         """Have what the targets of `closure` need realized; return when the daemon has taken it."""
+        from pylightnix_client.errands import Errands
         from pylightnix_client.submission import Wishes, submission
 
         wishes = Wishes(force_rebuild, assert_realized, realize_args or {}, dry_run, keep_going, watch=True)
-        return AsyncOperation(self, await self.carry(submission(closure, wishes)), closure, dry_run)
+        errands = Errands(closure, wishes.realize_args, self.welcome)
+        operation = await self.carry(submission(closure, errands.within(wishes)))
+        self._errands[operation] = errands
+        return AsyncOperation(self, operation, closure, dry_run, errands.raised)
+
+    async def cancel(self, operation: str) -> None:
+        """End an operation, whoever began it."""
+        if operation in self._errands:
+            self._errands[operation].wanted = False
+        await self.call(Ask("cancel", m.Cancel(operation=operation)))
 
     async def status(self) -> m.DaemonStatus:
         return cast(m.DaemonStatus, await self.call(Ask("status", m.Status())))
@@ -194,6 +267,14 @@ class AsyncClient:
         return cast(m.LogResult, await self.call(Ask("log", m.Log(ref=ref, offset=offset))))
 
 
+def _run(errands: Errands, errand: Errand) -> Union[Ask, BaseException]:
+    """Return the answer to an errand, or what ends more than that: a `SystemExit`, for example."""
+    try:
+        return errands.run(errand)
+    except BaseException as error:  # noqa: BLE001, ASYNC103  # raised again, in the task
+        return error  # noqa: ASYNC104
+
+
 class AsyncOperation:
     """One closure that a daemon realizes. Made by `AsyncClient.submit`.
 
@@ -202,8 +283,8 @@ class AsyncOperation:
         dropped: how many events were left out, because nobody read them.
     """
 
-    def __init__(self, client: AsyncClient, operation: str, closure: Closure, dry_run: bool) -> None:
-        self._client, self._closure, self._dry_run = client, closure, dry_run
+    def __init__(self, client: AsyncClient, operation: str, closure: Closure, dry_run: bool, raised: Mapping[DRef, BaseException]) -> None:
+        self._client, self._closure, self._dry_run, self._raised = client, closure, dry_run, raised
         self.id = operation
         self.dropped = 0
 
@@ -211,8 +292,11 @@ class AsyncOperation:
         return f"<AsyncOperation {self.id} at {self._client.path}>"
 
     async def wait(self) -> m.WaitResult:
-        """Wait until it has ended, well or not, and return how."""
-        return cast(m.WaitResult, await self._client.call(Ask("wait", m.Wait(operation=self.id))))
+        """Wait until it has ended, well or not, and return how.
+
+        Realizers and matchers that cannot leave this process run meanwhile, in a thread, to their ends.
+        """
+        return await self._client.wait(self.id)
 
     def events(self) -> AsyncIterator[Happening]:
         """Iterate over what happens, from the very first to the end. Once only."""
@@ -220,7 +304,7 @@ class AsyncOperation:
 
     async def cancel(self) -> None:
         """End it. What it had built is kept, and builds that others want go on."""
-        await self._client.call(Ask("cancel", m.Cancel(operation=self.id)))
+        await self._client.cancel(self.id)
 
     async def outcome(self) -> Outcome:
         """Wait for the end and return what came of it, as the embedded driver would.
@@ -231,7 +315,7 @@ class AsyncOperation:
         from pylightnix_client.outcomes import outcome_of
 
         result = await self.wait()
-        return await self._client.carry(outcome_of(self.id, self._closure, result, self._client.trusted, self._dry_run))
+        return await self._client.carry(outcome_of(self.id, self._closure, result, self._client.trusted, self._dry_run, self._raised))
 
 
 class _Happenings:

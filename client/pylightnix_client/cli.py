@@ -31,28 +31,35 @@ _COMMANDS: Final = {
     "cancel": "daemon",
     "cat": "files",
     "completion": "completion",
+    "du": "upkeep",
+    "export": "transfer",
+    "find": "upkeep",
+    "gc": "upkeep",
     "hash": "paths",
+    "import": "transfer",
+    "import-v0": "transfer",
     "log": "daemon",
     "ls": "files",
     "path": "paths",
     "path2rref": "paths",
     "ps": "daemon",
+    "rm": "upkeep",
     "show": "show",
     "status": "daemon",
 }
-"""Each command with the module in `commands` that has it, as a function named after it with ``_command``."""
+"""Each command with the module in `commands` that has it, as a function named after it with ``_command`` (dashes as underscores)."""
 
 _EPILOG: Final = """\b
 Exit status:
     0  all is well
-    1  a build failed, or what it made does not do
+    1  a build failed, or what it made does not do; something is in use and was not removed
     2  the command line or a target is wrong; nothing was built
-   65  something in the store is not what its name says
+   65  something in a store or an archive is not what its name says
    66  no such reference, file, operation or log
-   69  no daemon serves the store, or it is gone
+   69  no daemon serves the store, or can be started, or it is gone
    70  a defect of this program
    73  something cannot be made: the store, an out-link
-   74  the disk is full or fails
+   74  the disk is full or fails, or an archive cannot be read or written
    75  the store is busy; try again later
    76  the daemon and this program do not understand each other
    77  the store or its daemon belongs to another user
@@ -70,7 +77,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"pylightnix_client.commands.{_COMMANDS[cmd_name]}")
-        command = getattr(module, f"{cmd_name}_command")
+        command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         if not isinstance(command, click.Command):
             raise AssertionError(f"BUG: {cmd_name} is no command")
         return command
@@ -99,13 +106,24 @@ def _version() -> str:
     type=click.Path(file_okay=False),
     help="The store to use.  [default: $PYLIGHTNIX_ROOT, else the platform's user data folder]",
 )
+@click.option(
+    "--socket",
+    metavar="PATH",
+    type=click.Path(),
+    help="Use the store of the daemon that listens at PATH, rather than --store.",
+)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version and exit.")
 @click.pass_obj
-def cli(session: Session, store: Optional[str]) -> None:
+def cli(session: Session, store: Optional[str], socket: Optional[str]) -> None:
     """Make data with Python stages, each at most once, and look at what was made."""
     if store == "":  # an unset variable of a script, most likely; it must not mean the current folder
         raise click.BadParameter("expected a folder, found an empty text", param_hint="--store")
+    if socket == "":
+        raise click.BadParameter("expected a path, found an empty text", param_hint="--socket")
+    if store is not None and socket is not None:
+        raise click.UsageError("--store and --socket both say which store; give one of them")
     session.root = None if store is None else os.path.abspath(store)
+    session.socket = None if socket is None else os.path.abspath(socket)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

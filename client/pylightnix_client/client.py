@@ -2,18 +2,21 @@
 
 Carries exchanges over a Unix socket; what is said stands in `exchange`, `submission` and `outcomes`.
 Every wait has an end but that for an operation, which may take days: there, the end is the daemon's,
-which the kernel tells, or the caller's.
+which the kernel tells, or the caller's. Whoever waits for an operation does meanwhile, in its own thread,
+what the daemon hands back: realizers and matchers that cannot leave this process.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Optional, TypeVar, Union, cast
 
 from pylightnix.errors import MissingRealization, PylightnixException
 from pylightnix.protocol import messages as m
+from pylightnix.protocol.errors import NoSuchClaim, OperationCancelled
 from pylightnix.store.layout import StoreLayout
 from pylightnix.types import Closure, DRef, RealizeArg, RRef
 from pylightnix_client.connecting import connect, is_trusted, socket_of
@@ -21,7 +24,9 @@ from pylightnix_client.errors import DaemonGone
 from pylightnix_client.exchange import Ask, Dialogue, Exchange, query_rows, registration
 
 if TYPE_CHECKING:
+    from pylightnix.store.collection import Removal
     from pylightnix.store.index import RealizationInfo
+    from pylightnix_client.errands import Errand, Errands
     from pylightnix_client.operation import Operation
 
 __all__ = ["Client"]
@@ -32,6 +37,8 @@ DEADLINE_SECONDS: Final = 10.0
 """How long connecting and the greeting may take."""
 REPLY_SECONDS: Final = 60.0
 """How long an answer may take that waits for no build."""
+REMOVAL_SECONDS: Final = 600.0
+"""How long the answer to a removal may take: the daemon looks through all derivations, and renames tree by tree."""
 _RECEIVE_BYTES: Final = 1 << 18
 _STARTS_AT_ONCE: Final = 10_000
 
@@ -43,6 +50,7 @@ class Client:
         path: the socket's path.
         trusted: whether exceptions that the daemon pickled are opened.
         welcome: what the daemon said of itself.
+        aside: what is entered around realizers and matchers that run here, such as to keep a display off the terminal.
     """
 
     welcome: m.DaemonWelcome
@@ -51,6 +59,9 @@ class Client:
         self.path, self.trusted = path, trusted
         self._socket = connection
         self._dialogue = Dialogue(path)
+        self._errands: dict[str, Errands] = {}
+        self._waits: dict[str, int] = {}
+        self.aside: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @classmethod
     def connect(cls, where: Union[str, StoreLayout], deadline_seconds: float = DEADLINE_SECONDS) -> Client:
@@ -138,11 +149,80 @@ class Client:
         except StopIteration as end:
             return cast(T, end.value)
 
+    def wait(self, operation: str) -> m.WaitResult:
+        """Wait until an operation has ended, and do what is handed back meanwhile.
+
+        Raises:
+            BaseException: a realizer or matcher raised what is no `Exception`, such as `KeyboardInterrupt`. Its
+                operation is cancelled then.
+        """
+        number, data = self._dialogue.ask(Ask("wait", m.Wait(operation=operation)))
+        self._send(data)
+        while (answer := self._dialogue.answer(number)) is None:
+            self._work_or_receive()
+        self._errands.pop(operation, None)
+        return cast(m.WaitResult, answer)
+
+    def next_pause(self, operation: str) -> Optional[m.Pause]:
+        """Wait for the next pause of an operation, as `wait` does; None when it has ended."""
+        if operation not in self._waits:
+            self._waits[operation], data = self._dialogue.ask(Ask("wait", m.Wait(operation=operation)))
+            self._send(data)
+        while (pause := self._dialogue.pause(operation)) is None:
+            if self._dialogue.answer(self._waits[operation]) is not None:
+                del self._waits[operation]
+                return None
+            self._work_or_receive()
+        return pause
+
+    def take_raised(self, operation: str, dref: DRef) -> Optional[BaseException]:
+        """Return what a realizer or matcher raised here, once; None if it did not."""
+        errands = self._errands.get(operation)
+        return errands.raised.pop(dref, None) if errands is not None else None
+
     def next_notice(self, operation: str) -> m.Message:
-        """Wait for the next notice of an operation that was subscribed to."""
+        """Wait for the next notice of an operation that was subscribed to, as `wait` does."""
         while (notice := self._dialogue.notice(operation)) is None:
-            self._receive(None)
+            self._work_or_receive()
         return notice
+
+    def _work_or_receive(self) -> None:
+        errand = self._dialogue.next_errand()
+        if errand is None:
+            self._receive(None)
+            return
+        from pylightnix_client.errands import refusal
+
+        errands = self._errands.get(errand.operation)
+        try:
+            with self.aside():
+                answer = errands.run(errand) if errands is not None else refusal(errand, OperationCancelled(errand.operation))
+        except BaseException as error:
+            self._give_up(errand, error)
+            raise
+        self._answer(errand, answer)
+
+    def _answer(self, errand: Errand, answer: Ask) -> None:
+        from pylightnix_client.errands import refusal
+
+        try:
+            self.call(answer)
+        except NoSuchClaim:
+            pass  # the operation has ended meanwhile, which `wait` tells
+        except DaemonGone:
+            raise
+        except PylightnixException as error:
+            self.call(refusal(errand, error))  # such as outputs with names that no message can have
+
+    def _give_up(self, errand: Errand, error: BaseException) -> None:
+        """Cancel the operation of an errand that was interrupted. Others that want the same build do it themselves."""
+        from pylightnix_client.errands import refusal
+
+        try:
+            self.cancel(errand.operation)
+            self._answer(errand, refusal(errand, error))
+        except PylightnixException:
+            pass  # the daemon has gone, and with it the operation
 
     def add_credit(self, operation: str, credit: int) -> None:
         """Let the daemon send so many notices more."""
@@ -160,16 +240,27 @@ class Client:
         dry_run: bool = False,
         keep_going: bool = False,
         watch: bool = False,
+        log: bool = False,
+        jobs: Optional[int] = None,
+        ask: Sequence[DRef] = (),
+        ask_on_failure: bool = False,
     ) -> Operation:
         """Have what the targets of `closure` need realized; return at once. See `submission`.
 
-        With `watch`, `Operation.events` begins with the very first; without, with what comes after it was called.
+        With `watch`, `Operation.events` begins with the very first; without, with what comes after it was called. With
+        `log` as well, it has what builds write. `jobs` is how many builds the operation may want at a time.
+        With `ask` or `ask_on_failure` it is to be turned by `next_pause`.
         """
+        from pylightnix_client.errands import Errands
         from pylightnix_client.operation import Operation
         from pylightnix_client.submission import Wishes, submission
 
-        wishes = Wishes(force_rebuild, assert_realized, realize_args or {}, dry_run, keep_going, watch)
-        return Operation(self, self.carry(submission(closure, wishes)), closure, dry_run, watched=watch)
+        wishes = Wishes(force_rebuild, assert_realized, realize_args or {}, dry_run, keep_going, watch, log, jobs, ask, ask_on_failure)
+        errands = Errands(closure, wishes.realize_args, self.welcome)
+        errands.survives_interrupts = ask_on_failure
+        operation = self.carry(submission(closure, errands.within(wishes)))
+        self._errands[operation] = errands
+        return Operation(self, operation, closure, dry_run, watched=watch, raised=errands.raised)
 
     def attach(self, operation: str) -> Operation:
         """Come to an operation that exists; it then lives as long as this connection, if no other is attached.
@@ -184,6 +275,8 @@ class Client:
 
     def cancel(self, operation: str) -> None:
         """End an operation, whoever began it."""
+        if operation in self._errands:
+            self._errands[operation].wanted = False
         self.call(Ask("cancel", m.Cancel(operation=operation)))
 
     # --- questions ------------------------------------------------------------------------------------
@@ -197,6 +290,10 @@ class Client:
     def log(self, ref: str, offset: int = 0) -> m.LogResult:
         """Return a part of the log of a build, or of the latest build of what was built."""
         return cast(m.LogResult, self.call(Ask("log", m.Log(ref=ref, offset=offset))))
+
+    def log_end(self, ref: str, size: int) -> m.LogResult:
+        """Return the last part of a log as it is now, up to `size` bytes."""
+        return cast(m.LogResult, self.call(Ask("log", m.Log(ref=ref, limit=size, tail=True))))
 
     def info(self, rref: str) -> m.InfoResult:
         """Return what is known of a realization. Raises `MissingRealization`."""
@@ -238,6 +335,19 @@ class Client:
             rows = self.carry(query_rows(m.Query(what="starts", rrefs=wanted)))
             found.update({RRef(row.rref): row.started for row in rows if isinstance(row, m.Candidate)})
         return found
+
+    def remove(self, drefs: Sequence[DRef], rrefs: Sequence[RRef], only_unused: bool = False) -> Removal:
+        """Take derivations, with all their realizations, and realizations out of the store.
+
+        Arguments, result and errors are those of `pylightnix.store.collection.remove`. At most 10,000 of either can be given; of what
+        is gone, as many realizations are named.
+        """
+        from pylightnix.store.collection import Removal
+
+        params = m.Remove(drefs=[str(dref) for dref in drefs], rrefs=[str(rref) for rref in rrefs], only_unused=only_unused)
+        removed = cast(m.Removed, self.call(Ask("remove", params), REMOVAL_SECONDS))
+        kept = {row.ref: row.needed_by for row in removed.kept}
+        return Removal([DRef(dref) for dref in removed.drefs], [RRef(rref) for rref in removed.rrefs], kept)
 
     def register(self, configs: Sequence[bytes]) -> list[DRef]:
         """Put derivations into the store, given by their canonical configs."""

@@ -32,7 +32,8 @@ def socket_of(where: Union[str, StoreLayout]) -> str:
     # Who may not read the lock file finds the link, which the daemon removes when it ends.
     link = f"{where.state}/{_LINK_NAME}"
     if os.path.exists(link) and not os.access(where.lock, os.R_OK):
-        return link
+        # A link's own path may be longer than a socket's; the daemon makes one to a path that is not.
+        return os.path.join(where.state, os.readlink(link)) if os.path.islink(link) else link
     raise NoDaemon(where.state, "none owns this store")
 
 

@@ -5,10 +5,13 @@ Must import nothing but that tree.
 
 from __future__ import annotations
 
+from typing import Optional
+
 from pylightnix.errors import PylightnixException
 
 __all__ = [
     "DaemonGone",
+    "DaemonNotStarted",
     "InvalidArgument",
     "LinkRefused",
     "NoDaemon",
@@ -96,6 +99,18 @@ class NoDaemon(PylightnixException):
     def __init__(self, where: str, problem: str) -> None:
         self.where, self.problem = where, problem
         super().__init__(f"no daemon at {where}: {problem}; start one with pylightnixd --store ROOT")
+
+
+class DaemonNotStarted(PylightnixException):
+    """A daemon was to be started, and does not come up. `status` is its exit status, where it had one."""
+
+    code = "daemon-not-started"
+    exit_status = 69
+
+    def __init__(self, where: str, problem: str, log: Optional[str] = None, status: Optional[int] = None) -> None:
+        self.where, self.problem, self.log, self.status = where, problem, log, status
+        known = f"; its log is {log}" if log else ""
+        super().__init__(f"no daemon could be started on {where}: {problem}{known}; to build in this process, use build --no-daemon")
 
 
 class DaemonGone(PylightnixException):

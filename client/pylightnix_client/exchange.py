@@ -62,6 +62,8 @@ class Dialogue:
         self._connection = ClientConnection()
         self._answers: dict[int, m.Message | PylightnixException] = {}
         self._notices: dict[str, deque[m.Message]] = {}
+        self._errands: deque[m.Claim | m.Match] = deque()
+        self._pauses: dict[str, deque[m.Pause]] = {}
 
     def hello(self) -> tuple[int, bytes]:
         """Return the number and the bytes of the greeting, which must be answered before anything else is sent."""
@@ -93,8 +95,13 @@ class Dialogue:
         elif isinstance(event, RequestFailed):
             self._answers[event.id] = event.error
         elif isinstance(event, Welcomed):
-            assert isinstance(event.welcome, m.DaemonWelcome)
+            if not isinstance(event.welcome, m.DaemonWelcome):
+                raise AssertionError(f"BUG: the vocabulary of daemons has a welcome that is a {type(event.welcome).__name__}")
             self.welcome = event.welcome
+        elif isinstance(event, NotificationReceived) and isinstance(event.params, (m.Claim, m.Match)):
+            self._errands.append(event.params)
+        elif isinstance(event, NotificationReceived) and isinstance(event.params, m.Pause):
+            self._pauses.setdefault(event.params.operation, deque()).append(event.params)
         elif isinstance(event, NotificationReceived):
             operation = getattr(event.params, "operation", None)
             if operation in self._notices:
@@ -129,6 +136,19 @@ class Dialogue:
     def has_notice(self, operation: str) -> bool:
         """Tell whether `notice` would return one now."""
         return bool(self._notices.get(operation))
+
+    def pause(self, operation: str) -> Optional[m.Pause]:
+        """Return before what an operation pauses, once; None if it does not."""
+        waiting = self._pauses.get(operation)
+        return waiting.popleft() if waiting else None
+
+    def next_errand(self) -> Optional[m.Claim | m.Match]:
+        """Return what the daemon hands back to this process, oldest first; None if there is nothing now."""
+        return self._errands.popleft() if self._errands else None
+
+    def has_errand(self) -> bool:
+        """Tell whether `next_errand` would return one now."""
+        return bool(self._errands)
 
 
 # --- exchanges that need nothing else -----------------------------------------------------------------

@@ -16,6 +16,7 @@ import click
 
 import pylightnix.errors
 from pylightnix.errors import BuildError, PylightnixException
+from pylightnix.travel.failures import RemoteTraceback
 from pylightnix_client.errors import TargetFailed
 
 __all__ = ["EXIT_BUILD_FAILED", "EXIT_INTERNAL", "EXIT_INTERRUPTED", "EXIT_PIPE", "Report", "build_report", "report", "user_traceback"]
@@ -89,6 +90,8 @@ def user_traceback(error: BaseException) -> Optional[str]:
 
     None for an error of ours that no frame of the user's led to: its message says all there is.
     """
+    if isinstance(error.__cause__, RemoteTraceback):
+        return error.__cause__.text.rstrip() + "\n"  # it was raised in a worker, and has no frames here
     shown = traceback.TracebackException.from_exception(error)
     if isinstance(error, PylightnixException) and not _from_user(shown.stack):
         return None

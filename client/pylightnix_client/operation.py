@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Optional, TypeAlias, Union, cast
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Optional, TypeAlias, Union
 
 from pylightnix.errors import Misuse
 from pylightnix.protocol import messages as m
-from pylightnix.types import Closure
+from pylightnix.types import Closure, DRef
 from pylightnix_client.exchange import CREDIT, Ask
 
 if TYPE_CHECKING:
@@ -36,26 +36,32 @@ class Operation:
         dry_run: bool = False,
         attached: Optional[m.Attached] = None,
         watched: bool = False,
+        raised: Optional[Mapping[DRef, BaseException]] = None,
     ) -> None:
         self._client, self._closure, self._dry_run = client, closure, dry_run
         self.id, self.attached = operation, attached
         self.dropped = 0
         self._result: Optional[m.WaitResult] = None
         self._subscribed = watched
+        self._raised: Mapping[DRef, BaseException] = {} if raised is None else raised
 
     def __repr__(self) -> str:
         return f"<Operation {self.id} at {self._client.path}>"
 
     def wait(self) -> m.WaitResult:
-        """Wait until it has ended, well or not, and return how."""
+        """Wait until it has ended, well or not, and return how.
+
+        Realizers and matchers that cannot leave this process run meanwhile, in this thread. What they raise comes
+        with `outcome`, but what is no `Exception`: that is raised here, and cancels the operation.
+        """
         if self._result is None:
-            self._result = cast(m.WaitResult, self._client.call(Ask("wait", m.Wait(operation=self.id)), seconds=None))
+            self._result = self._client.wait(self.id)
         return self._result
 
     def events(self, log: bool = False) -> Iterator[Happening]:
         """Iterate over what happens from now on until the end; with `log`, over what builds write as well.
 
-        Once only. Whoever stops reading in the middle gets no more than what was on its way.
+        Once only. Does, between two events, what `wait` does. Whoever stops reading in the middle gets no more than what was on its way.
         """
         if not self._subscribed:
             self._subscribed = True
@@ -92,4 +98,4 @@ class Operation:
         if self._closure is None:
             raise Misuse("only whoever submitted an operation has its closure; ask for the parts of its outcome instead")
         result = self.wait()
-        return self._client.carry(outcome_of(self.id, self._closure, result, self._client.trusted, self._dry_run))
+        return self._client.carry(outcome_of(self.id, self._closure, result, self._client.trusted, self._dry_run, self._raised))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, Optional, cast
 
 import msgspec
@@ -35,20 +36,41 @@ def parts(operation: str, part: m.OutcomePart) -> Exchange[list[m.Row]]:
     return rows
 
 
-def failure(row: m.FailedRow, trusted: bool) -> BaseException:
-    """Return the exception that a row tells of; `trusted` says whether what is pickled in it may be opened."""
-    if row.pickled is not None or row.traceback:
-        error = load_exception(cast(Mapping[str, object], msgspec.structs.asdict(row)), trusted)
-        kept = row.fields.get("outpaths")
-        if isinstance(error, BuildError) and isinstance(kept, list):
-            # What was pickled names the build folder; the daemon has moved what was left in it since.
-            error.outpaths = [Path(path) for path in kept if isinstance(path, str)]
-        return error
-    return error_from_failed_row(row)
+def failure(row: m.FailedRow, trusted: bool, raised: Optional[BaseException] = None) -> BaseException:
+    """Return the exception that a row tells of.
+
+    Args:
+        row: the failure.
+        trusted: whether what is pickled in it may be opened.
+        raised: the exception itself, if it was raised in this process.
+    """
+    if raised is None and row.pickled is None and not row.traceback:
+        return error_from_failed_row(row)
+    error = raised or load_exception(cast(Mapping[str, object], msgspec.structs.asdict(row)), trusted)
+    kept = row.fields.get("outpaths")
+    if isinstance(error, BuildError) and isinstance(kept, list):
+        # It names the build folder; the daemon has moved what was left in it since.
+        error.outpaths = [Path(path) for path in kept if isinstance(path, str)]
+    return error
 
 
-def outcome_of(operation: str, closure: Closure, result: m.WaitResult, trusted: bool, dry_run: bool = False) -> Exchange[Outcome]:
+def outcome_of(
+    operation: str,
+    closure: Closure,
+    result: m.WaitResult,
+    trusted: bool,
+    dry_run: bool = False,
+    raised: Mapping[DRef, BaseException] = MappingProxyType({}),
+) -> Exchange[Outcome]:
     """Ask for what came of an operation that has ended.
+
+    Args:
+        operation: its name.
+        closure: what was submitted.
+        result: how it ended.
+        trusted: whether exceptions that the daemon pickled are opened.
+        dry_run: whether it was one.
+        raised: what realizers and matchers raised in this process, by derivation.
 
     Raises:
         StoreError, PylightnixException: it has no outcome, because the store failed or it was cancelled.
@@ -73,7 +95,7 @@ def outcome_of(operation: str, closure: Closure, result: m.WaitResult, trusted: 
         built=_drefs(found["built"]),
         joined=_drefs(found["joined"]),
         reused=_drefs(found["reused"]),
-        failed=[(DRef(row.dref or closure.targets[0]), failure(row, trusted)) for row in failed],
+        failed=[(dref, failure(row, trusted, raised.get(dref))) for row in failed for dref in [DRef(row.dref or closure.targets[0])]],
         skipped=[(DRef(row.dref), DRef(row.because)) for row in skipped],
         steps=[PlanStep(DRef(step.dref), StepKind(step.kind), step.reason) for step in steps],
     )

@@ -42,18 +42,11 @@ def put_out_link(path: str, target: str) -> None:
     Raises:
         LinkRefused: something else is there, or the system refuses.
     """
+    from pylightnix.links import forcelink
+
     check_out_link(path)
-    folder, name = os.path.split(path)
-    # In the same folder, for the rename to stay on one file system; hidden, should we be killed in between.
-    # A long name is cut, for it may have all the 255 bytes that a name can have.
-    fresh = os.path.join(folder, f".{os.fsdecode(os.fsencode(name)[:200])}.{os.urandom(6).hex()}")
     try:
-        os.symlink(target, fresh)
-        try:
-            os.rename(fresh, path)
-        except BaseException:
-            os.unlink(fresh)
-            raise
+        forcelink(target, path)
     except OSError as error:
         raise LinkRefused(path, error.strerror or str(error)) from error
 

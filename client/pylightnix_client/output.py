@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["Answers", "coloured", "hold_standard_descriptors", "note"]
+__all__ = ["Answers", "coloured", "hold_standard_descriptors", "note", "on_terminal"]
 
 
 class Answers:
@@ -33,7 +33,7 @@ class Answers:
         """Write one JSON object on a line of its own. ASCII only, so that no locale and no file name can break it."""
         self.raw((json.dumps({"kind": kind, **fields}) + "\n").encode("ascii"))
 
-    def raw(self, content: bytes) -> None:
+    def raw(self, content: bytes | memoryview) -> None:
         """Write bytes at once: nothing is held back that a crash could lose.
 
         Raises:
@@ -82,9 +82,14 @@ def hold_standard_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
+def on_terminal() -> bool:
+    """Tell whether notes go to a terminal that understands more than plain lines."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 def coloured() -> bool:
-    """Tell whether notes may be coloured: on a terminal, unless NO_COLOR or a dumb TERM says no."""
-    return sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Tell whether notes may be coloured: on a terminal, unless NO_COLOR says no."""
+    return on_terminal() and not os.environ.get("NO_COLOR")
 
 
 def note(text: str, label: str = "", colour: str = "") -> None:

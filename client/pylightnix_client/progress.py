@@ -6,7 +6,7 @@ may name some, come with the result.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from pylightnix.errors import BuildError, PylightnixException
 from pylightnix.events import (
@@ -17,10 +17,16 @@ from pylightnix.events import (
     BuildWaiting,
     Event,
 )
+from pylightnix.protocol import messages as m
 from pylightnix.refs import undref
+from pylightnix.types import DRef
+from pylightnix_client.onlooker import Onlooker
+from pylightnix_client.operation import Happening
 from pylightnix_client.output import Answers, note
 
-__all__ = ["JsonProgress", "TextProgress", "event_fields", "human_seconds"]
+__all__ = ["INTERRUPTED", "JsonProgress", "Progress", "TextProgress", "event_fields", "human_seconds"]
+
+INTERRUPTED: Final = "interrupted: cancelling what was asked for, what was finished is kept; press Ctrl-C again to leave at once"
 
 
 def human_seconds(seconds: float) -> str:
@@ -49,17 +55,40 @@ def event_fields(event: Event) -> dict[str, Any]:
     return {"kind": "build-skipped", "dref": event.dref, "because": event.because}
 
 
-class JsonProgress:
+class Progress(Onlooker):
+    """What all ways of showing progress have in common: they remember which build was whose.
+
+    Attributes:
+        builds: each derivation that a daemon began to build, with the build's name.
+    """
+
+    def __init__(self) -> None:
+        self.builds: dict[DRef, str] = {}
+
+    def hear(self, happening: Happening) -> None:
+        """Take in what the daemon says."""
+        if isinstance(happening, m.Event) and happening.phase == "start" and happening.dref is not None and happening.build is not None:
+            self.builds[DRef(happening.dref)] = happening.build
+
+
+class JsonProgress(Progress):
     """Writes events as JSON objects to standard output."""
 
     def __init__(self, answers: Answers) -> None:
+        super().__init__()
         self._answers = answers
         self._heard = True
 
     def __call__(self, event: Event) -> None:
+        self._tell(event_fields(event))
+
+    def interrupted(self) -> None:
+        """Say that the operation is being cancelled."""
+        self._tell({"kind": "cancelling"})
+
+    def _tell(self, fields: dict[str, Any]) -> None:
         if not self._heard:
             return
-        fields = event_fields(event)
         try:
             self._answers.object(fields.pop("kind"), **fields)
         except BrokenPipeError:
@@ -67,10 +96,11 @@ class JsonProgress:
             self._heard = False
 
 
-class TextProgress:
+class TextProgress(Progress):
     """Writes events as lines to standard error. What was skipped is told at the end, with the reasons."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._places: dict[str, str] = {}  # through a daemon, several are built at a time
 
     def __call__(self, event: Event) -> None:
@@ -88,3 +118,7 @@ class TextProgress:
             note(f"{name}: another process has built it")
         elif isinstance(event, BuildFailed):
             note(f"{name}: failed", self._places.get(event.dref, ""), "red")
+
+    def interrupted(self) -> None:
+        """Say that the operation is being cancelled."""
+        note(INTERRUPTED)

@@ -80,14 +80,12 @@ def reference_of_path(path: str, S: StorageSettings) -> tuple[Reference, str]:
     Raises:
         InvalidReference: it lies elsewhere.
     """
-    storage = os.path.realpath(store_layout(S).storage)
-    real = os.path.realpath(path)
-    parts = real[len(storage) + 1 :].split(os.sep) if real.startswith(storage + os.sep) else []
-    if len(parts) >= 2 and isrref(f"rref:{parts[1]}-{parts[0]}"):
-        return RRef(f"rref:{parts[1]}-{parts[0]}"), os.sep.join(parts[2:])
-    if parts and isdref(f"dref:{parts[0]}"):
-        return DRef(f"dref:{parts[0]}"), os.sep.join(parts[1:])
-    raise InvalidReference(path, f"a path in the store {storage}")
+    from pylightnix.query import located
+
+    found = located(path, S)
+    if found is None:
+        raise InvalidReference(path, f"a path in the store {os.path.realpath(store_layout(S).storage)}")
+    return found
 
 
 def existing_realization(rref: RRef, S: StorageSettings) -> str:

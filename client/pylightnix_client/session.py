@@ -1,17 +1,21 @@
-"""What all commands of one run share: where answers go, and which store is meant."""
+"""What all commands of one run share: where answers go, which store is meant, and which daemon."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Optional
 
 from pylightnix_client.output import Answers
 
 if TYPE_CHECKING:
     from pylightnix.types import StorageSettings
+    from pylightnix_client.client import Client
 
-__all__ = ["Session", "fixed_settings"]
+__all__ = ["CONNECT_SECONDS", "Session", "fixed_settings", "served_settings"]
+
+CONNECT_SECONDS: Final = 10.0
+"""How long connecting to a daemon and its greeting may take."""
 
 
 def fixed_settings(root: Optional[str]) -> StorageSettings:
@@ -33,6 +37,22 @@ def fixed_settings(root: Optional[str]) -> StorageSettings:
     )
 
 
+def served_settings(socket: str, deadline_seconds: float = CONNECT_SECONDS) -> StorageSettings:
+    """Return the settings of the store that the daemon at `socket` serves; everything in it then goes through that daemon."""
+    from pylightnix.storage import mkSS, store_layout
+    from pylightnix.store.layout import STORAGE_NAME
+    from pylightnix.store.ownership import use_socket
+    from pylightnix_client.client import Client
+
+    with Client.connect(socket, deadline_seconds) as client:
+        welcome = client.welcome
+    # A daemon may keep its state elsewhere (--state): only it needs to know where.
+    top, name = os.path.split(welcome.storage)
+    S = mkSS(top) if name == STORAGE_NAME else mkSS(welcome.store, welcome.storage)
+    use_socket(store_layout(S), socket)
+    return S
+
+
 @dataclass(slots=True)
 class Session:
     """One run of the program."""
@@ -40,6 +60,34 @@ class Session:
     answers: Answers
     root: Optional[str] = None
     """What `--store` says."""
+    socket: Optional[str] = None
+    """What `--socket` says."""
+    _settings: Optional[StorageSettings] = field(default=None, init=False)
 
-    def settings(self) -> StorageSettings:
-        return fixed_settings(self.root)
+    def settings(self, deadline_seconds: float = CONNECT_SECONDS) -> StorageSettings:
+        """Return which store is meant.
+
+        Raises:
+            PylightnixException: a socket was given, and there is no daemon to ask.
+        """
+        if self._settings is None:
+            self._settings = fixed_settings(self.root) if self.socket is None else served_settings(self.socket, deadline_seconds)
+        return self._settings
+
+    def connect(self, deadline_seconds: float = CONNECT_SECONDS) -> Client:
+        """Connect to the store's daemon.
+
+        Raises:
+            NoDaemon, SocketRefused, NotYours, DaemonGone, UnsupportedVersion: there is none to talk to.
+        """
+        from pylightnix.storage import store_layout
+        from pylightnix_client.client import Client
+
+        return Client.connect(self.socket or store_layout(self.settings()), deadline_seconds)
+
+    def own_command(self, *words: str) -> str:
+        """Return a command line of this program on the same store, ready to be copied into a shell."""
+        import shlex
+
+        where = ["--socket", self.socket] if self.socket else ["--store", self.root] if self.root else []
+        return shlex.join(["pylightnix", *where, *words])

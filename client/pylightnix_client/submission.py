@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Optional, Union, cast
 
 from pylightnix.embedded import forced_drefs
 from pylightnix.errors import PylightnixException
+from pylightnix.nesting import build_token
+from pylightnix.options import Options, options_of
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.limits import BLOB_BYTES_MAX, BLOB_PIECE_BYTES_MAX, DERIVATIONS_PER_MESSAGE_MAX
 from pylightnix.registry import RegisteredDerivation, assert_valid_closure, needed_graph
+from pylightnix.samples import samples_of
 from pylightnix.storage import store_layout
 from pylightnix.store.derivations import read_canonical
 from pylightnix.store.layout import StoreLayout
 from pylightnix.travel import capture_environment, pack_arguments, pack_matcher, pack_realizer
-from pylightnix.types import Closure, Derivation, DRef, RealizeArg
+from pylightnix.types import Closure, Derivation, DRef, Matcher, RealizeArg, Realizer
+from pylightnix_client.code import sent_digest
 from pylightnix_client.exchange import CREDIT, Ask, Exchange
 
-__all__ = ["Wishes", "submission"]
+__all__ = ["Wishes", "steering_of", "submission"]
 
 ADD_BYTES_MAX: Final = 6 << 20
 """Most bytes of configs and arguments in one message; the rest of its 8 MiB is for what is around them."""
 _SPEC_BYTES: Final = 400
 """About what a derivation takes besides its config and its arguments."""
 _REASON_CHARACTERS: Final = 4000
+_POSITIVE_MAX: Final = 2**31 - 1
+_COUNT_MAX: Final = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,14 @@ class Wishes:
     keep_going: bool = False
     watch: bool = False
     """Whether to subscribe to events, before there are any."""
+    log: bool = False
+    """Whether to subscribe to what builds write, too."""
+    jobs: Optional[int] = None
+    """How many builds may be wanted at a time; None for all."""
+    ask: Sequence[DRef] = ()
+    """Before what to pause."""
+    ask_on_failure: bool = False
+    """Whether to pause at what failed."""
 
 
 def submission(closure: Closure, wishes: Wishes) -> Exchange[str]:
@@ -60,7 +76,11 @@ def submission(closure: Closure, wishes: Wishes) -> Exchange[str]:
             assert_realized=[str(dref) for dref in wishes.assert_realized],
             dry_run=wishes.dry_run,
             keep_going=wishes.keep_going,
-            environment=_environment(),
+            jobs=wishes.jobs,
+            ask=[str(dref) for dref in wishes.ask],
+            ask_on_failure=wishes.ask_on_failure,
+            parent=build_token(store_layout(closure.S).storage),
+            environment=_environment({name for dref in graph.order for name in options_of(known[dref].realizer).env}),
         ),
     )
     operation: str = opened.operation
@@ -79,7 +99,7 @@ def submission(closure: Closure, wishes: Wishes) -> Exchange[str]:
             size += weight
         yield Ask("submit.add", m.SubmitAdd(operation=operation, derivations=batch))
         if wishes.watch:
-            yield Ask("subscribe", m.Subscribe(operation=operation, credit=CREDIT))
+            yield Ask("subscribe", m.Subscribe(operation=operation, credit=CREDIT, log=wishes.log))
         yield Ask("submit.commit", m.SubmitCommit(operation=operation))
     except PylightnixException:
         yield Ask("cancel", m.Cancel(operation=operation))
@@ -93,8 +113,8 @@ def _canonical(derivation: Derivation, layout: StoreLayout) -> bytes:
     return read_canonical(layout, derivation.dref)
 
 
-def _environment() -> m.Environment:
-    found = capture_environment()
+def _environment(declared: Iterable[str]) -> m.Environment:
+    found = capture_environment(declared)
     return m.Environment(
         interpreter=found.interpreter,
         import_path=[entry for entry in found.import_path if _is_text(entry)],
@@ -112,6 +132,21 @@ def _is_text(value: str) -> bool:
     return True
 
 
+def steering_of(options: Options) -> Optional[m.Steering]:
+    """Return what a daemon is told of a stage's options; None if there is nothing to tell."""
+    steering = m.Steering(
+        cpus=min(math.ceil(options.cpus), _POSITIVE_MAX),  # more than any daemon has, and so is what is cut
+        memory=min(options.memory or 0, _COUNT_MAX),
+        tags={name: min(number, _POSITIVE_MAX) for name, number in options.tags.items()},
+        timeout_seconds=options.timeout_seconds,
+        silent_timeout_seconds=options.silent_timeout_seconds,
+        sandbox=options.sandbox,
+        worker=options.worker,
+        priority=options.priority,
+    )
+    return None if steering == m.Steering() else steering
+
+
 RealizerKind = Literal["command", "mknode", "python", "caller"]
 MatcherKind = Literal["latest", "some", "only", "all", "exact", "python", "caller"]
 
@@ -123,40 +158,66 @@ class _Packing:
         self._operation = operation
         self._sent: set[str] = set()
         self._unsent: list[tuple[str, bytes]] = []
-        self._packed: dict[int, tuple[object, m.RealizerSpec | m.MatcherSpec]] = {}
+        self._realizers: dict[int, tuple[Realizer, m.RealizerSpec, Optional[str]]] = {}
+        self._matchers: dict[int, tuple[Matcher, m.MatcherSpec]] = {}
+        self._digests: dict[str, Optional[str]] = {}
 
     def spec(self, derivation: Derivation, config: bytes, arguments: Optional[RealizeArg]) -> tuple[m.DerivationSpec, int]:
         """Return the derivation as it travels, and about how many bytes that is. Its blobs go before it."""
-        realizer = self._realizer(derivation)
+        realizer, digest = self._realizer(derivation)
         packed = pack_arguments(arguments or {})
         args = packed.blob
         if packed.kind == "caller" or len(args or b"") > BLOB_PIECE_BYTES_MAX:
             reason = packed.reason or f"they take {len(args or b'')} bytes, and {BLOB_PIECE_BYTES_MAX} may be sent"
-            realizer, args = m.RealizerSpec(kind="caller", reason=f"its arguments: {reason}"[:_REASON_CHARACTERS]), None
+            realizer = m.RealizerSpec(kind="caller", reason=f"its arguments: {reason}"[:_REASON_CHARACTERS])
+            # They stay here, and this stands for them: nobody can tell whether others are equal to what is not bytes.
+            args = hashlib.sha256(args).digest() if args is not None else os.urandom(32)
         matcher = self._matcher(derivation)
-        spec = m.DerivationSpec(config=config, matcher=matcher, realizer=realizer, args=args)
+        samples = samples_of(derivation.realizer) if realizer.kind == "python" else 1  # here they are made in order
+        options = options_of(derivation.realizer)
+        spec = m.DerivationSpec(
+            config=config,
+            matcher=matcher,
+            realizer=realizer,
+            digest=digest,
+            declared=list(options.env),
+            args=args,
+            samples=samples,
+            steering=steering_of(options),
+        )
         return spec, len(config) + len(args or b"") + 90 * len(matcher.rrefs) + len(realizer.reason) + _SPEC_BYTES
 
-    def _realizer(self, derivation: Derivation) -> m.RealizerSpec:
+    def _realizer(self, derivation: Derivation) -> tuple[m.RealizerSpec, Optional[str]]:
+        """Return the realizer as it travels, and what code it is."""
         realizer = derivation.realizer
-        known = self._packed.get(id(realizer))
-        if known is not None and isinstance(known[1], m.RealizerSpec):
-            return known[1]
+        known = self._realizers.get(id(realizer))
+        if known is not None:
+            return known[1:]
         packed = pack_realizer(realizer)
         kind, blob, reason = self._taken(packed.kind, packed.blob, packed.reason)
         spec = m.RealizerSpec(kind=cast(RealizerKind, kind), blob=blob, reason=reason)
-        self._packed[id(realizer)] = (realizer, spec)  # with the object itself, so that nothing else gets its id
-        return spec
+        digest = self._digest(realizer, spec)
+        self._realizers[id(realizer)] = (realizer, spec, digest)  # with the object itself, so that nothing else gets its id
+        return spec, digest
+
+    def _digest(self, realizer: Realizer, spec: m.RealizerSpec) -> Optional[str]:
+        if spec.kind not in ("python", "caller"):
+            return None  # its code is this package's
+        if not spec.blob:
+            return sent_digest(realizer, travels=False)
+        if spec.blob not in self._digests:  # what is pickled alike is the same code
+            self._digests[spec.blob] = sent_digest(realizer, travels=True)
+        return self._digests[spec.blob]
 
     def _matcher(self, derivation: Derivation) -> m.MatcherSpec:
         matcher = derivation.matcher
-        known = self._packed.get(id(matcher))
-        if known is not None and isinstance(known[1], m.MatcherSpec):
+        known = self._matchers.get(id(matcher))
+        if known is not None:
             return known[1]
         packed = pack_matcher(matcher)
         kind, blob, _ = self._taken(packed.kind, packed.blob, packed.reason)
         spec = m.MatcherSpec(kind=cast(MatcherKind, kind), n=packed.n, rrefs=[str(rref) for rref in packed.rrefs], blob=blob)
-        self._packed[id(matcher)] = (matcher, spec)
+        self._matchers[id(matcher)] = (matcher, spec)
         return spec
 
     def _taken(self, kind: str, blob: Optional[bytes], reason: str) -> tuple[str, str, str]:

@@ -1,5 +1,6 @@
 """Running builds: from the table's word to outputs in place, and the news to every operation that waits.
 
+A build runs in a worker, or in the caller's own process where its realizer cannot leave that; see `claims`.
 One task per running build. Whatever happens in it ends as a fact for the operations: nothing that a
 builder does can raise out of here. The order within a build: fork, drain its log, wait until all its
 processes are dead, read its report, take over, put in place, tell.
@@ -9,27 +10,32 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
+import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Optional, Protocol
+from typing import Any, Final, Optional, Protocol, Union
 
 import trio
 
 from pylightnix.config import canonical_bytes
 from pylightnix.errors import InvalidOutput, StoreError
 from pylightnix.planner.messages import Built, Candidate, CandidatesFound, Fact, Failed
-from pylightnix.protocol.errors import BuildDied, ProtocolError, WorkerFailed
+from pylightnix.protocol.errors import BuildDied, ProtocolError, TooMany, WorkerFailed
 from pylightnix.protocol.messages import FailedRow, RealizerSpec
 from pylightnix.protocol.worker_messages import BuildEnded
 from pylightnix.refs import isrref, rref2dref
 from pylightnix.store.kept import keep_failed
 from pylightnix.travel import Environment
+from pylightnix.types import DRef, RRef
+from pylightnix.worker.children import how_it_ended
+from pylightnixd.claims import Abandoned, Caller, Claim, Delivery, claim_row, left_names
 from pylightnixd.hold import HeldStore
-from pylightnixd.logs import BuildLog, compress_log
+from pylightnixd.logfolder import COMPRESS_BYTES, LogFolder, LogPlace
+from pylightnixd.logs import BuildLog
 from pylightnixd.report import REPORT_BYTES_MAX, BuildReport, FailedBuild, failed_row, parse_report
-from pylightnixd.table import BuildKey, BuildTable, CancelBuild, Release
+from pylightnixd.table import BuildKey, BuildState, BuildTable, CancelBuild, Release, Resume
 from pylightnixd.workers import Worker, WorkerLost, WorkerPool
 
 __all__ = ["BuildJob", "Builds", "Limits", "Waiter"]
@@ -40,17 +46,19 @@ SCAN_SECONDS: Final = 5.0
 """How often the table is looked at although nothing woke us; finding work then counts as a bug."""
 LOST_WORKER_TRIES: Final = 3
 LOST_WORKER_BACKOFF_SECONDS: Final = 0.2
-COMPRESS_BYTES: Final = 1 << 16
 DRAIN_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on every build. Zero is none."""
+    """Bounds on every build that a worker runs. Zero is none."""
 
     timeout_seconds: float = 0.0
+    """How long it may take."""
     silent_timeout_seconds: float = 0.0
+    """How long it may say nothing."""
     log_bytes: int = 256 << 20
+    """How much it may say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +72,29 @@ class BuildJob:
     digest: Optional[str]
     arguments: Optional[bytes]
     environment: Environment
+    operation: str
+    """Whose job it is."""
+    caller: Optional[Caller] = None
+    """Who alone can run it; None if a worker can."""
+    samples: int = 1
+    """How many of its samples may be made side by side, if there are slots for them."""
 
 
 class Waiter(Protocol):
     """An operation, as far as builds are concerned."""
 
     id: str
+    parent: Optional[RunningBuild]
+    """The build whose realizer wants it; None for a client's own."""
 
     def post(self, fact: Fact) -> None:
         """Take a fact in; must not await."""
 
     def build_started(self, running: RunningBuild) -> None:
         """Learn that a build that it waits for has begun."""
+
+    def build_abandoned(self, dref: DRef) -> None:
+        """Learn that nobody runs the build of `dref` any more, though nothing failed; it is to ask for it again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,20 +112,22 @@ class RunningBuild:
     kill: trio.Event = field(default_factory=trio.Event)
     """Set when the build is to be killed: it was cancelled, or its log is too long."""
     killed_because: Optional[str] = None
-
-
-@dataclass(frozen=True, slots=True)
-class LogPlace:
-    """Where the log of a build is."""
-
-    build: str
-    path: str
-    finished: bool
+    claim: Optional[Claim] = None
+    """What its caller was given, where a caller runs it."""
+    abandoned: bool = False
+    """Whether its caller went away before it had built."""
+    token: Optional[str] = None
+    """By which its realizer tells that it is this build that wants something; another one for each attempt."""
+    realized: dict[DRef, set[RRef]] = field(default_factory=dict)
+    """What was realized for its realizer: its dynamic dependencies."""
+    resumes: deque[trio.Event] = field(default_factory=deque)
+    """Those whose waits are over and who go on when there are slots for them."""
 
 
 @dataclass(slots=True)
 class _Interest:
     waiter: Waiter
+    job: BuildJob
     known: Optional[Sequence[Candidate]]
     """What its matcher saw when it asked for a build; None when it forces one."""
     caused: bool
@@ -119,29 +140,40 @@ class Builds:
     hold: HeldStore
     pool: WorkerPool
     table: BuildTable
-    log_folder: str
+    logs: LogFolder
     limits: Limits
     instance: str
     """Tells the builds of this daemon's life from those of others, in names of logs."""
     running: dict[str, RunningBuild] = field(default_factory=dict)
     lost_wakeups: int = 0
     stopping: bool = False
+    _callers: dict[Caller, None] = field(default_factory=dict)
+    """Those that builds wait for."""
+    _lent_for: dict[str, str] = field(default_factory=dict)
+    """Operation -> the build that has lent slots while it waits for that."""
     _interests: dict[str, dict[str, _Interest]] = field(default_factory=dict)
     _jobs: dict[str, BuildJob] = field(default_factory=dict)
     _changed: trio.Event = field(default_factory=trio.Event)
     _ended: trio.Event = field(default_factory=trio.Event)
-    _logs: dict[str, LogPlace] = field(default_factory=dict)
-    """Build, or derivation -> its latest log, of builds that have ended."""
+    _nursery: Optional[trio.Nursery] = None
+    """Holds the builds; open while `run` runs."""
 
     # --- what operations call -----------------------------------------------------------------------
 
     def want(self, waiter: Waiter, job: BuildJob, known: Optional[Sequence[Candidate]], path_seconds: float = 0.0) -> str:
         """Have `job` built for `waiter`, or let it share the build that there is; return the build's name."""
         forced = known is None
-        joined = self.table.want(trio.current_time(), waiter.id, job.key, forced=forced, path_seconds=path_seconds)
-        self._interests.setdefault(joined.build, {})[waiter.id] = _Interest(waiter, known, joined.new)
+        cpus = 1 if job.caller is None else 0
+        joined = self.table.want(
+            trio.current_time(), waiter.id, job.key, forced=forced, cpus=cpus, samples=job.samples, path_seconds=path_seconds
+        )
+        self._interests.setdefault(joined.build, {})[waiter.id] = _Interest(waiter, job, known, joined.new)
         if joined.new:
             self._jobs[joined.build] = job
+        if job.caller is not None:
+            job.caller.queue[joined.build] = None
+            self._callers[job.caller] = None
+        self._lend(waiter)
         self._wake()
         running = self.running.get(joined.build)
         if running is not None:
@@ -155,7 +187,82 @@ class Builds:
             del self._interests[build][waiter.id]
             if self.table.entry(build) is None:
                 self._forget(build)
+                continue
+            running = self.running.get(build)
+            if running is None:
+                self._ask_again_if_stranded(build)
+        self.drop_claim(waiter.id)
         self._wake()
+
+    def drop_claim(self, operation: str) -> None:
+        """Take back what was claimed for an operation that is about to end; others have realizers of their own.
+
+        At once, when it is cancelled: the caller's word that it was interrupted must fail nobody else.
+        """
+        for running in self.running.values():
+            if running.claim is not None and running.job.operation == operation and not running.claim.over.is_set():
+                running.claim.dropped = True
+                running.kill.set()
+
+    # --- what operations call that builds want ----------------------------------------------------------
+
+    def running_of(self, token: str) -> Optional[RunningBuild]:
+        """Return the build that runs and whose realizer was given this token."""
+        return next((running for running in self.running.values() if running.token == token), None)
+
+    def path_around(self, inside: RunningBuild, dref: DRef) -> list[DRef]:
+        """Return the derivations from `dref` to that of `inside` of which each waits for the next; empty if there is no such way."""
+        paths, seen = [[inside]], {inside.id}
+        for path in paths:
+            if path[0].job.key.dref == dref:
+                return [running.job.key.dref for running in path]
+            for interest in self._interests.get(path[0].id, {}).values():
+                outer = interest.waiter.parent
+                if outer is not None and outer.id not in seen:
+                    seen.add(outer.id)
+                    paths.append([outer, *path])
+        return []
+
+    def _lend(self, waiter: Waiter) -> None:
+        """Let others have slots of the build that wants this operation, for it waits now."""
+        parent = waiter.parent
+        if parent is not None and waiter.id not in self._lent_for and parent.id in self.running:
+            self._lent_for[waiter.id] = parent.id
+            self.table.lend(parent.id)
+
+    async def wait_resumed(self, waiter: Waiter) -> None:
+        """Wait until the build that waited for this operation, if one did, has slots to go on."""
+        build = self._lent_for.pop(waiter.id, None)
+        running = self.running.get(build) if build is not None else None
+        if running is not None:
+            event = trio.Event()
+            running.resumes.append(event)
+            self.table.reclaim(running.id)
+            self._wake()
+            await event.wait()
+            running.log.last_output = time.monotonic()
+
+    # --- callers ----------------------------------------------------------------------------------------
+
+    def caller_gone(self, caller: Caller) -> None:
+        """Enter that a session is over: nothing runs in it, and nothing will."""
+        caller.end()
+        self._callers.pop(caller, None)
+        for build in list(caller.queue):
+            self._ask_again_if_stranded(build)
+        self._wake()
+
+    def _ask_again_if_stranded(self, build: str) -> None:
+        """Let whoever wants a build that waits for a caller ask again, if there is no such caller any more."""
+        entry = self.table.entry(build)
+        if entry is None or entry.cpus or entry.state is not BuildState.queued:
+            return
+        interests = list(self._interests.get(build, {}).values())
+        if not any(interest.job.caller is not None and not interest.job.caller.gone for interest in interests):
+            self.table.drop(build)
+            self._forget(build)
+            for interest in interests:
+                interest.waiter.build_abandoned(entry.key.dref)
 
     def _wake(self) -> None:
         self._changed.set()
@@ -170,18 +277,23 @@ class Builds:
         for running in reversed(self.running.values()):
             if ref == running.id or dref == running.job.key.dref:
                 return LogPlace(running.id, running.log.path, running.log.finished)
-        return self._logs.get(dref)
+        return self.logs.latest(dref)
 
     # --- the loop -------------------------------------------------------------------------------------
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Start and cancel builds as the table says, for as long as the daemon lives and is not stopping."""
+        self._nursery = nursery
         while not self.stopping:
             for action in self.table.actions(trio.current_time()):
                 if isinstance(action, Release):
                     self._release(action.build, nursery)
                 elif isinstance(action, CancelBuild):
                     self.cancel(action.build)
+                elif isinstance(action, Resume):
+                    self.running[action.build].resumes.popleft().set()
+            for caller in list(self._callers):
+                self._give_claim(caller, nursery)
             deadline = self.table.deadline()
             until = min(trio.current_time() + SCAN_SECONDS, deadline if deadline is not None else float("inf"))
             with trio.move_on_at(until) as scope:
@@ -192,6 +304,28 @@ class Builds:
                 _log.error("BUG: a build could start and nobody had been woken for it")
 
     def _release(self, build: str, nursery: trio.Nursery) -> None:
+        if self._is_wanted_still(build):
+            self._begin(build, self._jobs[build], nursery)
+
+    def _give_claim(self, caller: Caller, nursery: trio.Nursery) -> None:
+        """Have a caller run the next build that waits for it, unless it is at work."""
+        while caller.is_free and caller.queue:
+            build = next(iter(caller.queue))
+            del caller.queue[build]
+            entry = self.table.entry(build)
+            if entry is None or entry.cpus or entry.state is not BuildState.queued or not self._is_wanted_still(build):
+                continue
+            mine = [interest.job for interest in self._interests[build].values() if interest.job.caller is caller]
+            if not mine:
+                self._ask_again_if_stranded(build)
+                continue
+            self.table.start(trio.current_time(), build)
+            self._begin(build, mine[0], nursery)
+        if not caller.queue:
+            self._callers.pop(caller, None)
+
+    def _is_wanted_still(self, build: str) -> bool:
+        """Let those go who have not seen what others delivered since the build was queued; tell whether anybody is left."""
         job, interests = self._jobs[build], self._interests[build]
         entry = self.table.entry(build)
         if entry is not None and not entry.forced:
@@ -206,10 +340,16 @@ class Builds:
                 self.table.drop(build)
                 self._forget(build)
                 self._wake()
-                return
-        log = BuildLog(os.path.join(self.log_folder, f"{self.instance}-{build}.log"), self.limits.log_bytes or 1 << 62)
+                return False
+        return True
+
+    def _begin(self, build: str, job: BuildJob, nursery: trio.Nursery) -> None:
+        log = BuildLog(self.logs.path_of(build, job.key.dref), self.limits.log_bytes or 1 << 62)
         running = self.running[build] = RunningBuild(build, job, log, time.time())
         log.on_overflow = running.kill.set
+        if job.caller is not None:
+            running.claim = job.caller.take(f"{self.instance}-{build}", job.key.dref)
+            running.token = running.claim.id
         nursery.start_soon(self._run, running)
 
     def _look(self, job: BuildJob) -> Fact:
@@ -225,6 +365,12 @@ class Builds:
         if running is not None:
             running.cancelled = True
             running.kill.set()
+
+    def take_settings(self, jobs: int, limits: Limits) -> None:
+        """Change how many builds may run, and what is allowed to those that begin from now on."""
+        self.table.resize(jobs)
+        self.limits = limits
+        self._wake()
 
     def interrupt_all(self) -> None:
         """Kill every build, and start no other."""
@@ -243,6 +389,8 @@ class Builds:
         failure: Optional[FailedRow] = None
         try:
             failure = await self._attempts(running)
+        except Abandoned:
+            running.abandoned = True
         except (StoreError, WorkerFailed, ProtocolError, OSError) as error:
             failure = failed_row(dref, error)
         except Exception as error:  # noqa: BLE001  # one build's trouble must not end the daemon
@@ -252,18 +400,16 @@ class Builds:
             running.log.finish()
             with trio.CancelScope(shield=True):
                 self._end(running, failure)
-                if running.log.size == 0:
-                    _unlink(running.log.path)  # reading it gives nothing either way
-                elif running.log.size > COMPRESS_BYTES:
-                    try:
-                        await self.hold.in_thread(lambda: compress_log(running.log.path))  # noqa: ASYNC102  # it ends by itself
-                    except OSError as error:
-                        _log.warning("cannot compress the log %s: %s", running.log.path, error)
+                if running.log.size > COMPRESS_BYTES:
+                    size = await self.hold.in_thread(lambda: self.logs.compress(running.log.path))  # noqa: ASYNC102  # it ends by itself
+                    if size is not None:
+                        self.logs.compressed(running.log.path, size)
 
     def _end(self, running: RunningBuild, failure: Optional[FailedRow]) -> None:
         del self.running[running.id]
-        place = LogPlace(running.id, running.log.path, finished=True)
-        self._logs[running.id] = self._logs[str(running.job.key.dref)] = place
+        for event in running.resumes:
+            event.set()
+        self.logs.ended(running.log.path)
         self.table.ended(running.id)
         self._ended.set()
         self._ended = trio.Event()
@@ -272,7 +418,9 @@ class Builds:
         self._forget(running.id)
         self._wake()
         for interest in interests.values():
-            if failure is not None:
+            if running.abandoned:
+                interest.waiter.build_abandoned(dref)
+            elif failure is not None:
                 interest.waiter.post(Failed(dref, FailedBuild(failure)))
             elif interest.caused or interest.known is None:
                 interest.waiter.post(Built(dref, joined=not interest.caused))
@@ -286,6 +434,8 @@ class Builds:
         running.log.open()
         for interest in self._interests.get(running.id, {}).values():
             interest.waiter.build_started(running)
+        if running.claim is not None:
+            return await self._in_caller(running, running.claim)
         fresh = False
         for attempt in range(1, LOST_WORKER_TRIES + 1):
             worker = await self.pool.worker_for(running.job.environment)
@@ -305,7 +455,8 @@ class Builds:
 
     async def _attempt(self, running: RunningBuild, worker: Worker) -> Optional[FailedRow]:
         folder = self.hold.make_folder()
-        running.worker = worker
+        running.worker, running.token = worker, secrets.token_hex(16)
+        running.realized.clear()
         try:
             ended, report = await self._in_worker(running, worker, folder)
             if report is None or report.error is not None:
@@ -318,6 +469,8 @@ class Builds:
                 started=report.started,
                 stopped=report.stopped,
                 realizer_digest=running.job.digest,
+                manifest=report.manifest,
+                dynamic=running.realized,
             )
             return None
         except InvalidOutput as error:
@@ -327,6 +480,77 @@ class Builds:
             # Shielded, and not bounded: a thread that removes files cannot be abandoned half-way.
             with trio.CancelScope(shield=True):
                 await self.hold.remove(folder)  # noqa: ASYNC102
+
+    # --- one build in a caller ------------------------------------------------------------------------
+
+    async def _in_caller(self, running: RunningBuild, claim: Claim) -> Optional[FailedRow]:
+        """Have a caller build, and put in place what it made.
+
+        Raises:
+            Abandoned: it went away, or its operation did.
+        """
+        job, caller = running.job, running.job.caller
+        if caller is None:
+            raise AssertionError("BUG: a claim, and nobody to have it")
+        folder: Optional[str] = None
+        offered = False
+        try:
+            await self.hold.wait_nameable(RRef(rref) for rrefs in job.context.values() for rref in rrefs)
+            folder = self.hold.make_folder()
+            if not running.kill.is_set():
+                caller.offer(claim, job.operation, job.context, folder)
+                offered = True
+                await _first(running.kill, claim.over)
+            if claim.answer is None:
+                raise Abandoned
+            return await self._take(running, claim, claim.answer, folder)
+        except TooMany as error:
+            return failed_row(job.key.dref, error)
+        finally:
+            claim.dropped = True
+            if folder is not None and offered and not claim.over.is_set() and self._nursery is not None:
+                self._nursery.start_soon(self._clear_when_over, caller, claim, folder)
+            else:
+                await self._clear(caller, claim, folder)  # noqa: ASYNC102  # shielded there
+
+    async def _take(self, running: RunningBuild, claim: Claim, answer: Union[Delivery, FailedRow], folder: str) -> Optional[FailedRow]:
+        job, dref = running.job, running.job.key.dref
+        if isinstance(answer, FailedRow):
+            return await self._failed_in(folder, dref, left_names(answer, folder), lambda kept: claim_row(answer, dref, kept))
+        try:
+            started, stopped = answer.started, answer.stopped
+            await self.hold.place(
+                dref,
+                job.context,
+                folder,
+                answer.outputs,
+                started=started,
+                stopped=stopped,
+                realizer_digest=job.digest,
+                dynamic=running.realized,
+            )
+        except InvalidOutput as error:
+            return failed_row(dref, error)
+        return None
+
+    async def _clear_when_over(self, caller: Caller, claim: Claim, folder: str) -> None:
+        """Wait until nobody writes into the folder of a claim any more, and remove it."""
+        try:
+            await claim.over.wait()
+        finally:
+            await self._clear(caller, claim, folder)  # noqa: ASYNC102  # shielded there
+
+    async def _clear(self, caller: Caller, claim: Claim, folder: Optional[str]) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                if folder is not None:
+                    await self.hold.remove(folder)
+            except StoreError as error:  # the program may still write there; the next start removes it
+                _log.warning("cannot remove the folder of a claim that has ended: %s", error)
+        caller.end_claim(claim)
+        self._wake()
+
+    # --- one build in a worker ------------------------------------------------------------------------
 
     async def _in_worker(self, running: RunningBuild, worker: Worker, folder: str) -> tuple[BuildEnded, Optional[BuildReport]]:
         """Have the worker fork a build, and wait until all its processes are dead."""
@@ -348,6 +572,8 @@ class Builds:
                     "kind": job.realizer.kind,
                     "args": job.arguments,
                     "digest": job.digest,
+                    "at_once": self._samples_at_once(running),
+                    "token": running.token,
                 }
                 forked = await worker.call("build", params, (log_write, status_write))
                 running.pid = int(forked["pid"])
@@ -359,7 +585,7 @@ class Builds:
                 os.close(status_write)
             async with trio.open_nursery() as nursery:
                 drained = trio.Event()
-                nursery.start_soon(_drain, running.log, log_stream, status_stream, said, drained)
+                nursery.start_soon(_drain, running.log, log_stream, self._report_reader(running, status_stream, said), drained)
                 nursery.start_soon(self._kill_when_due, running, worker)
                 ended = await _ended(worker, running.id)
                 # All its processes are dead, so both pipes end; should one have escaped with a pipe in its
@@ -372,6 +598,17 @@ class Builds:
             raise WorkerLost(f"worker {worker.process.pid} is gone")
         return ended, parse_report(bytes(said))
 
+    def _samples_at_once(self, running: RunningBuild) -> int:
+        entry = self.table.entry(running.id)
+        return entry.samples if entry is not None else 1
+
+    def _report_reader(self, running: RunningBuild, stream: trio.abc.ReceiveStream, said: bytearray) -> Callable[[], Awaitable[None]]:
+        def take_left(left: int) -> None:
+            self.table.samples_left(running.id, left)
+            self._wake()
+
+        return lambda: _read_report(stream, said, take_left)
+
     async def _kill_when_due(self, running: RunningBuild, worker: Worker) -> None:
         running.killed_because = await self._reason_to_kill(running)
         try:
@@ -380,52 +617,54 @@ class Builds:
             pass  # then the build is dead, or has ended by itself
 
     async def _reason_to_kill(self, running: RunningBuild) -> str:
-        begun = time.monotonic()
+        begun, limits = time.monotonic(), self.limits
         while True:
-            silent_since, now = running.log.last_output, time.monotonic()
-            deadlines = [
-                (begun + self.limits.timeout_seconds, f"took longer than {self.limits.timeout_seconds:g} s", self.limits.timeout_seconds),
-                (
-                    silent_since + self.limits.silent_timeout_seconds,
-                    f"said nothing for {self.limits.silent_timeout_seconds:g} s",
-                    self.limits.silent_timeout_seconds,
-                ),
+            now = time.monotonic()
+            entry = self.table.entry(running.id)
+            last_output = now if entry is not None and entry.waits else running.log.last_output
+            due = [
+                (at + seconds, f"{why} {seconds:g} s")
+                for at, seconds, why in (
+                    (begun, limits.timeout_seconds, "took longer than the daemon's timeout of"),
+                    (last_output, limits.silent_timeout_seconds, "said nothing for the daemon's silent-timeout of"),
+                )
+                if seconds > 0
             ]
-            due = [(at, why) for at, why, limit in deadlines if limit > 0]
             for at, why in due:
                 if now >= at:
                     return why
             with trio.move_on_after(min((at - now for at, _ in due), default=float("inf"))):
                 await running.kill.wait()
-                return "was cancelled" if running.cancelled else f"wrote more than {running.log.cap_bytes} bytes of log"
+                return "was cancelled" if running.cancelled else f"wrote more than the daemon's log-size of {running.log.cap_bytes} bytes"
 
     async def _failure(self, running: RunningBuild, ended: BuildEnded, report: Optional[BuildReport], folder: str) -> FailedRow:
         """Say what went wrong in a build, and keep what it left if its error says where that is."""
         dref = running.job.key.dref
         if report is None or report.error is None:
-            return failed_row(dref, BuildDied(str(dref), running.killed_because or _how_it_ended(ended), running.id))
+            how = running.killed_because or how_it_ended(ended.exit_code, ended.signal)
+            return failed_row(dref, BuildDied(str(dref), how, running.id))
         left = [str(name) for name in report.error.get("outpaths") or () if isinstance(name, str)]
+        told = report.error
+        return await self._failed_in(folder, dref, left, lambda kept: failed_row(dref, told, **({"outpaths": kept} if kept else {})))
+
+    async def _failed_in(self, folder: str, dref: DRef, left: Sequence[str], row: Callable[[list[str]], FailedRow]) -> FailedRow:
+        """Keep the build folder of a failure if something was left in it; return the row that tells where that is."""
         if not left:
-            return failed_row(dref, report.error)
+            return row([])
         kept = await self.hold.in_thread(lambda: keep_failed(self.hold.reader.layout, dref, folder))
-        return failed_row(dref, report.error, outpaths=[os.path.join(kept, name) for name in left])
+        return row([os.path.join(kept, name) for name in left])
 
 
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass  # it was never made
+async def _first(*events: trio.Event) -> None:
+    """Wait until one of these is set."""
+    async with trio.open_nursery() as nursery:
 
+        async def watch(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
 
-def _how_it_ended(ended: BuildEnded) -> str:
-    if ended.signal is not None:
-        try:
-            name = signal.Signals(ended.signal).name
-        except ValueError:
-            name = "unknown"
-        return f"was killed by signal {ended.signal} ({name})"
-    return f"exited with status {ended.exit_code} without a report"
+        for event in events:
+            nursery.start_soon(watch, event)
 
 
 async def _ended(worker: Worker, build: str) -> Optional[BuildEnded]:
@@ -437,16 +676,20 @@ async def _ended(worker: Worker, build: str) -> Optional[BuildEnded]:
 
 
 async def _drain(
-    log: BuildLog, log_stream: trio.abc.ReceiveStream, status_stream: trio.abc.ReceiveStream, said: bytearray, drained: trio.Event
+    log: BuildLog, log_stream: trio.abc.ReceiveStream, read_report: Callable[[], Awaitable[None]], drained: trio.Event
 ) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log.drain, log_stream)
-        nursery.start_soon(_read_report, status_stream, said)
+        nursery.start_soon(read_report)
     drained.set()
 
 
-async def _read_report(stream: trio.abc.ReceiveStream, said: bytearray) -> None:
+async def _read_report(stream: trio.abc.ReceiveStream, said: bytearray, take_left: Callable[[int], None]) -> None:
+    """Read the report into `said`; what comes before it are numbers of samples that are left, one byte each."""
     while data := await stream.receive_some(1 << 16):
+        while not said and data and data[0] < 0x80:  # no map begins like this
+            take_left(data[0])
+            data = data[1:]
         if len(said) + len(data) > REPORT_BYTES_MAX:
             said.clear()
             return

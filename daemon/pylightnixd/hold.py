@@ -1,11 +1,12 @@
 """The daemon's hold on its store: every touch of index and trees goes through here.
 
-Three views of one store, each used by one task or thread at a time:
+Four views of one store, each used by one task or thread at a time:
 
 - `candidates` and other small reads run on the trio thread itself. A look-up costs microseconds, a hop
   to a thread a hundred; and only so is "look up, then join the table" one step without an await.
 - Placing (take-over, hash, pending rows, rename) runs in threads.
 - Committing (sync, valid rows) runs in another, so that the next batch gathers while one is on its way.
+- Removing runs in a third, see `removal`.
 
 Cancelling never abandons a thread that writes: trio waits for it.
 """
@@ -14,20 +15,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final, Optional, TypeVar
 
 import trio
 
 from pylightnix.attempt import take_outputs
+from pylightnix.codekey import CodeManifest
 from pylightnix.config import Config, canonical_bytes, cfgname
-from pylightnix.errors import StoreError
+from pylightnix.errors import PylightnixException, StoreError
 from pylightnix.planner.messages import Candidate
 from pylightnix.store.derivations import derivation_ref, write_derivation
 from pylightnix.store.removal import remove_tree
 from pylightnix.store.store import Store, another_view
 from pylightnix.types import DRef, RRef
+from pylightnixd.removal import Removals
 
 __all__ = ["HeldStore"]
 
@@ -35,6 +38,9 @@ T = TypeVar("T")
 _log = logging.getLogger("pylightnixd")
 GATHER_SECONDS: Final = 0.05
 """How much building may be at stake although nobody waits for it yet."""
+MANIFEST_CHARACTERS_MAX: Final = 1 << 20
+CODES_KEPT: Final = 10_000
+"""How many digests to remember as recorded; recording one again does no harm."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,9 +50,12 @@ class HeldStore:
     reader: Store
     placer: Store
     committer: Store
+    removals: Removals
     place_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     commit_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     disk_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(max(2, os.cpu_count() or 1)))
+    _codes: set[str] = field(default_factory=set)
+    """Digests of realizers of which it was recorded what they cover."""
     _placed: int = 0
     """How many attempts were put in place."""
     _durable: int = 0
@@ -59,7 +68,7 @@ class HeldStore:
     @classmethod
     def of(cls, store: Store) -> HeldStore:
         """Return the hold on a store that was opened alone."""
-        return cls(store, another_view(store), another_view(store))
+        return cls(store, another_view(store), another_view(store), Removals(another_view(store)))
 
     # --- reading ------------------------------------------------------------------------------------
 
@@ -97,8 +106,12 @@ class HeldStore:
         started: float,
         stopped: float,
         realizer_digest: Optional[str],
-    ) -> int:
-        """Take over the outputs of one attempt and put them in place; return its ticket for `wait_durable`.
+        manifest: Optional[str] = None,
+        dynamic: Mapping[DRef, Set[RRef]],
+    ) -> list[RRef]:
+        """Take over the outputs of one attempt and put them in place; return their references, of which see `wait_nameable`.
+
+        What the digest covers is recorded the first time that it is told. `dynamic` is what was realized for the realizer.
 
         Raises:
             InvalidOutput: one of them cannot be stored.
@@ -107,13 +120,23 @@ class HeldStore:
         outputs = await self.in_thread(
             lambda: take_outputs(self.placer.layout, dref, folder, [os.path.join(folder, name) for name in names])
         )
-        await trio.to_thread.run_sync(
-            lambda: self.placer.place(dref, context, outputs, started=started, stopped=stopped, realizer_digest=realizer_digest),
+        told: Optional[str] = None
+        found = {below: sorted(rrefs) for below, rrefs in dynamic.items() if rrefs}
+        if manifest is not None and realizer_digest is not None and realizer_digest not in self._codes:
+            told = manifest if _is_sound(manifest, realizer_digest) else None
+        rrefs = await trio.to_thread.run_sync(
+            lambda: self.placer.place(
+                dref, context, outputs, started=started, stopped=stopped, dynamic=found, realizer_digest=realizer_digest, manifest=told
+            ),
             limiter=self.place_limiter,
         )
+        if realizer_digest is not None and told is not None:
+            if len(self._codes) >= CODES_KEPT:
+                self._codes.clear()
+            self._codes.add(realizer_digest)
         self._placed += 1
         self._work.set()
-        return self._placed
+        return rrefs
 
     async def remove(self, folder: str) -> None:
         """Remove a build folder, in a thread."""
@@ -153,6 +176,18 @@ class HeldStore:
             self._awaited.set()
             await self._progress.wait()
 
+    async def wait_nameable(self, rrefs: Iterable[RRef]) -> None:
+        """Wait until a client may be told of these realizations, which are in place.
+
+        Raises:
+            StoreError: the commit failed, and some of them are lost.
+        """
+        await self.wait_durable(self.placed)
+        if self.losses:
+            error, lost = self.lost_among(rrefs)
+            if lost:
+                raise error
+
     @property
     def losses(self) -> int:
         """How many commits have failed so far.
@@ -168,3 +203,11 @@ class HeldStore:
         if error is None:
             raise AssertionError("BUG: asked what was lost when nothing was")
         return error, self.reader.lost_among(rrefs)
+
+
+def _is_sound(manifest: str, digest: str) -> bool:
+    """Tell whether a manifest, which user code told, is one of this digest."""
+    try:
+        return len(manifest) <= MANIFEST_CHARACTERS_MAX and CodeManifest.from_json(manifest).digest == digest
+    except PylightnixException:
+        return False

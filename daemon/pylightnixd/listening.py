@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import stat
 import struct
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,8 +16,10 @@ import trio
 
 from pylightnix.errors import StoreError
 
-__all__ = ["Peer", "SocketTrouble", "check_socket_path", "listen_at", "listener_of", "peer_of"]
+__all__ = ["LINK_NAME", "Peer", "SocketTrouble", "check_socket_path", "listen_at", "listener_of", "peer_of", "usual_socket_path"]
 
+LINK_NAME: Final = "daemon.sock"
+"""The socket in a state folder, or a link to where it is."""
 PATH_BYTES_MAX: Final = 107
 """Longest path of a Unix socket on Linux."""
 BACKLOG: Final = 128
@@ -45,6 +50,37 @@ def check_socket_path(path: str) -> None:
     length = len(os.fsencode(path))
     if length > PATH_BYTES_MAX:
         raise SocketTrouble(path, f"the path has {length} bytes, and a Unix socket's may have {PATH_BYTES_MAX}")
+
+
+def usual_socket_path(state: str, environ: Mapping[str, str]) -> str:
+    """Return where a daemon listens that was told nothing else: in its state folder, or in a private one where that is too deep.
+
+    Raises:
+        SocketTrouble: the private folder is not there and cannot be made, or is somebody else's.
+    """
+    usual = os.path.join(state, LINK_NAME)
+    if len(os.fsencode(usual)) <= PATH_BYTES_MAX:
+        return usual
+    name = hashlib.sha256(os.fsencode(os.path.realpath(state))).hexdigest()[:32] + ".sock"
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    folders = [os.path.join(runtime, "pylightnix")] if os.path.isabs(runtime) and _is_private(runtime) else []
+    folders += [os.path.join(top, f"pylightnix-{os.geteuid()}") for top in (tempfile.gettempdir(), "/tmp")]
+    folder = next(found for found in folders if len(os.fsencode(os.path.join(found, name))) <= PATH_BYTES_MAX)
+    try:
+        os.makedirs(folder, 0o700, exist_ok=True)
+    except OSError as error:
+        raise SocketTrouble(usual, f"its path is too long, and {folder} cannot be made ({error.strerror})") from error
+    if not _is_private(folder):  # anybody may have made one in the folder for temporary files
+        raise SocketTrouble(usual, f"its path is too long, and {folder} is not a folder of yours alone, with mode 0700")
+    return os.path.join(folder, name)
+
+
+def _is_private(folder: str) -> bool:
+    try:
+        info = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid() and info.st_mode & 0o077 == 0
 
 
 def listen_at(path: str) -> socket.socket:

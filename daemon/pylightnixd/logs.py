@@ -10,19 +10,23 @@ from __future__ import annotations
 import logging
 import os
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Optional
+from typing import Final
 
 import trio
 
-__all__ = ["BuildLog", "find_log", "read_log"]
+from pylightnixd.logpacking import pack, packed_size, read_packed
+
+__all__ = ["COMPRESSED", "DRAFT", "BuildLog", "compress_log", "read_log", "tail_offset"]
 
 _log = logging.getLogger("pylightnixd")
 
 _CHUNK_BYTES: Final = 1 << 16
-_COMPRESSED: Final = ".gz"
+COMPRESSED: Final = ".gz"
+"""What the name of a log ends with once it is compressed."""
+DRAFT: Final = ".tmp"
+"""What follows that while it is not finished."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,36 +92,41 @@ class BuildLog:
 
 
 def compress_log(path: str) -> None:
-    """Replace a finished log by its gzip form, durably enough for a log: a crash leaves one of the two."""
-    packer = zlib.compressobj(level=6, wbits=31)
-    draft = f"{path}{_COMPRESSED}.tmp"
+    """Replace a finished log by its compressed form, durably enough for a log: a crash leaves one of the two, or both."""
+    draft = path + COMPRESSED + DRAFT
     with open(path, "rb") as source, open(draft, "wb") as target:
-        while chunk := source.read(1 << 20):
-            target.write(packer.compress(chunk))
-        target.write(packer.flush())
-    os.rename(draft, path + _COMPRESSED)
+        pack(source, target)
+    os.rename(draft, path + COMPRESSED)
     os.unlink(path)
 
 
-def find_log(path: str) -> Optional[str]:
-    """Return where the log that was written to `path` is now, None if it is gone."""
-    for found in (path, path + _COMPRESSED):
-        if os.path.exists(found):
-            return found
-    return None
+def tail_offset(path: str, limit: int) -> int:
+    """Return where the last `limit` bytes of a log begin, as it is now; wherever it is."""
+    try:
+        try:
+            size = os.stat(path).st_size
+        except FileNotFoundError:
+            size = packed_size(path + COMPRESSED)
+    except (OSError, ValueError):
+        return 0
+    return max(0, size - limit)
 
 
 def read_log(path: str, offset: int, limit: int) -> bytes:
-    """Return up to `limit` bytes of a log from `offset` on, wherever it is now."""
-    found = find_log(path)
-    if found is None:
-        return b""
-    if not found.endswith(_COMPRESSED):
-        with open(found, "rb") as file:
+    """Return up to `limit` bytes of the log that was written to `path`, from `offset` on; nothing if it is gone.
+
+    It is compressed at some time, after which it lies elsewhere.
+    """
+    try:
+        with open(path, "rb") as file:
             file.seek(offset)
             return file.read(limit)
-    import gzip
-
-    with gzip.open(found, "rb") as packed:
-        packed.seek(offset)
-        return packed.read(limit)
+    except FileNotFoundError:
+        pass  # in this order: the other is there before this one goes
+    try:
+        return read_packed(path + COMPRESSED, offset, limit)
+    except FileNotFoundError:
+        return b""
+    except ValueError as error:
+        _log.warning("cannot read a log: %s", error)
+        return b""

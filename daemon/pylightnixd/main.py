@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
-from typing import Optional
+from collections.abc import Callable
+from typing import Any, Final, Optional
 
 import click
+import msgspec
 import trio
 
 from pylightnix._version import __version__
@@ -17,57 +20,105 @@ from pylightnix.storage import fsroot, fsstorage, mkSS, store_layout
 from pylightnix.store.access import make_folders
 from pylightnix.store.layout import StoreLayout
 from pylightnixd.builds import Limits
-from pylightnixd.listening import check_socket_path, listen_at
+from pylightnixd.listening import LINK_NAME, check_socket_path, listen_at, usual_socket_path
+from pylightnixd.logfolder import Keep
 from pylightnixd.notify import Notifier, listening_fds
-from pylightnixd.server import LINK_NAME, Settings, serve
+from pylightnixd.server import DRAIN_SECONDS, Settings, serve
+from pylightnixd.settings_file import SettingsFile, parse_bytes, parse_seconds, read_settings
 
 __all__ = ["main"]
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class _Quantity(click.ParamType):  # type: ignore[type-arg]  # only new versions of click make it generic
+    """A size or a time, as in the settings file."""
+
+    def __init__(self, name: str, parse: Callable[[object], float]) -> None:
+        self.name, self._parse = name, parse
+
+    def convert(self, value: object, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(f"expected {error}, found {value!r}", param, ctx)
+
+
+SECONDS: Final = _Quantity("seconds", parse_seconds)
+BYTES: Final = _Quantity("bytes", parse_bytes)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--config", metavar="FILE", help="Read settings from a TOML file. Options win over it. Written -FILE, it may be absent.")
 @click.option("--store", metavar="ROOT", help="The store's root. Default: PYLIGHTNIX_ROOT, else the user's data folder.")
-@click.option("--socket", "socket_path", metavar="PATH", help=f"Where to listen. Default: {LINK_NAME} in the state folder.")
+@click.option("--socket", metavar="PATH", help=f"Where to listen. Default: {LINK_NAME} in the state folder.")
 @click.option("--state", metavar="DIR", help="Keep index, lock, socket and logs here rather than in the root.")
-@click.option("--jobs", "-j", type=click.IntRange(1), help="CPU slots: how many builds run at once. Default: the number of CPUs.")
-@click.option("--exit-when-idle", type=click.FloatRange(0), metavar="SECONDS", help="End after so long without client and operation.")
+@click.option("--jobs", "-j", type=click.IntRange(1, 10_000), help="CPU slots: how many builds run at once. Default: the number of CPUs.")
+@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="Kill builds that take longer. Default: 0, which is never.")
 @click.option(
-    "--drain", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS", help="How long builds may go on after SIGTERM."
+    "--silent-timeout", type=SECONDS, metavar="SECONDS", help="Kill builds that say nothing for so long. Default: 0, which is never."
 )
+@click.option("--log-size", type=BYTES, metavar="BYTES", help="Kill builds that say more; with K, M or G. Default: 256M. 0 is no end.")
+@click.option("--exit-when-idle", type=SECONDS, metavar="SECONDS", help="End after so long without client and operation. Default: never.")
+@click.option("--drain", type=SECONDS, metavar="SECONDS", help="How long builds may go on after SIGTERM. Default: 30.")
 @click.option("--foreground", is_flag=True, help="Do not detach.")
 @click.version_option(__version__, prog_name="pylightnixd")
-def main(
-    store: Optional[str],
-    socket_path: Optional[str],
-    state: Optional[str],
-    jobs: Optional[int],
-    exit_when_idle: Optional[float],
-    drain: float,
-    foreground: bool,
-) -> None:
+def main(config: Optional[str], foreground: bool, **options: Any) -> None:
     """Own a store and realize stages for many clients at once, each build once."""
     try:
-        layout = _layout(store, state)
         fds = listening_fds(os.environ)
-        path = _path_of(fds[0]) if fds else os.path.abspath(socket_path or os.path.join(layout.state, LINK_NAME))
-        if not fds:
-            check_socket_path(path)
-        make_folders(layout)
-        settings = Settings(
-            layout=layout,
-            socket_path=path,
-            socket_is_ours=not fds,
-            jobs=jobs or len(os.sched_getaffinity(0)),
-            limits=Limits(),
-            drain_seconds=drain,
-            exit_when_idle_seconds=exit_when_idle,
-        )
+        path = os.path.abspath(config.removeprefix("-")) if config else None
+        may_be_absent = config is not None and config.startswith("-")
+
+        # Absolute now, for it is read again when this process is elsewhere.
+        options.update({name: os.path.abspath(options[name]) for name in ("store", "state", "socket") if options[name]})
+
+        def read() -> Settings:
+            said = read_settings(path, may_be_absent=may_be_absent) if path else SettingsFile()
+            given = {name: value for name, value in options.items() if value is not None}
+            return _settings(msgspec.structs.replace(said, **given), fds)
+
+        settings = read()
+        make_folders(settings.layout)
         if foreground or fds:
-            _serve(settings, fds)
+            _serve(settings, read, fds)
         else:
-            _detach(settings)
+            _detach(settings, read)
     except PylightnixException as error:
         click.echo(f"pylightnixd: {error}", err=True)
         sys.exit(error.exit_status)
+
+
+def _settings(said: SettingsFile, fds: list[int]) -> Settings:
+    """Return how to run. Options are in `said` already."""
+    layout = _layout(said.store, said.state)
+    if fds:
+        path = _path_of(fds[0])
+    elif said.socket is not None:
+        path = os.path.abspath(said.socket)
+        check_socket_path(path)
+    else:
+        path = usual_socket_path(layout.state, os.environ)
+    limits, keep, logs = Limits(), Keep(), said.keep_logs
+    if logs is not None:
+        # Whoever names one bound means no other.
+        keep = Keep(math.inf if logs.days is None else logs.days, sys.maxsize if logs.size is None else logs.size)
+    return Settings(
+        layout=layout,
+        socket_path=path,
+        socket_is_ours=not fds,
+        jobs=said.jobs or len(os.sched_getaffinity(0)),
+        limits=Limits(
+            timeout_seconds=_or(said.timeout, limits.timeout_seconds),
+            silent_timeout_seconds=_or(said.silent_timeout, limits.silent_timeout_seconds),
+            log_bytes=int(_or(said.log_size, limits.log_bytes)),
+        ),
+        keep_logs=keep,
+        drain_seconds=_or(said.drain, DRAIN_SECONDS),
+        exit_when_idle_seconds=said.exit_when_idle,
+    )
+
+
+def _or(value: Optional[float], default: float) -> float:
+    return default if value is None else value
 
 
 def _path_of(fd: int) -> str:
@@ -84,7 +135,7 @@ def _layout(store: Optional[str], state: Optional[str]) -> StoreLayout:
     return StoreLayout(storage=str(fsstorage(settings)), tmp=os.path.join(fsroot(settings), "tmp"), state=os.path.abspath(state))
 
 
-def _serve(settings: Settings, fds: list[int], ready_fd: Optional[int] = None) -> None:
+def _serve(settings: Settings, read: Callable[[], Settings], fds: list[int], ready_fd: Optional[int] = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
     def listen() -> socket.socket:
@@ -97,10 +148,10 @@ def _serve(settings: Settings, fds: list[int], ready_fd: Optional[int] = None) -
         else:
             click.echo(f"pylightnixd {__version__}: serving {settings.layout.state} at {settings.socket_path}", err=True)
 
-    trio.run(serve, settings, listen, Notifier(os.environ), ready)
+    trio.run(serve, settings, listen, Notifier(os.environ), ready, read)
 
 
-def _detach(settings: Settings) -> None:
+def _detach(settings: Settings, read: Callable[[], Settings]) -> None:
     """Serve in a process of its own; return when its socket listens, or raise with the reason."""
     log_path = os.path.join(settings.layout.state, "logs", "pylightnixd.log")
     os.makedirs(os.path.dirname(log_path), 0o700, exist_ok=True)
@@ -108,7 +159,7 @@ def _detach(settings: Settings) -> None:
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()  # before trio and any thread
     if pid == 0:
-        _be_the_daemon(settings, log_fd, ready_read, ready_write)
+        _be_the_daemon(settings, read, log_fd, ready_read, ready_write)
     os.close(ready_write)
     with open(ready_read, "rb") as said:
         words = said.read()
@@ -120,7 +171,7 @@ def _detach(settings: Settings) -> None:
     sys.exit(status if status > 0 else 70)
 
 
-def _be_the_daemon(settings: Settings, log_fd: int, ready_read: int, ready_write: int) -> None:
+def _be_the_daemon(settings: Settings, read: Callable[[], Settings], log_fd: int, ready_read: int, ready_write: int) -> None:
     os.setsid()
     os.close(ready_read)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -130,7 +181,7 @@ def _be_the_daemon(settings: Settings, log_fd: int, ready_read: int, ready_write
     os.chdir("/")
     status = 0
     try:
-        _serve(settings, [], ready_write)
+        _serve(settings, read, [], ready_write)
     except PylightnixException as error:
         status = error.exit_status
         os.write(ready_write, f"pylightnixd: {error}".encode())

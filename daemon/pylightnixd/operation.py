@@ -22,10 +22,13 @@ import trio
 from pylightnix.config import Config, canonical_bytes, cfgdeps, cfgname, mkconfig
 from pylightnix.context import context_key
 from pylightnix.errors import ForeignDerivation, InvalidConfig, PylightnixException, StoreError
+from pylightnix.nesting import nesting
 from pylightnix.planner.graph import dependency_order
 from pylightnix.planner.messages import (
     Action,
+    AskCaller,
     AskMatcher,
+    Built,
     CandidatesFound,
     Commit,
     CommitFailed,
@@ -36,6 +39,7 @@ from pylightnix.planner.messages import (
     Finish,
     MatcherAnswered,
     StartBuild,
+    Withdrawn,
 )
 from pylightnix.planner.plan import Plan, PlanOutcome
 from pylightnix.protocol.errors import CannotTravel, OperationCancelled
@@ -44,8 +48,10 @@ from pylightnix.store.derivations import derivation_ref
 from pylightnix.travel import Environment, build_environment_key, builtin_matcher
 from pylightnix.types import DRef, RRef
 from pylightnixd.builds import BuildJob, Builds, RunningBuild
+from pylightnixd.claims import HUNG_UP, Caller
 from pylightnixd.hold import HeldStore
 from pylightnixd.matching import MatcherChild
+from pylightnixd.pausing import Pauses
 from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.table import BuildKey
 
@@ -55,6 +61,10 @@ _log = logging.getLogger("pylightnixd")
 
 STEPS_AT_ONCE: Final = 50
 """How many actions an operation takes before it lets others have a turn: some two milliseconds' worth."""
+WAITING_SECONDS: Final = 0.1
+"""How long a build waits before that is told, and how often it is looked whether it still does."""
+TEXT_CHARACTERS: Final = 1000
+"""How much of an error's message an event carries."""
 
 
 class OperationState(Enum):
@@ -75,6 +85,8 @@ class Operation:
     request: SubmitOpen
     hold: HeldStore
     builds: Builds
+    caller: Caller
+    """The session that submitted it."""
     state: OperationState = OperationState.open
     created: float = field(default_factory=time.time)
     """UTC seconds since the epoch."""
@@ -82,6 +94,8 @@ class Operation:
     blobs: dict[str, bytearray] = field(default_factory=dict)
     whole_blobs: set[str] = field(default_factory=set)
     """Which of them are all there, and are what they are called."""
+    held_bytes: int = 0
+    """What all this takes in memory, roughly."""
     plan: Optional[Plan] = None
     outcome: Optional[PlanOutcome] = None
     trouble: Optional[BaseException] = None
@@ -93,13 +107,39 @@ class Operation:
     running: dict[str, RunningBuild] = field(default_factory=dict)
     """Builds that it waits for and that have begun."""
     clients: int = 1
+    parent: Optional[RunningBuild] = None
+    """The build whose realizer wants it."""
+    pauses: Pauses = field(init=False)
     _facts: deque[Fact] = field(default_factory=deque)
     _arrived: trio.Event = field(default_factory=trio.Event)
     _spans: count[int] = field(default_factory=lambda: count(1))
     _build_spans: dict[DRef, int] = field(default_factory=dict)
+    _wanted: dict[DRef, StartBuild] = field(default_factory=dict)
+    """What it has asked to be built, latest."""
+    _held: deque[StartBuild] = field(default_factory=deque)
+    """Builds that are held back, for as many as were allowed are at work."""
+    _at_work: dict[DRef, None] = field(default_factory=dict)
+    """Builds that are wanted and have not ended."""
+    _waiting: dict[DRef, bool] = field(default_factory=dict)
+    """Builds that are wanted and have not begun -> whether for their caller."""
+    _waiting_told: tuple[int, int] = (0, 0)
+    _wait_span: int = 0
+    _wait_scheduled: bool = False
+    _stopping: bool = False
+    """Whether something has failed, and nothing more is to begin."""
     _nursery: Optional[trio.Nursery] = None
     """Holds what waits for matchers; open while the operation runs."""
     _child: Optional[MatcherChild] = None
+    _interruption: Optional[PylightnixException] = None
+    """Why it was ended by somebody else than its clients."""
+
+    def __post_init__(self) -> None:
+        self.pauses = Pauses(self.id, self.caller.session, self.hold, self.post)
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether it asks its client what is to become of derivations, and so cannot go on without it."""
+        return bool(self.request.ask or self.request.ask_on_failure)
 
     # --- what it is made of ---------------------------------------------------------------------------
 
@@ -138,8 +178,22 @@ class Operation:
             self.running[running.id] = running
             span = self._build_spans[dref] = next(self._spans)
             self._tell("build", "start", span, dref=dref, build=running.id)
+            self._waiting.pop(dref, None)
             for watch in list(self.log_watchers.values()):
                 watch(running)
+
+    def build_abandoned(self, dref: DRef) -> None:
+        """Ask again for a build that nobody runs any more."""
+        span = self._build_spans.pop(dref, None)
+        self.running = {build: running for build, running in self.running.items() if running.job.key.dref != dref}
+        if span is not None:
+            self._tell("build", "stop", span, dref=dref, ok=False, text=HUNG_UP)
+        try:
+            fact = self._want(self._wanted[dref])
+        except StoreError as error:
+            fact = Failed(dref, FailedBuild(failed_row(dref, error)))
+        if fact is not None:
+            self.post(fact)
 
     def _tell(
         self,
@@ -151,6 +205,9 @@ class Operation:
         build: Optional[str] = None,
         ok: Optional[bool] = None,
         text: Optional[str] = None,
+        code: Optional[str] = None,
+        total: Optional[int] = None,
+        joined: Optional[bool] = None,
     ) -> None:
         plan = self.plan
         event = Event(
@@ -163,7 +220,9 @@ class Operation:
             ok=ok,
             text=text,
             done=plan.done if plan else None,
-            total=plan.total if plan else None,
+            total=total if total is not None else plan.total if plan else None,
+            code=code,
+            joined=joined,
         )
         for watch in list(self.watchers.values()):
             watch(event)
@@ -177,15 +236,34 @@ class Operation:
     # --- its life ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Realize the closure. Whatever happens ends as `outcome` or `trouble`."""
+        """Realize the closure. Whatever happens ends as `outcome` or `trouble`.
+
+        What a build's realizer wanted has ended when that build has slots to go on.
+        """
         self.state = OperationState.running
+        try:
+            await self._run_plan()
+            self._tell_parent()
+            await self.builds.wait_resumed(self)
+        finally:
+            self.state = OperationState.ended
+            self.ended.set()
+
+    def _tell_parent(self) -> None:
+        """Have what was realized for another build's realizer known as a dependency of that."""
+        if self.parent is None or self.outcome is None or self.request.dry_run or self.parent.token != self.request.parent:
+            return
+        for dref in map(DRef, self.request.targets):
+            self.parent.realized.setdefault(dref, set()).update(self.outcome.matched.get(dref, ()))
+
+    async def _run_plan(self) -> None:
         try:
             with self.cancel_scope:
                 async with trio.open_nursery() as self._nursery:
                     await self._realize()
                     self._nursery.cancel_scope.cancel()
             if self.cancel_scope.cancelled_caught:
-                self.trouble = OperationCancelled(self.id)
+                self.trouble = self._interruption or OperationCancelled(self.id)
         except* (StoreError, PylightnixException) as group:
             self.trouble = _first(group)
         except* Exception as group:  # noqa: BLE001  # one operation's trouble must not end the daemon
@@ -197,12 +275,17 @@ class Operation:
             self.builds.leave(self)
             self.specs.clear()
             self.blobs.clear()
-            self.state = OperationState.ended
-            self.ended.set()
+            self.held_bytes = 0
+
+    def interrupt(self, reason: PylightnixException) -> None:
+        """End it before it is done, for a reason that is not its client's."""
+        self._interruption = reason
+        self.cancel_scope.cancel()
 
     async def _realize(self) -> None:
         targets = [DRef(target) for target in self.request.targets]
         configs = [config for _, config in self.specs.values()]
+        await self.hold.removals.wait_past(self.specs.keys())
         await self.hold.in_thread(lambda: self.hold.register(configs))
         deps = {dref: tuple(sorted(cfgdeps(config))) for dref, (_, config) in self.specs.items()}
         for dref, below in [(None, targets), *deps.items()]:
@@ -213,6 +296,8 @@ class Operation:
             dependency_order(targets, deps),
             deps,
             forced=[DRef(d) for d in self.request.forced],
+            ask=[DRef(d) for d in self.request.ask],
+            ask_on_failure=self.request.ask_on_failure,
             assert_realized=[DRef(d) for d in self.request.assert_realized],
             dry_run=self.request.dry_run,
             keep_going=self.request.keep_going,
@@ -235,12 +320,14 @@ class Operation:
                 steps += 1
                 if steps % STEPS_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
+            self._tell_waiting_soon()
             await self._arrived.wait()
             self._arrived = trio.Event()
             while self._facts:
                 fact = self._facts.popleft()
                 self._tell_ended(fact)
                 actions.extend(plan.handle(fact))
+                actions.extend(self._let_go(fact))
 
     def _tell_ended(self, fact: Fact) -> None:
         dref = getattr(fact, "dref", None)
@@ -248,8 +335,48 @@ class Operation:
         if dref is not None and span is not None:
             self.running = {build: running for build, running in self.running.items() if running.job.key.dref != dref}
             failed = isinstance(fact, Failed)
-            text = str(fact.error)[:1000] if isinstance(fact, Failed) else None
-            self._tell("build", "stop", span, dref=dref, ok=not failed, text=text)
+            code, text = _told(fact.error) if isinstance(fact, Failed) else (None, None)
+            joined = None if failed else isinstance(fact, CandidatesFound) or (isinstance(fact, Built) and fact.joined)
+            self._tell("build", "stop", span, dref=dref, ok=not failed, text=text, code=code, joined=joined)
+
+    def _tell_waiting_soon(self) -> None:
+        if not self._wait_scheduled and (self._held or self._waiting or self._waiting_told != (0, 0)):
+            self._wait_scheduled = True
+            self._start(self._tell_waiting)
+
+    async def _tell_waiting(self) -> None:
+        """Tell how many builds wait, and what for, a few times a second at most, in one span: it might be thousands."""
+        while self._held or self._waiting or self._waiting_told != (0, 0):
+            await trio.sleep(WAITING_SECONDS)
+            self._tell_who_waits()
+        self._wait_scheduled = False
+
+    def _tell_who_waits(self) -> None:
+        held, now = len(self._held), (len(self._held), len(self._waiting))
+        if now == self._waiting_told:
+            return
+        reasons = [(held, f"one of {self.request.jobs} builds at a time to end")]
+        callers = sum(self._waiting.values())
+        reasons += [(len(self._waiting) - callers, "a CPU slot"), (callers, "the program that asked, which is building something else")]
+        text = ", ".join(f"{number} for {what}" for number, what in reasons if number)
+        phase: EventPhase = "start" if self._waiting_told == (0, 0) else "stop" if now == (0, 0) else "progress"
+        self._wait_span = next(self._spans) if phase == "start" else self._wait_span
+        self._waiting_told = now
+        self._tell("wait", phase, self._wait_span, text=text or None, total=sum(now))
+
+    def _let_go(self, fact: Fact) -> list[Action]:
+        """Return the builds that were held back and may be wanted now that one has ended, if it has."""
+        dref = getattr(fact, "dref", None)
+        if dref is not None:
+            self._at_work.pop(dref, None)
+            self._waiting.pop(dref, None)
+        if isinstance(fact, Failed) and not (self.request.keep_going or self.request.ask_on_failure):
+            self._stopping = True
+            for action in self._held:
+                self.post(Withdrawn(action.dref))
+            self._held.clear()
+        free = len(self._held) if self.request.jobs is None else self.request.jobs - len(self._at_work)
+        return [self._held.popleft() for _ in range(min(free, len(self._held)))]
 
     def _act(self, action: Action) -> Optional[Fact]:
         """Do what can be done at once and return what came of it; None for what is posted later."""
@@ -257,15 +384,29 @@ class Operation:
             return CandidatesFound(action.dref, self.hold.candidates(action.dref, action.context))
         if isinstance(action, AskMatcher):
             return self._ask(action)
+        if isinstance(action, AskCaller):
+            self.pauses.add(action, self._start)
+            return None
         if isinstance(action, StartBuild):
-            return self._want(action)
+            if self._stopping:
+                return Withdrawn(action.dref)
+            if self.request.jobs is not None and len(self._at_work) >= self.request.jobs:
+                self._held.append(action)
+                return None
+            self._at_work[action.dref] = None
+            fact = self._want(action)
+            if fact is not None:
+                self.post(fact)  # as all that ends a build, lest the next one be held back for ever
+            return None
         raise AssertionError(f"BUG: the planner gave {action!r}")
 
     def _ask(self, action: AskMatcher) -> Optional[Fact]:
         matcher = self.specs[action.dref][0].matcher
         if matcher.kind == "caller":
-            reason = "it cannot be pickled"
-            return Failed(action.dref, FailedBuild(failed_row(action.dref, CannotTravel(action.dref, "matcher", reason))))
+            if self.caller.gone:
+                return _stranded(action.dref, "matcher", "it cannot be pickled")
+            self._start(self._ask_caller, action)
+            return None
         if matcher.kind == "python":
             self._start(self._ask_child, action, bytes(self.blobs[matcher.blob]))
             return None
@@ -290,15 +431,31 @@ class Operation:
         else:
             self.post(MatcherAnswered(action.dref, answer))
 
+    async def _ask_caller(self, action: AskMatcher) -> None:
+        try:
+            await self.hold.wait_nameable(candidate.rref for candidate in action.candidates)
+            answer = await self.caller.ask(self.id, action.dref, action.candidates)
+        except FailedBuild as error:
+            self.post(Failed(action.dref, error))
+        except StoreError as error:
+            self.post(Failed(action.dref, FailedBuild(failed_row(action.dref, error))))
+        else:
+            self.post(MatcherAnswered(action.dref, answer))
+
     def _want(self, action: StartBuild) -> Optional[Fact]:
         spec = self.specs[action.dref][0]
-        if spec.realizer.kind == "caller":
-            return Failed(action.dref, FailedBuild(failed_row(action.dref, CannotTravel(action.dref, "realizer", spec.realizer.reason))))
+        if spec.realizer.kind == "caller" and self.caller.gone:
+            return _stranded(action.dref, "realizer", spec.realizer.reason)
+        path = self.builds.path_around(self.parent, action.dref) if self.parent is not None else []
+        if path:
+            return Failed(action.dref, FailedBuild(failed_row(action.dref, nesting([*path, action.dref]))))
+        self._wanted[action.dref] = action
         if action.known is not None:
             # Looking once more and joining the table are one step: nothing awaits between the two.
             now = self.hold.candidates(action.dref, action.context)
             if now != list(action.known):
                 return CandidatesFound(action.dref, now)
+        self._waiting[action.dref] = spec.realizer.kind == "caller"
         self.builds.want(self, self._job(action, spec), action.known)
         return None
 
@@ -319,6 +476,9 @@ class Operation:
             digest=spec.digest,
             arguments=spec.args,
             environment=environment,
+            operation=self.id,
+            caller=self.caller if spec.realizer.kind == "caller" else None,
+            samples=min(spec.samples, self.request.jobs or spec.samples),
         )
 
     async def _commit(self, plan: Plan, losses: int) -> Fact:
@@ -328,6 +488,17 @@ class Operation:
             return Committed()
         error, lost = self.hold.lost_among(plan.matched_rrefs())
         return CommitFailed(error, lost)
+
+
+def _stranded(dref: DRef, what: str, reason: str) -> Failed:
+    """Return the failure of what only a program could do that is not there any more."""
+    return Failed(dref, FailedBuild(failed_row(dref, CannotTravel(dref, what, f"{reason}, and {HUNG_UP}"))))
+
+
+def _told(error: BaseException) -> tuple[str, str]:
+    """Return code and text of a failure, as an event has them."""
+    row = error.row if isinstance(error, FailedBuild) else failed_row(DRef(""), error)
+    return row.code, row.message[:TEXT_CHARACTERS]
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Optional
 import msgspec
 
 from pylightnix.errors import PylightnixException
-from pylightnix.protocol.errors_on_wire import error_to_wire
+from pylightnix.protocol.errors_on_wire import error_to_wire, failed_row_from_dump
 from pylightnix.protocol.messages import FailedRow
 from pylightnix.types import DRef
 
@@ -39,6 +39,8 @@ class BuildReport(msgspec.Struct, frozen=True):
     started: float
     stopped: float
     error: Optional[dict[str, Any]] = None
+    manifest: Optional[str] = None
+    """What the digest of the code covers, as JSON."""
 
 
 def parse_report(data: bytes) -> Optional[BuildReport]:
@@ -58,20 +60,12 @@ def failed_row(dref: DRef, error: BaseException | Mapping[str, Any], **fields: A
         wire = error_to_wire(error, incident)
         if wire.code == "internal":
             _log.error("BUG: incident %s in building %s", incident, dref, exc_info=error)
-        status = error.exit_status if isinstance(error, PylightnixException) else 1
         return FailedRow(
             dref=str(dref),
-            # The wire knows codes that the other end has classes for; a row is for people, too, and says it more exactly.
-            code=error.code if isinstance(error, PylightnixException) and wire.code != "internal" else wire.code,
+            code=wire.code,
             message=wire.message,
             type=type(error).__name__,
-            exit_status=status,
+            exit_status=error.exit_status if isinstance(error, PylightnixException) else 1,
             fields={**wire.fields, **fields},
         )
-    known = {"code": "build-failed", "message": "", **error}
-    known["fields"] = {**known.get("fields", {}), **fields}
-    known["dref"] = str(dref)
-    try:
-        return msgspec.convert(known, FailedRow, builtin_types=(bytes,))
-    except msgspec.ValidationError as problem:
-        return FailedRow(dref=str(dref), code="build-failed", message=f"the build failed, and its report is malformed ({problem})")
+    return failed_row_from_dump(error, dref, **fields)

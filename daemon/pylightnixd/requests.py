@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
@@ -18,28 +18,33 @@ from pylightnix.config import Config, canonical_bytes, mkconfig
 from pylightnix.context import context_key
 from pylightnix.errors import InvalidConfig, MissingRealization, PylightnixException
 from pylightnix.protocol import messages as m
-from pylightnix.protocol.errors import Draining, MessageInvalid, MissingLog, NoSuchOperation, TooMany, UnknownMethod
-from pylightnix.protocol.limits import BLOB_BYTES_MAX, OPERATIONS_PER_USER_MAX
+from pylightnix.protocol.errors import Draining, MessageInvalid, MissingLog, NoSuchClaim, NoSuchOperation, TooMany, UnknownMethod
+from pylightnix.protocol.limits import OPERATION_BYTES_MAX, OPERATIONS_BYTES_MAX, OPERATIONS_PER_USER_MAX, ROWS_PER_MESSAGE_MAX
 from pylightnix.protocol.vocabulary import Message
 from pylightnix.types import DRef, RRef
 from pylightnixd.builds import Builds
+from pylightnixd.claims import Caller
 from pylightnixd.hold import HeldStore
-from pylightnixd.logs import read_log
+from pylightnixd.insertion import Insertions
+from pylightnixd.logs import read_log, tail_offset
 from pylightnixd.operation import Operation, OperationState
 from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.session import Session
+from pylightnixd.table import BuildState, TableEntry
 from pylightnixd.watching import Watch
 
 __all__ = ["BEGINNING", "RETRY_AFTER_SECONDS", "Requests"]
 
-RETRY_AFTER_SECONDS: Final = 2.0
-BEGINNING: Final = frozenset({"register", "submit.open", "submit.blob", "submit.add", "submit.commit"})
+RETRY_AFTER_SECONDS: Final = 1.0
+BEGINNING: Final = frozenset({"register", "remove", "submit.open", "submit.blob", "submit.add", "submit.commit"})
 """What later requests of a connection wait for, since they may build on it, and what is refused while the daemon drains.
 
 To cancel, and to deliver what was claimed, helps it to end.
 """
 KEEP_ENDED: Final = 100
 """How many operations that have ended can still be asked about."""
+HELD_EACH_BYTES: Final = 1024
+"""What a piece of a blob or a derivation counts beside its own bytes."""
 BYTES_PER_ANSWER: Final = 6 << 20
 
 
@@ -53,19 +58,34 @@ class Requests:
     began: float = field(default_factory=time.monotonic)
     draining: bool = False
     operations: dict[str, Operation] = field(default_factory=dict)
+    callers: dict[int, Caller] = field(default_factory=dict)
+    """Sessions that have begun an operation."""
     watches: dict[tuple[int, str], Watch] = field(default_factory=dict)
+    insertions: Insertions = field(init=False)
     quiet: trio.Event = field(default_factory=trio.Event)
     """Set whenever the last operation that runs has ended."""
     _numbers: count[int] = field(default_factory=lambda: count(1))
+
+    def __post_init__(self) -> None:
+        self.insertions = Insertions(self.hold, self.nursery)
 
     async def handle(self, session: Session, method: str, params: Message) -> Message:
         """Answer one request; errors are raised."""
         if method not in _HANDLERS:
             raise UnknownMethod(method)
         handler: Callable[[Session, Any], Awaitable[Message]] = _HANDLERS[method].__get__(self)
-        if self.draining and method in BEGINNING:
+        if self.draining and method in BEGINNING and not self._is_wanted_by_build(method, params):
             raise Draining(RETRY_AFTER_SECONDS)
         return await handler(session, params)
+
+    def _is_wanted_by_build(self, method: str, params: Message) -> bool:
+        """Tell whether a realizer that runs may need this to end; derivations are registered without saying for what."""
+        if isinstance(params, m.SubmitOpen):
+            return params.parent is not None
+        if isinstance(params, (m.SubmitBlob, m.SubmitAdd, m.SubmitCommit)):
+            operation = self.operations.get(params.operation)
+            return operation is not None and operation.parent is not None
+        return method == "register"
 
     def hear(self, session: Session, method: str, params: Message) -> None:
         """Take a notification of a client's."""
@@ -73,6 +93,13 @@ class Requests:
             watch = self.watches.get((id(session), params.operation))
             if watch is not None:
                 watch.add_credit(params.credit)
+
+    def interrupt_all(self) -> bool:
+        """End every operation that runs, so that its client submits it to the next daemon; tell whether there were any."""
+        running = [operation for operation in self.operations.values() if operation.state is OperationState.running]
+        for operation in running:
+            operation.interrupt(Draining(RETRY_AFTER_SECONDS))
+        return bool(running)
 
     @property
     def under_way(self) -> int:
@@ -96,6 +123,42 @@ class Requests:
             raise MessageInvalid(f"the operation {name} was committed already", "$.operation")
         return operation
 
+    # --- removing -------------------------------------------------------------------------------------
+
+    async def remove(self, session: Session, params: m.Remove) -> m.Removed:
+        async def settle() -> None:
+            await self.hold.wait_durable(self.hold.placed)
+
+        removal = await self.hold.removals.remove(
+            [DRef(dref) for dref in params.drefs],
+            [RRef(rref) for rref in params.rrefs],
+            params.only_unused,
+            settle=settle,
+            at_work=self._at_work,
+        )
+        self.nursery.start_soon(self.hold.removals.empty_trash)
+        listed = [str(rref) for rref in removal.rrefs[:ROWS_PER_MESSAGE_MAX]]
+        return m.Removed(
+            drefs=[str(dref) for dref in removal.drefs],
+            rrefs=listed,
+            more=len(removal.rrefs) - len(listed),
+            kept=[m.KeptRow(ref, [str(name) for name in names[: m.NEEDED_BY_MAX]]) for ref, names in removal.kept.items()],
+        )
+
+    def _at_work(self, drefs: Set[DRef]) -> dict[DRef, list[str]]:
+        """Return which operations and builds work with these derivations now."""
+        found: dict[DRef, list[str]] = {}
+        for operation in self.operations.values():
+            if operation.state is OperationState.running:
+                for dref in operation.specs.keys() & drefs:
+                    found.setdefault(dref, []).append(f"operation {operation.id} of {operation.user}")
+        for running in self.builds.running.values():  # a build may go on for a while when its operation is gone
+            for dref in drefs & {running.job.key.dref, *running.job.context, *running.realized}:
+                found.setdefault(dref, []).append(f"build {running.id}")
+        for dref in self.insertions.busy_with(drefs):
+            found.setdefault(dref, []).append("an output that is being handed over")
+        return found
+
     # --- submitting -----------------------------------------------------------------------------------
 
     async def register(self, session: Session, params: m.Register) -> m.Registered:
@@ -107,7 +170,15 @@ class Requests:
         mine = [o for o in self.operations.values() if o.user == session.user and o.state is not OperationState.ended]
         if len(mine) >= OPERATIONS_PER_USER_MAX:
             raise TooMany("operations of one user", OPERATIONS_PER_USER_MAX, RETRY_AFTER_SECONDS)
-        operation = Operation(f"{self.builds.instance}-{next(self._numbers)}", session.user, params, self.hold, self.builds)
+        parent = self.builds.running_of(params.parent) if params.parent is not None else None
+        if params.parent is not None and parent is None:
+            raise MessageInvalid("no build of this token is running", "$.parent")
+        size = len(msgspec.msgpack.encode(params)) + HELD_EACH_BYTES
+        self._check_room(0, size)
+        operation = Operation(
+            f"{self.builds.instance}-{next(self._numbers)}", session.user, params, self.hold, self.builds, self._caller(session)
+        )
+        operation.held_bytes, operation.parent = size, parent
         self.operations[operation.id] = operation
         self._attach(session, operation)
         operation.clients -= 1  # it began with one, which is this
@@ -115,24 +186,28 @@ class Requests:
 
     async def submit_blob(self, session: Session, params: m.SubmitBlob) -> m.Done:
         operation = self._open_operation(params.operation)
-        blob = operation.blobs.setdefault(params.sha256, bytearray())
-        held = sum(map(len, operation.blobs.values()))
-        if params.size > BLOB_BYTES_MAX or held + len(params.data) > 2 * BLOB_BYTES_MAX:
-            raise TooMany("bytes of blobs in one operation", 2 * BLOB_BYTES_MAX)
+        blob = operation.blobs.get(params.sha256, bytearray())
+        self._check_room(operation.held_bytes, len(params.data))
         if params.offset != len(blob) or len(blob) + len(params.data) > params.size:
             raise MessageInvalid(f"expected the piece at {len(blob)}, found one at {params.offset}", "$.offset")
+        operation.blobs[params.sha256] = blob
+        operation.held_bytes += len(params.data) + HELD_EACH_BYTES
         blob += params.data
         if len(blob) == params.size:
             try:
                 await self.hold.in_thread(lambda: _check_blob(params.sha256, blob))
             except MessageInvalid:
                 del operation.blobs[params.sha256]
+                operation.held_bytes -= len(blob)
                 raise
             operation.whole_blobs.add(params.sha256)
         return m.Done()
 
     async def submit_add(self, session: Session, params: m.SubmitAdd) -> m.Done:
         operation = self._open_operation(params.operation)
+        size = sum(len(spec.config) + len(spec.args or b"") + HELD_EACH_BYTES for spec in params.derivations)
+        self._check_room(operation.held_bytes, size)
+        operation.held_bytes += size
         for i, spec in enumerate(params.derivations):
             for needed, part in ((spec.matcher, "matcher"), (spec.realizer, "realizer")):
                 if (needed.kind == "python" or needed.blob) and needed.blob not in operation.whole_blobs:
@@ -142,6 +217,13 @@ class Requests:
             except PylightnixException as error:
                 raise MessageInvalid(str(error), f"$.derivations[{i}].config") from error
         return m.Done()
+
+    def _check_room(self, held: int, more: int) -> None:
+        """Refuse what would have one operation, which holds `held` bytes, or all together hold more than they may."""
+        if held + more > OPERATION_BYTES_MAX:
+            raise TooMany("bytes in one operation", OPERATION_BYTES_MAX)
+        if more + sum(o.held_bytes for o in self.operations.values()) > OPERATIONS_BYTES_MAX:
+            raise TooMany("bytes in all operations that have not ended", OPERATIONS_BYTES_MAX, RETRY_AFTER_SECONDS)
 
     async def submit_commit(self, session: Session, params: m.SubmitCommit) -> m.Done:
         operation = self._open_operation(params.operation)
@@ -183,6 +265,7 @@ class Requests:
     async def outcome(self, session: Session, params: m.Outcome) -> m.Rows:
         operation = self._operation(params.operation)
         await operation.ended.wait()
+        await session.wait_turn()
         return _page(_rows(operation, params.part), params.offset, params.limit)
 
     async def subscribe(self, session: Session, params: m.Subscribe) -> m.Done:
@@ -209,6 +292,7 @@ class Requests:
             self.operations.pop(operation.id, None)
         else:
             operation.cancel_scope.cancel()
+            self.builds.drop_claim(operation.id)
 
     async def attach(self, session: Session, params: m.Attach) -> m.Attached:
         operation = self._operation(params.operation)
@@ -231,9 +315,60 @@ class Requests:
 
         session.on_end.append(leave)
 
+    # --- work that the caller does --------------------------------------------------------------------
+
+    def _caller(self, session: Session) -> Caller:
+        """Return the session as one that may be asked to build and to match."""
+        caller = self.callers.get(id(session))
+        if caller is None:
+            caller = self.callers[id(session)] = Caller(session)
+
+            def leave() -> None:
+                self.builds.caller_gone(self.callers.pop(id(session)))
+                for operation in list(self.operations.values()):
+                    if operation.caller is caller and operation.is_steered and operation.state is not OperationState.ended:
+                        self._cancel(operation)
+
+            session.on_end.append(leave)
+        return caller
+
+    def _asked(self, session: Session, name: str) -> Caller:
+        caller = self.callers.get(id(session))
+        if caller is None:
+            raise NoSuchClaim(name)
+        return caller
+
+    async def deliver(self, session: Session, params: m.Deliver) -> m.Done:
+        self._asked(session, params.claim).deliver(params)
+        return m.Done()
+
+    async def abandon(self, session: Session, params: m.Abandon) -> m.Done:
+        self._asked(session, params.claim).abandon(params)
+        return m.Done()
+
+    async def match_answer(self, session: Session, params: m.MatchAnswer) -> m.Done:
+        self._asked(session, params.match).answer_match(params)
+        return m.Done()
+
+    async def pause_answer(self, session: Session, params: m.PauseAnswer) -> m.Done:
+        operation = self.operations.get(params.operation)
+        if operation is None or operation.caller.session is not session:
+            raise NoSuchClaim(params.pause)
+        operation.pauses.answer(params)
+        return m.Done()
+
+    async def insert_open(self, session: Session, params: m.InsertOpen) -> m.InsertOpened:
+        return m.InsertOpened(folder=self.insertions.open(session))
+
+    async def insert(self, session: Session, params: m.Insert) -> m.Inserted:
+        context = _context(params.context)
+        rref = await self.insertions.insert(session, DRef(params.dref), context, params.output, params.started)
+        return m.Inserted(rref=str(rref))
+
     # --- questions ------------------------------------------------------------------------------------
 
     async def ps(self, session: Session, params: m.Ps) -> m.Processes:
+        await session.wait_turn()
         operations = [
             m.OperationLine(
                 operation=o.id,
@@ -261,10 +396,17 @@ class Requests:
                     pid=running.pid if running else None,
                     started=running.started if running else None,
                     user=", ".join(users),
-                    waiting_for="" if running else f"a CPU slot ({self.builds.table.busy} of {self.builds.table.slots} are taken)",
+                    waiting_for=self._waiting_for(entry),
                 )
             )
         return m.Processes(operations=operations, builds=lines)
+
+    def _waiting_for(self, entry: TableEntry) -> str:
+        if entry.state is not BuildState.queued:
+            return "what its realizer has asked for" if entry.waits else "slots to go on" if entry.lent else ""
+        if not entry.cpus:
+            return "the program that asked for it, which is building something else"
+        return f"a CPU slot ({self.builds.table.busy} of {self.builds.table.slots} are taken)"
 
     async def status(self, session: Session, params: m.Status) -> m.DaemonStatus:
         table = self.builds.table
@@ -283,11 +425,18 @@ class Requests:
         )
 
     async def log(self, session: Session, params: m.Log) -> m.LogResult:
+        await session.wait_turn()
         found = self.builds.log_of(params.ref)
         if found is None:
             raise MissingLog(params.ref)
-        data = await self.hold.in_thread(lambda: read_log(found.path, params.offset, params.limit))
-        return m.LogResult(data=data, next=params.offset + len(data), finished=found.finished, build=found.build, path=found.path)
+        self.builds.logs.touch(found.path)
+
+        def read() -> tuple[int, bytes]:
+            begin = tail_offset(found.path, params.limit) if params.tail else params.offset
+            return begin, read_log(found.path, begin, params.limit)
+
+        begin, data = await self.hold.in_thread(read)
+        return m.LogResult(data=data, next=begin + len(data), finished=found.finished, build=found.build, path=found.path)
 
     async def info(self, session: Session, params: m.Info) -> m.InfoResult:
         found = self.hold.reader.index.info(RRef(params.ref))
@@ -296,6 +445,7 @@ class Requests:
         return m.InfoResult(**{name: getattr(found, name) for name in m.InfoResult.__struct_fields__})
 
     async def query(self, session: Session, params: m.Query) -> m.Rows:
+        await session.wait_turn()
         index = self.hold.reader.index
         dref = DRef(params.dref) if params.dref is not None else None
         if params.what in ("drefrrefs", "drefrrefsC") and dref is None:

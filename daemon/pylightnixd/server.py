@@ -1,7 +1,8 @@
 """The daemon as a whole: what lives for how long, and how it ends.
 
 Three nurseries, one inside the other: workers outlive builds and operations, and those outlive accepting.
-Leaving the inner one stops new connections; then what is under way gets until the deadline.
+Told to end, the daemon takes in nothing new and lets what is under way go on until the deadline. Meanwhile it
+listens still: who connects is greeted, gets answers, and is told when to submit again. Leaving the inner one stops that.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Optional
 
 import trio
 
 from pylightnix._version import __version__
+from pylightnix.errors import PylightnixException
 from pylightnix.protocol.errors import NotYours, TooMany
 from pylightnix.protocol.errors_on_wire import WireError, error_to_wire
 from pylightnix.protocol.limits import CONNECTIONS_PER_USER_MAX
@@ -30,7 +33,8 @@ from pylightnix.store.store import open_store_alone
 from pylightnix.worker.linux import become_subreaper
 from pylightnixd.builds import Builds, Limits
 from pylightnixd.hold import HeldStore
-from pylightnixd.listening import Peer, listener_of, peer_of
+from pylightnixd.listening import LINK_NAME, Peer, listener_of, peer_of
+from pylightnixd.logfolder import Keep, LogFolder, remove_logs
 from pylightnixd.notify import Notifier
 from pylightnixd.requests import BEGINNING, RETRY_AFTER_SECONDS, Requests
 from pylightnixd.session import Session
@@ -41,10 +45,13 @@ __all__ = ["Settings", "serve"]
 
 _log = logging.getLogger("pylightnixd")
 
-LINK_NAME: Final = "daemon.sock"
 LINGER_SECONDS: Final = 2.0
 """How long clients of what ended in the drain may stay to ask about it."""
+COLLECT_SECONDS: Final = 60.0
+DRAIN_SECONDS: Final = 30.0
 FEATURES: Final[tuple[str, ...]] = ()
+FIXED: Final = ("layout", "socket_path", "socket_is_ours", "grace_seconds")
+"""Settings that hold for a daemon's whole life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +62,24 @@ class Settings:
     socket_path: str
     jobs: int
     limits: Limits
+    keep_logs: Keep = field(default_factory=Keep)
     socket_is_ours: bool = True
     """Whether the socket is removed at the end; a supervisor's is not."""
     grace_seconds: float = 2.0
     """How long a running build outlives the last operation that wanted it."""
-    drain_seconds: float = 30.0
+    drain_seconds: float = DRAIN_SECONDS
     """How long what is under way may go on after the daemon was told to end."""
     exit_when_idle_seconds: Optional[float] = None
     """End after so long without connection or operation; None for never."""
 
 
-async def serve(settings: Settings, listen: Callable[[], socket.socket], notifier: Notifier, ready: Callable[[], None]) -> None:
+async def serve(
+    settings: Settings,
+    listen: Callable[[], socket.socket],
+    notifier: Notifier,
+    ready: Callable[[], None],
+    reread: Optional[Callable[[], Settings]] = None,
+) -> None:
     """Own a store and serve it until told to end.
 
     Args:
@@ -73,38 +87,41 @@ async def serve(settings: Settings, listen: Callable[[], socket.socket], notifie
         listen: makes the listening socket; called when the store is held.
         notifier: the line to the supervisor.
         ready: called when connections are accepted.
+        reread: returns the settings as they are now, or raises; called on SIGHUP.
 
     Raises:
         StoreError: the store cannot be had, or the socket cannot be made.
     """
     become_subreaper()
     with open_store_alone(settings.layout, "pylightnixd", settings.socket_path) as store:
-        server = _Server(settings, HeldStore.of(store), notifier)
+        server = _Server(settings, HeldStore.of(store), notifier, reread or (lambda: settings))
         await server.run(listen(), ready)
 
 
 class _Server:
-    def __init__(self, settings: Settings, hold: HeldStore, notifier: Notifier) -> None:
-        self.settings, self.hold, self.notifier = settings, hold, notifier
+    def __init__(self, settings: Settings, hold: HeldStore, notifier: Notifier, reread: Callable[[], Settings]) -> None:
+        self.settings, self.hold, self.notifier, self.reread = settings, hold, notifier, reread
         self.instance = f"{int(time.time()):x}{secrets.token_hex(2)}"
         self.sessions: dict[int, Session] = {}
         self.connections: dict[int, int] = {}
         self.stop = trio.Event()
         self.stop_now = trio.Event()
         self.changed = trio.Event()
+        self.told = trio.Event()
+        """Set, and replaced, when the settings were read again."""
 
     async def run(self, listening: socket.socket, ready: Callable[[], None]) -> None:
-        logs = os.path.join(self.settings.layout.state, "logs")
-        os.makedirs(logs, 0o700, exist_ok=True)
+        logs = LogFolder.of(os.path.join(self.settings.layout.state, "logs"), self.instance)
         async with trio.open_nursery() as worker_nursery:
-            pool = WorkerPool(worker_nursery, self.hold.reader.owner.fd, logs)
+            pool = WorkerPool(worker_nursery, self.hold.reader.owner.fd, logs.path)
             async with trio.open_nursery() as work:
                 table = BuildTable(self.settings.jobs, self.settings.grace_seconds)
                 builds = Builds(self.hold, pool, table, logs, self.settings.limits, self.instance)
                 requests = Requests(self.hold, builds, work)
                 await work.start(self.hold.run_committer)
                 work.start_soon(builds.run, work)
-                work.start_soon(self._signals)
+                work.start_soon(self._signals, builds)
+                work.start_soon(self._collect_logs, logs)
                 work.start_soon(self._tell_supervisor, requests)
                 work.start_soon(self._end_when_idle, requests)
                 async with trio.open_nursery() as accepting:
@@ -113,9 +130,9 @@ class _Server:
                     ready()
                     self.notifier.tell("READY=1", f"STATUS=serving {self.settings.layout.state}")
                     await self.stop.wait()
+                    await self._drain(requests, builds)
                     accepting.cancel_scope.cancel()
                 listening.close()
-                await self._drain(requests, builds)
                 work.cancel_scope.cancel()
             pool.close()
         self._unlink()
@@ -142,7 +159,7 @@ class _Server:
             pid=os.getpid(),
         )
         connection = ServerConnection(welcome, FEATURES, self._refusal(peer))
-        session = Session(stream, connection, user_name(peer.uid), requests.handle, requests.hear, BEGINNING)
+        session = Session(stream, connection, user_name(peer.uid), requests.handle, requests.hear, BEGINNING | {"cancel"})
         self.sessions[id(session)] = session
         self.connections[peer.uid] = self.connections.get(peer.uid, 0) + 1
         try:
@@ -165,15 +182,43 @@ class _Server:
 
     # --- the end --------------------------------------------------------------------------------------
 
-    async def _signals(self) -> None:
+    async def _signals(self, builds: Builds) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
                 if number == signal.SIGHUP:
+                    self._take_settings(builds)
                     continue
                 if self.stop.is_set():
                     self.stop_now.set()
                 _log.info("told to end by %s", signal.Signals(number).name)
                 self.stop.set()
+
+    def _take_settings(self, builds: Builds) -> None:
+        """Read the settings again, and say what became of that."""
+        old = self.settings
+        try:
+            new = self.reread()
+        except (PylightnixException, OSError) as error:
+            _log.error("the settings stay as they are: %s", error)
+            return
+        for name in FIXED:
+            if getattr(old, name) != getattr(new, name):
+                _log.warning("%s cannot change while the daemon runs; start it again to have %s", name, getattr(new, name))
+        self.settings = replace(new, **{name: getattr(old, name) for name in FIXED})
+        builds.take_settings(self.settings.jobs, self.settings.limits)
+        self.told.set()
+        self.told = trio.Event()
+        _log.info("settings read again")
+
+    async def _collect_logs(self, logs: LogFolder) -> None:
+        """Remove old logs once in a while."""
+        while True:
+            paths = logs.excess(self.settings.keep_logs)
+            if paths:
+                logs.forget(paths)
+                await self.hold.in_thread(partial(remove_logs, paths))
+            with trio.move_on_after(COLLECT_SECONDS):
+                await self.told.wait()
 
     async def _drain(self, requests: Requests, builds: Builds) -> None:
         """Let what is under way end, up to the deadline or a second signal."""
@@ -189,9 +234,14 @@ class _Server:
                         await requests.quiet.wait()
                     await self._linger()
                 nursery.cancel_scope.cancel()
+        # Operations first: what they hear of is that the daemon ends, not that their builds failed.
+        interrupted = requests.interrupt_all()
         builds.interrupt_all()
         with trio.move_on_after(10):
             await builds.wait_quiet()
+            await self.hold.wait_durable(self.hold.placed)  # what nobody waits for any more is worth keeping, too
+        if interrupted and not self.stop_now.is_set():
+            await self._linger()
 
     async def _linger(self) -> None:
         """Let those whose operations have just ended hear of it, and ask what came of them."""
@@ -200,22 +250,18 @@ class _Server:
                 await self.changed.wait()
 
     async def _end_when_idle(self, requests: Requests) -> None:
-        seconds = self.settings.exit_when_idle_seconds
-        if seconds is None:
-            return
         while True:
-            with trio.move_on_after(seconds) as scope:
-                while True:
-                    await self._something(requests)
-                    scope.deadline = trio.current_time() + seconds
-            if not self.sessions and not requests.active:
+            seconds = self.settings.exit_when_idle_seconds
+            with trio.move_on_after(float("inf") if seconds is None else seconds) as scope:
+                await self._something(requests)
+            if scope.cancelled_caught and not self.sessions and not requests.active:
                 self.stop.set()
                 return
 
     async def _something(self, requests: Requests) -> None:
-        """Wait until a connection or the last operation ends."""
+        """Wait until a connection or the last operation ends, or the settings change."""
         async with trio.open_nursery() as nursery:
-            for event in (self.changed, requests.quiet):
+            for event in (self.changed, self.told, requests.quiet):
                 nursery.start_soon(_cancel_at, event, nursery.cancel_scope)
 
     async def _tell_supervisor(self, requests: Requests) -> None:

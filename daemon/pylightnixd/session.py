@@ -1,9 +1,10 @@
 """One connection: its bytes in and out, and the order in which it is answered.
 
 Three kinds of tasks: one reads, one writes, and one for each request, so that answers come out of order
-and nothing waits behind a long `wait`. What is sent is queued: answers always (their number is bounded by
-the requests that may be unanswered), notifications only while there is credit and room. A client that
-never reads fills its own queue and nobody else's. Must not know what a request means: see `requests`.
+and nothing waits behind a long `wait`. What is sent is queued: notifications only while there is credit and
+room, and answers that may be long only when there is room, one after the other: they are made no sooner. Nor is
+more read while much of what was read waits for its answer. So a client that never reads costs a few times
+`QUEUE_BYTES_MAX`, whatever it asks. Must not know what a request means: see `requests`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ __all__ = ["Session"]
 _log = logging.getLogger("pylightnixd")
 
 READ_BYTES: Final = 1 << 16
-QUEUE_BYTES_MAX: Final = 16 << 20
-"""How much may wait to be sent before the client counts as gone."""
+QUEUE_BYTES_MAX: Final = 4 << 20
+"""How much may wait to be sent when another long answer is made, or more is read."""
+ASKED_BYTES_MAX: Final = 16 << 20
+"""How long the requests that wait for their answers may be together when more is read."""
 ROOM_BYTES: Final = 1 << 18
 """How much may be queued when a notification of many is added."""
 SEND_SECONDS: Final = 60.0
@@ -66,7 +69,13 @@ class Session:
     _queued_bytes: int = 0
     _wake: trio.Event = field(default_factory=trio.Event)
     _left: trio.Event = field(default_factory=trio.Event)
-    """Set, and replaced, whenever something was sent."""
+    """Set, and replaced, whenever something was sent or answered."""
+    _turn: trio.Lock = field(default_factory=trio.Lock)
+    """Held by the request whose long answer is being made."""
+    _read_bytes: int = 0
+    """How much was read since the last message."""
+    _asked_bytes: int = 0
+    """How long the requests are that were not answered."""
     _last_in_order: Optional[trio.Event] = None
     """Set when the latest of those that others wait for was answered."""
     _nursery: Optional[trio.Nursery] = None
@@ -106,6 +115,7 @@ class Session:
                 data = await self.stream.receive_some(READ_BYTES)
             if scope.cancelled_caught:
                 return
+            self._read_bytes += len(data)
             events = self.connection.receive_data(data) if data else self.connection.receive_eof()
             for event in events:
                 if not self._take(event):
@@ -113,13 +123,14 @@ class Session:
                     return
             if not data:
                 return
-            # Room must be made before more is asked: a flood of requests waits in the kernel, not here.
-            while self._queued_bytes > QUEUE_BYTES_MAX // 2:
-                with trio.fail_after(SEND_SECONDS):
-                    await self._sent()
+            # Room must be made before more is asked: a flood of requests waits in the kernel, not here. Whether the
+            # client reads is the writer's to see.
+            while self._queued_bytes > QUEUE_BYTES_MAX or self._asked_bytes > ASKED_BYTES_MAX:
+                await self._sent()
 
     def _take(self, event: ServerEvent) -> bool:
         """Act on one event; tell whether the connection goes on."""
+        size, self._read_bytes = self._read_bytes, 0
         if isinstance(event, (Greeted, RequestRefused, ProtocolFailed)) and event.reply:
             self._send(event.reply)
         if isinstance(event, Greeted):
@@ -130,27 +141,33 @@ class Session:
             before, done = self._last_in_order, trio.Event()
             if event.method in self.in_order:
                 self._last_in_order = done
-            self._nursery.start_soon(self._answer, event, before, done)
+            self._asked_bytes += size
+            self._nursery.start_soon(self._answer, event, size, before, done)
         elif isinstance(event, NotificationReceived):
             self.hear(self, event.method, event.params)
         return not isinstance(event, (ProtocolFailed, ConnectionEnded))
 
-    async def _answer(self, request: RequestReceived, before: Optional[trio.Event], done: trio.Event) -> None:
-        request_id, method = request.id, request.method
+    async def _answer(self, request: RequestReceived, size: int, before: Optional[trio.Event], done: trio.Event) -> None:
         if before is not None:
             await before.wait()
         try:
-            result = await self.handle(self, method, request.params)
-            data = self.connection.respond(request_id, result)
+            self._send(await self._answer_to(request.id, request.method, request.params))
+        finally:
+            done.set()
+            self._asked_bytes -= size
+            self._tell_sent()
+            if self._turn.statistics().owner is trio.lowlevel.current_task():
+                self._turn.release()
+
+    async def _answer_to(self, request_id: int, method: str, params: Message) -> bytes:
+        try:
+            return self.connection.respond(request_id, await self.handle(self, method, params))
         except PylightnixException as error:
-            data = self._refusal(request_id, error_to_wire(error, ""))
+            return self._refusal(request_id, error_to_wire(error, ""))
         except Exception as error:  # noqa: BLE001  # one request's trouble must not end the daemon
             incident = secrets.token_hex(6)
             _log.exception("BUG: incident %s while answering %s", incident, method)
-            data = self._refusal(request_id, error_to_wire(error, incident))
-        finally:
-            done.set()
-        self._send(data)
+            return self._refusal(request_id, error_to_wire(error, incident))
 
     def _refusal(self, request_id: int, error: WireError) -> bytes:
         try:
@@ -180,8 +197,7 @@ class Session:
                 with trio.fail_after(SEND_SECONDS):
                     await self.stream.send_all(data)
                 self._queued_bytes -= len(data)
-                self._left.set()
-                self._left = trio.Event()
+                self._tell_sent()
             self._wake = trio.Event()
             await self._wake.wait()
 
@@ -191,9 +207,19 @@ class Session:
         while self._queued_bytes > ROOM_BYTES:
             await self._sent()
 
+    async def wait_turn(self) -> None:
+        """Wait until there is room for a long answer. Whoever answers a request calls it once, right before it makes that."""
+        await self._turn.acquire()
+        while self._queued_bytes > QUEUE_BYTES_MAX:
+            await self._sent()
+
     async def _sent(self) -> None:
-        """Wait until something has left."""
+        """Wait until something has left, or was answered."""
         await self._left.wait()
+
+    def _tell_sent(self) -> None:
+        self._left.set()
+        self._left = trio.Event()
 
     async def _flush(self) -> None:
         """Give the last words a moment to leave."""

@@ -114,6 +114,7 @@ class Watch:
         offset = 0
         while True:
             await self._wait_log(running, offset)
+            self.operation.builds.logs.touch(running.log.path)
             data = await trio.to_thread.run_sync(read_log, running.log.path, offset, LOG_PIECE_BYTES)
             if not data or not await self._spend():
                 return  # that was all, or nobody has credit for it

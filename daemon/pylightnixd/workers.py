@@ -20,7 +20,8 @@ from typing import Any, Final, Optional
 
 import trio
 
-from pylightnix.protocol.errors import ProtocolError, WorkerFailed
+from pylightnix._version import __version__
+from pylightnix.protocol.errors import ProtocolError, WorkerFailed, WorkerMismatch
 from pylightnix.protocol.framing import Decoder, Notification, Request, Response, encode_request
 from pylightnix.protocol.vocabulary import parse_message
 from pylightnix.protocol.worker_messages import BuildEnded, WorkerWelcome
@@ -58,6 +59,7 @@ class Worker:
     """One worker process."""
 
     key: str
+    interpreter: str
     process: trio.Process
     socket: trio.socket.SocketType
     retired: bool = False
@@ -75,7 +77,7 @@ class Worker:
 
         Raises:
             WorkerLost: it died before it answered.
-            WorkerFailed: it refused.
+            WorkerFailed: it refused. That is a `WorkerMismatch` if it is of a version that does not understand this one.
         """
         number = next(self._numbers)
         answer = self._answers[number] = _Answer()
@@ -89,11 +91,17 @@ class Worker:
         if self.lost:
             raise WorkerLost(f"worker {self.process.pid} is gone")
         if answer.error is not None:
-            if answer.error.get("code") in RETIRE_CODES:
-                self.retired = True
-                raise WorkerLost(str(answer.error.get("message", "it wants to be replaced")))
-            raise WorkerFailed(str(self.process.args), f"refused {method!r}", str(answer.error.get("message", "")))
+            raise self._refusal(method, answer.error)
         return answer.result
+
+    def _refusal(self, method: str, said: Mapping[str, Any]) -> Exception:
+        code, message = said.get("code"), str(said.get("message", ""))
+        if code in RETIRE_CODES:
+            self.retired = True
+            return WorkerLost(message or "it wants to be replaced")
+        if code == "unsupported-version":
+            return WorkerMismatch(self.interpreter, str(said.get("package", "(another version)")), __version__, message)
+        return WorkerFailed(self.interpreter, f"refused {method!r}", message)
 
     async def _send(self, data: bytes, fds: Sequence[int]) -> None:
         # A message that is cut short would make the rest of the stream nonsense, so once begun it is finished.
@@ -185,13 +193,18 @@ class WorkerPool:
             WorkerFailed: it does not start.
         """
         key = worker_key(environment)
-        async with self._starting.setdefault(key, trio.Lock()):
-            worker = self.workers.get(key)
-            if worker is None or worker.lost or worker.retired:
-                worker = await self._start(key, environment)
-                self._retire_idle(keep=key)
-                self.workers[key] = worker
-            return worker
+        starting = self._starting.setdefault(key, trio.Lock())
+        try:
+            async with starting:
+                worker = self.workers.get(key)
+                if worker is None or worker.lost or worker.retired:
+                    worker = await self._start(key, environment)
+                    self._retire_idle(keep=key)
+                    self.workers[key] = worker
+                return worker
+        finally:
+            if not starting.locked() and self._starting.get(key) is starting:
+                del self._starting[key]  # whoever waits for it would hold it by now
 
     def retire(self, worker: Worker) -> None:
         """Give a worker no more builds, and end it when those that it has are done."""
@@ -237,7 +250,7 @@ class WorkerPool:
                 cwd="/",
                 start_new_session=True,
             )
-            worker = Worker(key, process, trio.socket.from_stdlib_socket(ours))
+            worker = Worker(key, environment.interpreter, process, trio.socket.from_stdlib_socket(ours))
             self._all.append(worker)
             return worker
 
@@ -246,13 +259,17 @@ class WorkerPool:
         hello = {"versions": [1], "import_path": list(environment.import_path), "umask": environment.umask}
         try:
             with trio.fail_after(START_SECONDS):
-                parse_message(await worker.call("hello", hello), WorkerWelcome)
+                welcome = parse_message(await worker.call("hello", hello), WorkerWelcome)
         except trio.TooSlowError as error:
             worker.process.kill()
             raise WorkerFailed(environment.interpreter, f"did not say hello within {START_SECONDS:g} s", _tail(log_path)) from error
-        except (WorkerLost, ProtocolError) as error:
+        except ProtocolError as error:
+            raise WorkerMismatch(environment.interpreter, "(another version)", __version__, str(error)) from error
+        except WorkerLost as error:
             problem = error
         else:
+            if welcome.package != __version__:
+                _log.info("the worker %s is of pylightnix %s, this is %s", environment.interpreter, welcome.package, __version__)
             return
         worker.socket.close()
         status = await worker.process.wait()

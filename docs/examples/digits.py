@@ -6,11 +6,13 @@ Three stages, each of which becomes read-only folders in the store:
                 +--> networks (10 made, the best 3 count) -+
 
 Run it (``python docs/examples/digits.py``), or build its last stage from the shell with
-``pylightnix build docs/examples/digits.py``. Training starts from random weights, so no two runs agree; yet once
-three networks are in the store, they are what every later run gets.
+``pylightnix build docs/examples/digits.py``. Either way a daemon trains several networks at a time, as many as there are
+processors. Training starts from random weights, so no two runs agree; yet once three networks are in the store, they
+are what every later run gets.
 """
 
 import gzip
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,26 +20,26 @@ from pathlib import Path
 import numpy as np
 
 from pylightnix import (
-    Build,
-    Closure,
     DRef,
     Registry,
     RRef,
     StorageSettings,
     autostage,
-    build_outpaths,
-    build_wrapper,
     context_deref,
     fsinit,
+    fsroot,
     instantiate,
     match_some,
-    mkconfig,
-    mkdrv,
     mklens,
     mknode,
-    realize,
+    mkSS,
     selfref,
 )
+from pylightnix.events import BuildFinished
+from pylightnix.protocol.messages import LogPiece
+from pylightnix.remote import realize_closure
+from pylightnix_client.onlooker import Onlooker
+from pylightnix_client.starting import daemon_at
 
 NETWORKS = 10  # how many are trained
 BEST = 3  # how many of them the report is about
@@ -68,32 +70,35 @@ def digits(r: Registry) -> DRef:
     return mknode(r, config, {"digits.csv.gz": Path(__file__).with_name("digits.csv.gz").read_bytes()}, name="digits")
 
 
-# --- stage 2: the networks. A config says what is to be made; a realizer makes it; a matcher chooses.
+# --- stage 2: the networks. An autostage is a function: its arguments are the config, and its code is part of it.
 
 
-def networks(data: DRef, r: Registry) -> DRef:
-    config = {
-        "name": "networks",
-        "dataset": [data, "digits.csv.gz"],  # a file of another stage, and so a dependency
-        "hidden": 16,
-        "epochs": 60,
-        "rate": 0.5,
-        "weights": [selfref, "weights.npz"],  # promises: files that each output must hold in the end
-        "accuracy": [selfref, "accuracy.txt"],
-    }
-    return mkdrv(mkconfig(config), match_some(BEST, accuracy), build_wrapper(train, nouts=NETWORKS), r)
+def score(S: StorageSettings, rref: RRef) -> float:
+    """The key by which the matcher ranks networks: a file that training left."""
+    return float(mklens(rref, S=S).accuracy.contents)
 
 
-def train(b: Build) -> None:
-    config = mklens(b)
-    images, labels = read_digits(config.dataset.syspath)
-    for number in range(len(build_outpaths(b))):
-        w, losses = descend(images[TRAIN], labels[TRAIN], config.hidden.val, config.epochs.val, config.rate.val)
-        right = probabilities(images[CHOOSE], w)[0].argmax(axis=1) == labels[CHOOSE]
-        output = mklens(b, build_output_idx=number)
-        np.savez(output.weights.syspath, losses=losses, **w)
-        Path(output.accuracy.syspath).write_text(f"{right.mean():.4f}\n")
-        print(f"  network {number + 1:2} of {NETWORKS}: {right.mean():.1%} of {right.size} digits right")
+@autostage(
+    name="networks",
+    hidden=16,
+    epochs=60,
+    rate=0.5,
+    weights=[selfref, "weights.npz"],  # promises: files that each output must hold in the end
+    accuracy=[selfref, "accuracy.txt"],
+    nouts=NETWORKS,  # the function is called so often; a daemon makes as many calls at once as it has processors
+    matcher=match_some(BEST, score),
+)
+def networks(data, hidden, epochs, rate, weights, accuracy, rindex):
+    begin = time.perf_counter()
+    # A stage of which one realization counts arrives as an object that has the items of its config, one of which
+    # several count as a list of such objects. What a config promised is a path here.
+    images, labels = read_digits(data.table)
+    w, losses = descend(images[TRAIN], labels[TRAIN], hidden, epochs, rate)
+    right = probabilities(images[CHOOSE], w)[0].argmax(axis=1) == labels[CHOOSE]
+    np.savez(weights, losses=losses, **w)
+    Path(accuracy).write_text(f"{right.mean():.4f}\n")
+    seconds = time.perf_counter() - begin
+    print(f"  network {rindex + 1:2} of {NETWORKS}: {right.mean():.1%} of the digits right, {seconds:.2f} s in process {os.getpid()}")
 
 
 def descend(images, labels, hidden, epochs, rate):
@@ -121,20 +126,13 @@ def descend(images, labels, hidden, epochs, rate):
     return w, losses
 
 
-def accuracy(S: StorageSettings, rref: RRef) -> float:
-    """The key by which the matcher ranks networks: a file that training left."""
-    return float(mklens(rref, S=S).accuracy.contents)
+# --- stage 3: the report.
 
 
-# --- stage 3: the report. An autostage is a function: its arguments are the config, and its code is part of it.
-
-
-@autostage(name="report", picture=[selfref, "report.png"], sourcedeps=[read_digits, probabilities])
+@autostage(name="report", picture=[selfref, "report.png"])
 def report(data, best, picture):
     from matplotlib.figure import Figure
 
-    # A stage of which one realization counts arrives as an object that has the items of its config, one of which
-    # several count as a list of such objects. What a config promised is a path here.
     images, labels = read_digits(data.table)
     images, labels = images[TEST], labels[TEST]
     trained = [np.load(network.weights) for network in best]
@@ -170,47 +168,54 @@ def report(data, best, picture):
 def main(r: Registry) -> DRef:
     """The whole pipeline is named by its last stage."""
     data = digits(r)
-    return report(r=r, data=data, best=networks(data, r))
+    return report(r=r, data=data, best=networks(r=r, data=data))
 
 
-# --- the rest only shows what happens
+# --- the rest only shows what happens. A program of yours calls `realize`, which goes to the store's daemon if there is one.
 
 
-def counting(closure: Closure, started: list[DRef]) -> Closure:
-    """Return the same plan, with every start of a realizer noted in `started`."""
+class Watching(Onlooker):
+    """Counts what is built, and shows what is printed meanwhile."""
 
-    def noted(realizer):
-        def run(S, dref, context, rarg):
-            started.append(dref)
-            return realizer(S, dref, context, rarg)
+    wants_log = True
 
-        return run
+    def __init__(self):
+        self.built = 0
 
-    return closure._replace(derivations=[d._replace(realizer=noted(d.realizer)) for d in closure.derivations])
+    def __call__(self, event):
+        self.built += isinstance(event, BuildFinished)
+
+    def hear(self, happening):
+        if isinstance(happening, LogPiece):
+            print(happening.data.decode(), end="")
 
 
-def timed_run():
-    started: list[DRef] = []
+def timed_run(S: StorageSettings):
+    watching = Watching()
     begin = time.perf_counter()
-    result, closure = instantiate(main)
-    result, closure, context = realize((result, counting(closure, started)))
-    print(f"built {len(started)} of {len(closure.derivations)} stages in {time.perf_counter() - begin:.2f} s\n")
-    return result, context, started
+    _, closure = instantiate(main)
+    # A daemon for this store only, which ends when nobody has needed it for five seconds.
+    outcome = realize_closure(closure, observe=watching, find=lambda _: daemon_at(S))
+    outcome.check()
+    print(f"built {watching.built} of {len(closure.derivations)} stages in {time.perf_counter() - begin:.2f} s\n")
+    return outcome.result, outcome.context, watching.built
 
 
 if __name__ == "__main__":
     fsinit()  # make the store if it is not there: PYLIGHTNIX_ROOT, or a folder of yours
+    S = mkSS(fsroot())
 
     print("First run:")
-    result, context, _ = timed_run()
+    result, context, _ = timed_run(S)
     [rref] = context_deref(context, result)
     made = mklens(rref, ctx=context)
     print(f"the report   {made.picture.syspath}")
     for network in context_deref(context, made.best.dref):
-        print(f"from         {mklens(network).weights.syspath}")
+        lens = mklens(network)
+        print(f"from         {lens.weights.syspath} ({float(lens.accuracy.contents):.1%})")
 
     print("\nThe same again:")
-    again, context_again, started = timed_run()
-    if started or (again, context_again) != (result, context):
+    again, context_again, built = timed_run(S)
+    if built or (again, context_again) != (result, context):
         sys.exit("something was built twice")
     print("Nothing was built: the same report, from the same three networks.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, Union
+from typing import TYPE_CHECKING, Any, Final, Optional, Union
 
 from pylightnix.errors import CodeKeyError
 
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     import ast
     from typing import TypeAlias
 
+    from pylightnix._syntax import Definition
+
     FunctionNode: TypeAlias = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda]
 
-__all__ = ["class_definitions", "function_definitions", "name_of"]
+__all__ = ["class_definitions", "class_file", "file_stamp", "function_definitions", "name_of", "parse_file", "parsed_files"]
 
 _FILES_KEPT: Final = 64
 """Parsed files that are remembered: a program's own, without holding every notebook cell of a long day."""
@@ -45,7 +47,8 @@ def function_definitions(function: types.FunctionType) -> list[FunctionNode]:
     found = source.functions.get((code.co_firstlineno, code.co_name), [])
     if not found:
         where = f"line {code.co_firstlineno} of {code.co_filename}"
-        raise CodeKeyError(name_of(function), f"it is not on {where} any more; the file changed after it was loaded, so start again")
+        problem = f"it is not on {where} any more; the file changed after it was loaded, so start again"
+        raise CodeKeyError(name_of(function), problem, stale=True)
     return found if len(found) == 1 else _narrowed(found, code)
 
 
@@ -59,7 +62,7 @@ def class_definitions(cls: type) -> list[ast.ClassDef]:
 
     codes = list(_own_codes(cls))
     module = sys.modules.get(cls.__module__)
-    filename = codes[0].co_filename if codes else getattr(module, "__file__", None)
+    filename = class_file(cls)
     if filename is None:
         raise CodeKeyError(name_of(cls), "neither its module nor a method of it says in which file it is")
     found = _source_of(cls, filename, vars(module) if module else {}).classes.get(cls.__qualname__, [])
@@ -68,10 +71,19 @@ def class_definitions(cls: type) -> list[ast.ClassDef]:
         lines = {code.co_firstlineno for code in codes} | {line for line in [cls.__dict__.get("__firstlineno__")] if line}
         found = [node for node in found if all(_first_line(node) <= line <= (node.end_lineno or 0) for line in lines)]
     if not found:
-        raise CodeKeyError(
-            name_of(cls), f"{filename} has no class {cls.__qualname__} where it was; did the file change after it was loaded?"
-        )
+        problem = f"{filename} has no class {cls.__qualname__} where it was; did the file change after it was loaded?"
+        raise CodeKeyError(name_of(cls), problem, stale=bool(codes))
     return found
+
+
+def class_file(cls: type) -> Optional[str]:
+    """Return the name of the file that a class is defined in, None if nothing says so."""
+    import sys
+
+    for code in _own_codes(cls):
+        return code.co_filename
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return file if isinstance(file, str) else None
 
 
 def _own_codes(cls: type) -> Iterator[types.CodeType]:
@@ -117,6 +129,29 @@ class _Source:
 _sources: dict[str, _Source] = {}
 
 
+def parsed_files() -> dict[str, object]:
+    """Return the names of the files that are parsed, each with an object that is another one when it was parsed anew."""
+    return dict(_sources)
+
+
+def parse_file(filename: str) -> list[Definition]:
+    """Parse a file before it is asked for and return its definitions; none if it cannot be parsed. What it says is not run."""
+    try:
+        source = _source_of(filename, filename, {})
+    except (CodeKeyError, MemoryError):
+        return []
+    functions = [node for nodes in source.functions.values() for node in nodes]
+    return [*functions, *(node for nodes in source.classes.values() for node in nodes)]
+
+
+def file_stamp(filename: str) -> object:
+    """Return an object that stays the same one as long as the text of a file does."""
+    import linecache
+
+    linecache.checkcache(filename)
+    return linecache.cache.get(filename)
+
+
 def _source_of(pyobj: Any, filename: str, module_globals: dict[str, Any]) -> _Source:
     """Return the parsed file that `pyobj` is defined in; parsed once as long as its text stays the same."""
     import linecache
@@ -131,9 +166,8 @@ def _source_of(pyobj: Any, filename: str, module_globals: dict[str, Any]) -> _So
     try:
         source = _Source(lines)
     except (SyntaxError, ValueError, RecursionError) as error:
-        raise CodeKeyError(
-            name_of(pyobj), f"its source {filename} cannot be parsed ({error}); did it change after it was loaded?"
-        ) from error
+        problem = f"its source {filename} cannot be parsed ({error}); did it change after it was loaded?"
+        raise CodeKeyError(name_of(pyobj), problem, stale=True) from error
     _sources.pop(filename, None)
     _sources[filename] = source
     while len(_sources) > _FILES_KEPT:

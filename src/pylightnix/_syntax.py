@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
     Definition: TypeAlias = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef]
 
-__all__ = ["canonical_text"]
+__all__ = ["canonical_text", "without_stage_decorator"]
 
 _IGNORED_FIELDS: Final = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 _STAGE_DECORATORS: Final = frozenset({"autodrv", "autodrv_", "autostage", "autostage_"})
 
 
-@functools.lru_cache(maxsize=1024)  # a realizer is asked about at each of its builds; nodes of parsed files stay as they are
+@functools.lru_cache(maxsize=4096)  # a realizer is asked about at each of its builds; nodes of parsed files stay as they are
 def canonical_text(definition: Definition) -> bytes:
     """Return the normalised tree of a definition as ASCII text without NUL."""
     import ast
 
     parts: list[bytes] = []
     # An explicit stack rather than recursion: a sum of a thousand terms is a thousand levels deep.
-    stack: list[Any] = [_without_stage_decorator(definition)]
+    stack: list[Any] = [without_stage_decorator(definition)]
     while stack:
         item = stack.pop()
         if isinstance(item, bytes):
@@ -103,7 +103,8 @@ def _merged(values: list[ast.expr]) -> list[ast.expr]:
     return flat
 
 
-def _without_stage_decorator(definition: Definition) -> Definition:
+def without_stage_decorator(definition: Definition) -> Definition:
+    """Return a definition less the decorator that makes it a stage; itself if it has none."""
     import ast
     import copy
 

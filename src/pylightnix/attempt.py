@@ -1,23 +1,141 @@
-"""One run of a realizer in this process: its build folder, its call, and the take-over of what it left."""
+"""One run of a realizer or a matcher in this process: its call, and the take-over of what it left.
+
+Used wherever users' code runs in the process that asked for it: by the embedded driver, and by the client
+of a daemon for what cannot travel. Must not know who decided that it runs, nor what comes of it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, Final
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Optional
 
-from pylightnix.errors import InvalidOutput
+from pylightnix.context import DirectContext, LazyContext
+from pylightnix.errors import CodeKeyError, InvalidOutput
 from pylightnix.outputs import output_paths
+from pylightnix.storage import current_storage
 from pylightnix.store.commit import TakenOutput
 from pylightnix.store.faults import reach
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.owner import is_owner_name
 from pylightnix.store.takeover import take_over
-from pylightnix.types import DRef
+from pylightnix.types import DRef, Matcher, RealizeArg, Realizer, RRef, StorageSettings
 
-__all__ = ["take_outputs"]
+if TYPE_CHECKING:
+    from pylightnix.codekey import CodeManifest
+
+__all__ = [
+    "call_matcher",
+    "call_realizer",
+    "context_below",
+    "realizer_digest",
+    "realizer_manifest",
+    "take_outputs",
+]
 
 _ADVICE: Final = "make output folders under fstmpdir(S) of the S that the realizer is called with, for example with tempfile.mkdtemp"
+
+
+# --- calling ------------------------------------------------------------------------------------------
+
+
+def call_realizer(
+    realizer: Realizer,
+    S: StorageSettings,
+    dref: DRef,
+    direct: DirectContext,
+    transitive: Callable[[], Mapping[DRef, Sequence[RRef]]],
+    arguments: RealizeArg,
+) -> Any:
+    """Run a realizer and return what it answers.
+
+    Args:
+        realizer: raises whatever it likes.
+        S: the store, its `tmpdir` being the build folder; the current storage meanwhile.
+        dref: what is built.
+        direct: the realizations of its direct dependencies.
+        transitive: gives those of all its dependencies; called only if the realizer looks at more than `direct`.
+        arguments: its last argument.
+    """
+    with _not_in_forked_child(), current_storage(S):
+        return realizer(S, dref, LazyContext(direct, transitive), arguments)
+
+
+def call_matcher(matcher: Matcher, S: StorageSettings, rrefs: list[RRef]) -> Any:
+    """Ask a matcher and return what it answers."""
+    with _not_in_forked_child():
+        return matcher(S, rrefs)
+
+
+def context_below(direct: DirectContext, S: StorageSettings) -> dict[DRef, list[RRef]]:
+    """Return the realizations of all dependencies, given those of the direct ones, by reading the store."""
+    from pylightnix.query import rrefctx
+
+    found: dict[DRef, set[RRef]] = {dref: set(rrefs) for dref, rrefs in direct.items()}
+    for rref in {rref for rrefs in direct.values() for rref in rrefs}:
+        for dref, below in rrefctx(rref, S).items():
+            found.setdefault(dref, set()).update(below or [])
+    return {dref: sorted(rrefs) for dref, rrefs in found.items()}
+
+
+def realizer_digest(realizer: Realizer) -> Optional[str]:
+    """Return what code a realizer is, None if that cannot be told: it is built all the same.
+
+    Raises:
+        CodeKeyError: a file that it reaches was changed after it was loaded.
+    """
+    from pylightnix.codekey import pyobjhash
+
+    try:
+        return str(pyobjhash([realizer]))
+    except CodeKeyError as error:
+        if error.stale:
+            raise
+        return None
+    except Exception:  # noqa: BLE001  # it looks at values of users' modules
+        return None
+
+
+def realizer_manifest(realizer: Realizer) -> Optional[CodeManifest]:
+    """Return what the digest of a realizer's code covers, None if that cannot be told."""
+    from pylightnix.codekey import code_manifest
+
+    try:
+        return code_manifest([realizer])
+    except Exception:  # noqa: BLE001  # it looks at values of users' modules
+        return None
+
+
+@contextmanager
+def _not_in_forked_child() -> Iterator[None]:
+    """End, at the end of the block, a process that user code forked in it and let run on.
+
+    Such a child would else go on with its parent's plan: remove its build folder, commit its batch.
+    """
+    pid = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != pid:
+            _end_stray_child(sys.exc_info()[1])
+
+
+def _end_stray_child(error: Optional[BaseException]) -> NoReturn:
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else 1 if error.code else 0
+    elif error is not None:
+        status = 1
+        traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
+# --- taking over --------------------------------------------------------------------------------------
 
 
 def take_outputs(layout: StoreLayout, dref: DRef, folder: str, answer: Any) -> list[TakenOutput]:

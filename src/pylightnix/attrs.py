@@ -18,6 +18,7 @@ from pylightnix.context import context_deref
 from pylightnix.errors import Misuse
 from pylightnix.query import drefcfg_
 from pylightnix.refs import isdref, isrefpath, isselfpath, rref2dref
+from pylightnix.results import map_drefs
 from pylightnix.storage import store_layout
 from pylightnix.types import Context, DRef, RRef, StageResult, StorageSettings
 
@@ -166,17 +167,7 @@ def unrollR(
 ) -> Any:
     """Return a stage's result with an object, or a list of them, in place of each DRef. Arguments as of `unroll`."""
     unroller = Unroller(S, ctx, always_multiref=always_multiref)
-
-    def visit(item: Any) -> Any:
-        if isinstance(item, str):
-            return unroller.dref(DRef(item), max_depth) if isdref(item) else item
-        if isinstance(item, dict):
-            return {key: visit(value) for key, value in item.items()}
-        if isinstance(item, (list, tuple)):
-            return type(item)(visit(value) for value in item)
-        return item
-
-    return visit(sr)
+    return map_drefs(sr, lambda dref: unroller.dref(dref, max_depth))
 
 
 def realizeU(arg: Any, *args: Any, max_depth: Optional[int] = None, always_multiref: bool = False, **kwargs: Any) -> Any:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Optional, Union, overload
 
 from pylightnix._definitions import name_of
-from pylightnix.build import build_wrapper
-from pylightnix.codekey import pyobjhash
+from pylightnix.build import Build, build_wrapper
+from pylightnix.codekey import CodeTerms, source_digest
 from pylightnix.config import mkconfig
 from pylightnix.errors import ConflictingArguments, Misuse, NoRegistry
 from pylightnix.matchers import match_latest
+from pylightnix.options import Options, steered
 from pylightnix.registry import Registry, mkdrv, tlregistry
 from pylightnix.stagebody import SOURCE_KEY, SUPPLIED, StageBody, named, parameters_of
 from pylightnix.types import DRef, Matcher, Realizer
@@ -27,7 +28,7 @@ from pylightnix.types import DRef, Matcher, Realizer
 if TYPE_CHECKING:
     import inspect
 
-__all__ = ["AutoStage", "InvalidStageCall", "autostage"]
+__all__ = ["AutoStage", "InvalidStageCall", "Steering", "autostage", "sorted_keywords"]
 
 
 class InvalidStageCall(Misuse, TypeError):
@@ -44,10 +45,13 @@ class Steering:
     matcher: Optional[Matcher] = None
     always_multiref: bool = False
     sourcedeps: tuple[Any, ...] = ()
+    options: Options = Options()  # noqa: RUF009  # it is frozen
 
     def __post_init__(self) -> None:
         if isinstance(self.nouts, bool) or self.nouts < 1:
             raise Misuse(f"nouts is how many realizations one run makes, 1 or more; found {self.nouts!r}")
+        if not isinstance(self.options, Options):
+            raise Misuse(f"options is Options(…), with what they are as keywords; found {self.options!r:.200}")
 
 
 _STEERING: Final = frozenset(Steering.__dataclass_fields__)
@@ -71,21 +75,21 @@ class AutoStage:
 
     def __init__(self, f: Callable[..., Any], steering: Steering, r: Optional[Registry], items: dict[str, Any]) -> None:
         functools.update_wrapper(self, f)
-        self._parameters = parameters_of(f)
+        self._parameters = self._parameters_of(f)
         self._steering, self._registry, self._items = steering, r, items
-        for key in items:
-            if key in self._defaults():
-                raise ConflictingArguments(
-                    f"{self!r} has {key!r} twice: as the default of a parameter and as a keyword of its decorator; keep one of them"
-                )
+        self._check_keywords()
         self.__signature__ = self._signature()
         # One object each, so that registering the same derivation again is seen to be the same.
-        self._realizers: dict[tuple[int, bool], Realizer] = {}
+        self._realizers: dict[tuple[Any, ...], Realizer] = {}
         self._matchers: dict[int, Matcher] = {}
-        self._source: Optional[str] = None
 
     def __repr__(self) -> str:
         return f"<stage {getattr(self, '__module__', '?')}.{getattr(self, '__qualname__', repr(self.__wrapped__))}>"
+
+    @property
+    def code_terms(self) -> CodeTerms:
+        """How the code of the stage is to be identified."""
+        return CodeTerms(self._steering.options.version, self._steering.options.track, self._steering.sourcedeps)
 
     def __call__(self, /, *args: Any, **overrides: Any) -> DRef:
         """Register the stage and return its derivation.
@@ -107,8 +111,9 @@ class AutoStage:
         for key, value in config.items():
             if _is_stage(value):
                 config[key] = value(r=registry)
-        config[SOURCE_KEY] = self._source_digest(steering)
-        return mkdrv(mkconfig(config), self._matcher(steering), self._realizer(steering), registry)
+        realizer = self._realizer(steering)
+        config[SOURCE_KEY] = str(source_digest(realizer))
+        return mkdrv(mkconfig(config), self._matcher(steering), realizer, registry)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.__qualname__ if named(self) is self else super().__reduce_ex__(protocol)
@@ -147,23 +152,36 @@ class AutoStage:
             example = f"{missing[0]}=…"
             raise InvalidStageCall(f"{self!r} has no value for {_listed(missing)}; pass {example} in the call, or in @autostage({example})")
 
-    def _source_digest(self, steering: Steering) -> str:
-        if steering.sourcedeps != self._steering.sourcedeps:
-            return pyobjhash([self.__wrapped__, *steering.sourcedeps])
-        if self._source is None:
-            self._source = pyobjhash([self.__wrapped__, *steering.sourcedeps])
-        return self._source
-
     def _matcher(self, steering: Steering) -> Matcher:
         if steering.matcher is not None:
             return steering.matcher
         return self._matchers.setdefault(steering.nouts, match_latest(steering.nouts))
 
     def _realizer(self, steering: Steering) -> Realizer:
-        key = (steering.nouts, steering.always_multiref)
+        # Most calls leave the options as they are, which take longer to hash than all the rest.
+        options = None if steering.options is self._steering.options else steering.options
+        key = (steering.nouts, steering.always_multiref, options, *map(id, steering.sourcedeps))
         if key not in self._realizers:
-            self._realizers[key] = build_wrapper(StageBody(self.__wrapped__, *key), nouts=steering.nouts)
+            made = build_wrapper(self._body(steering), nouts=steering.nouts)
+            self._realizers[key] = steered(made, steering.options, steering.sourcedeps)
         return self._realizers[key]
+
+    # --- what other kinds of stages do otherwise ------------------------------------------------------
+
+    def _parameters_of(self, f: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+        return parameters_of(f)
+
+    def _check_keywords(self) -> None:
+        for key in self._items:
+            if key in self._defaults():
+                raise ConflictingArguments(
+                    f"{self!r} has {key!r} twice: as the default of a parameter and as a keyword of its decorator; keep one of them"
+                )
+
+    def _body(self, steering: Steering) -> Callable[[Build], None]:
+        return StageBody(self.__wrapped__, steering.nouts, steering.always_multiref)
+
+    # --- for people -------------------------------------------------------------------------------------
 
     def _signature(self) -> inspect.Signature:
         import inspect
@@ -222,26 +240,41 @@ def autostage(
     ``[selfref, 'file']`` as a path in the output folder; ``[dref, 'file']`` as a list of paths, one for
     each realization; all else as it is. ``build`` is the `Build` and ``rindex`` the number of the output.
 
+    Of several outputs each is made by a call of its own: in order in this process; in a daemon, unless the
+    function takes ``build``, in a process for each call, as many at a time as there are CPU slots. They count as
+    one: if a call fails, there are none.
+
     Args:
         fn: the function.
-        sourcedeps: functions and classes whose code counts as this function's.
+        sourcedeps: functions and classes whose code counts as this function's, besides what it names itself.
         r: the registry to use when a call names none.
         kwargs: steering keywords, which are not stored (``nouts``, how many outputs one run makes;
             ``matcher``, by default `match_latest(nouts)`; ``always_multiref``, make lists of single
-            dependencies, too), and config items. A call may give any of them anew.
+            dependencies, too; ``options``, an `Options`), and config items. A call may give any of them anew.
+
+    What the function names in the project's own files counts as its code, and what is named and cannot be seen
+    is told once in a warning, `UnseenCode`; see `Options` for other ways.
 
     Raises:
         ConflictingArguments: a keyword is also the default of a parameter.
     """
 
     def decorate(f: Callable[..., Any]) -> AutoStage:
-        parameters = set(parameters_of(f))
-        steering = {key: kwargs[key] for key in _STEERING if key in kwargs}
-        for key in parameters & set(steering):
-            raise ConflictingArguments(
-                f"{name_of(f)} has a parameter {key!r}, and its decorator the steering keyword {key!r}; rename the parameter"
-            )
-        items = {key: value for key, value in kwargs.items() if key not in _STEERING}
-        return AutoStage(f, _steered(Steering(sourcedeps=tuple(sourcedeps)), steering), r, items)
+        steering, items = sorted_keywords(f, {**kwargs, "sourcedeps": sourcedeps})
+        return AutoStage(f, steering, r, items)
 
     return decorate if fn is None else decorate(fn)
+
+
+def sorted_keywords(f: Callable[..., Any], keywords: Mapping[str, Any]) -> tuple[Steering, dict[str, Any]]:
+    """Return the keywords of a decorator as what steers and what is config.
+
+    Raises:
+        ConflictingArguments: a parameter of the function has the name of what steers.
+    """
+    given = {key: keywords[key] for key in _STEERING if key in keywords}
+    for key in set(parameters_of(f)) & set(given) - {"sourcedeps"}:
+        raise ConflictingArguments(
+            f"{name_of(f)} has a parameter {key!r}, and its decorator the steering keyword {key!r}; rename the parameter"
+        )
+    return _steered(Steering(), given), {key: value for key, value in keywords.items() if key not in _STEERING}

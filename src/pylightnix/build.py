@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar
 
 from pylightnix.config import Config, ConfigAttrs, RConfig, cfgcattrs, cfgname, resolve
 from pylightnix.context import context_deref
@@ -55,6 +55,10 @@ __all__ = [
     "build_wrapper",
     "build_wrapper_",
     "mkbuildargs",
+    "repl_build",
+    "repl_buildargs",
+    "repl_cancelBuild",
+    "repl_continueBuild",
 ]
 
 
@@ -88,6 +92,18 @@ class Build:
 
 
 B = TypeVar("B", bound=Build)
+
+if TYPE_CHECKING:
+    from pylightnix.repl import repl_build, repl_buildargs, repl_cancelBuild, repl_continueBuild
+else:
+
+    def __getattr__(name: str) -> Any:
+        # They build on this module and stand in `repl`, and programs look for them in both places.
+        if name in {"repl_build", "repl_buildargs", "repl_cancelBuild", "repl_continueBuild"}:
+            from pylightnix import repl
+
+            return getattr(repl, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def mkbuildargs(

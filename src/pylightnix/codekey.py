@@ -1,96 +1,275 @@
-"""What code a function is: a digest that is blind to formatting, comments and docstrings.
+"""What code a function is: a digest that is blind to formatting, comments and docstrings, and what went into it.
 
-This is key 0: the normalised syntax tree of the functions and classes named, and nothing that they call
-or refer to. The digest is the same in every process, on every machine and from Python 3.10 to 3.13,
-where source text, `ast.dump`, bytecode and pickles are not. The version stands in the hashed bytes, so
-that digests of another key never equal these. Must not know stages, configs' meaning or stores.
+This is key 1: the normalised syntax trees of the functions and classes named and of all that they reach by name
+in the project's own files, the values of the data that they reach, and how these refer to each other.
+Installed packages and the standard library count by name. The digest is the same in every process, on
+every machine and from Python 3.11 to 3.13, where source text, `ast.dump`, bytecode and pickles are not.
+Names of modules and paths of files do not count. The version stands in the hashed bytes, so that digests
+of another key never equal these. Must not know stages, configs' meaning or stores.
 
-Wrappers are looked through: ``__wrapped__``, bound methods, partial calls (their arguments count),
-instances with ``__call__`` (their class counts, their state does not).
+Wrappers are looked through: ``__wrapped__``, bound methods (their object counts), partial calls (their
+arguments count), instances with ``__call__`` (their class and attributes count).
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import types
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+import json
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Optional
 
-from pylightnix._definitions import class_definitions, function_definitions, name_of
-from pylightnix._syntax import canonical_text
-from pylightnix.config import canonical_bytes, mkconfig
-from pylightnix.errors import CodeKeyError, Misuse, PylightnixException
+from pylightnix._codewalk import CodeWalk, Node
+from pylightnix._components import reach_hashes
+from pylightnix._definitions import name_of
+from pylightnix._origins import package_of, package_versions
+from pylightnix.errors import CodeKeyError, Misuse
 from pylightnix.types import Hash
 
-if TYPE_CHECKING:
-    from pylightnix._syntax import Definition
+__all__ = ["CodeEntry", "CodeManifest", "CodeTerms", "Track", "UnseenCode", "code_manifest", "pyobjhash", "source_digest"]
 
-__all__ = ["pyobjhash"]
+Track = Literal["closure", "strict", "packages", "function"]
+"""What counts as the code of a function: all that it reaches; the same, and what cannot be seen is an error;
+all and the versions of the packages it reaches; or the function alone."""
 
-_DOMAIN: Final = b"pylightnix-code-0\0"
+_DOMAIN: Final = b"pylightnix-code-1\0"
+_KEPT: Final = 512
+
+
+class UnseenCode(UserWarning):
+    """A function reaches something that its digest cannot cover: if that changes, nothing is built anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeTerms:
+    """How the code of something is to be identified. Wrappers of this package have it as `code_terms`."""
+
+    version: Optional[str] = None
+    """Stands in place of the code."""
+    track: Track = "closure"
+    sourcedeps: tuple[Any, ...] = ()
+    """What counts as this code, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeEntry:
+    """One thing that a digest covers."""
+
+    kind: str
+    """``function``, ``class``, ``data``, ``state`` (data that the code itself changes: its value does not count),
+    ``wrapper`` (a decorated function), ``external`` (of an installed package), ``version``."""
+    digest: str
+    """Of this definition or value alone, 64 hex digits."""
+    shown: str = ""
+    """A short rendering of data."""
+
+
+@dataclass(frozen=True)  # without slots, to remember its text
+class CodeManifest:
+    """What a digest of code covers, so that two of them can be compared name by name."""
+
+    digest: Hash
+    """What `pyobjhash` returns."""
+    entries: Mapping[str, CodeEntry]
+    """By name: module and qualified name."""
+    unresolved: tuple[str, ...]
+    """What was reached and could not be seen, a sentence each."""
+    packages: Mapping[str, str]
+    """Versions of the distributions that were reached, by name."""
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON text."""
+        return self._json
+
+    @functools.cached_property
+    def _json(self) -> str:
+        entries = {name: [entry.kind, entry.digest, entry.shown] for name, entry in self.entries.items()}
+        found = {"digest": self.digest, "entries": entries, "unresolved": list(self.unresolved), "packages": dict(self.packages)}
+        return json.dumps(found, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> CodeManifest:
+        """Return the manifest of a JSON text that `to_json` made.
+
+        Raises:
+            Misuse: it is no such text.
+        """
+        try:
+            found = json.loads(text)
+            entries = {str(name): CodeEntry(*map(str, entry)) for name, entry in found["entries"].items()}
+            packages = {str(name): str(version) for name, version in found["packages"].items()}
+            return cls(Hash(found["digest"]), entries, tuple(map(str, found["unresolved"])), packages)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Misuse(f"expected the manifest of a digest of code as JSON, found {text[:80]!r}") from error
 
 
 def pyobjhash(pyobjs: Iterable[Any]) -> Hash:
-    """Return the digest of the code of functions and classes, in the order given.
+    """Return the digest of the code of functions and classes, in the order given, and of all that they reach.
+
+    What they reach and cannot be seen, by a name made at run time for example, does not count;
+    `code_manifest` tells what is known of it.
 
     Raises:
         CodeKeyError: the source of one cannot be found, or it has none.
     """
+    return _found(_listed(pyobjs)).digest
+
+
+def code_manifest(pyobjs: Iterable[Any]) -> CodeManifest:
+    """Return the digest of the code of functions and classes with what it covers.
+
+    Raises:
+        CodeKeyError: the source of one cannot be found, or it has none.
+    """
+    return _found(_listed(pyobjs)).manifest()
+
+
+def source_digest(pyobj: Any) -> Hash:
+    """Return the digest of the code of one function, as a config holds it, and warn once of what it cannot cover.
+
+    Raises:
+        CodeKeyError: its source cannot be found, or it has none.
+    """
+    found = _found([pyobj])
+    unseen = found.unseen()
+    if unseen and unseen not in _told:
+        _told.add(unseen)
+        import warnings
+
+        what = f"{name_of(_innermost(pyobj))} reaches what its digest does not cover: {'; '.join(unseen)}"
+        advice = "name it directly, pass sourcedeps=[…], or say options=Options(version=…)"
+        warnings.warn(f"{what}; {advice}", UnseenCode, stacklevel=3)
+    return found.digest
+
+
+_told: Final[set[tuple[str, ...]]] = set()
+
+
+def _listed(pyobjs: Iterable[Any]) -> list[Any]:
     if callable(pyobjs) or isinstance(pyobjs, str):
         raise Misuse(f"pyobjhash expects a list of functions and classes, found {name_of(pyobjs)}; write pyobjhash([…])")
-    digest = hashlib.sha256(_DOMAIN)
+    return list(pyobjs)
+
+
+# --- one digest -----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Found:
+    """A digest, and what it rests on."""
+
+    asked: tuple[Any, ...]
+    digest: Hash
+    walks: tuple[CodeWalk, ...]
+    versions: tuple[str, ...]
+    known: Optional[CodeManifest] = None
+
+    def manifest(self) -> CodeManifest:
+        if self.known is None:
+            nodes = [node for walk in self.walks for node in walk.nodes]
+            entries = {f"version {text!r}": CodeEntry("version", _own(b"version", text.encode()).hex(), text) for text in self.versions}
+            self.known = CodeManifest(self.digest, entries | _entries(nodes), self.unseen(), package_versions(_packages(nodes)))
+        return self.known
+
+    def unseen(self) -> tuple[str, ...]:
+        return tuple(sorted({problem for walk in self.walks for problem in walk.unseen}))
+
+    def holds(self) -> bool:
+        return all(walk.holds() for walk in self.walks)
+
+
+_known: dict[tuple[int, ...], _Found] = {}
+_knowing: Final = threading.Lock()
+
+
+def _found(pyobjs: Sequence[Any]) -> _Found:
+    """Return the digest, which is found once as long as nothing that it rests on changes."""
+    key = tuple(map(id, pyobjs))
+    found = _known.get(key)
+    # With the objects themselves in hand no other can have got an id of theirs.
+    if found is not None and found.holds():
+        return found
+    found = _made(pyobjs)
+    with _knowing:
+        _known.pop(key, None)
+        _known[key] = found
+        while len(_known) > _KEPT:
+            _known.pop(next(iter(_known)))
+    return found
+
+
+def _made(pyobjs: Sequence[Any]) -> _Found:
+    walks = {follow: CodeWalk(follow) for follow in (True, False)}
+    parts: list[tuple[bool, Node] | bytes] = []
+    versions: list[str] = []
+    packaged: list[Any] = []
     for pyobj in pyobjs:
-        digest.update(_code_text(pyobj))
-        digest.update(b"\0")  # which stands in no text, so that neighbours cannot run into each other
-    return Hash(digest.hexdigest())
+        terms = _terms_of(pyobj)
+        follow = terms.track != "function"
+        if terms.version is not None:
+            versions.append(terms.version)
+            parts.append(_own(b"version", terms.version.encode("utf-8", "surrogatepass")))
+        asked = [*([pyobj] if terms.version is None else []), *terms.sourcedeps]
+        nodes = [walks[follow].root(item) for item in asked]
+        parts += [(follow, node) for node in nodes]
+        if terms.track == "strict" and walks[follow].unseen:
+            raise CodeKeyError(name_of(pyobj), f"it reaches what cannot be seen: {'; '.join(sorted(walks[follow].unseen))}")
+        if terms.track == "packages":
+            packaged.append(pyobj)
+    hashes = {follow: _hashes(walk.nodes) for follow, walk in walks.items()}
+    digest = hashlib.sha256(_DOMAIN)
+    for part in parts:
+        digest.update((part if isinstance(part, bytes) else hashes[part[0]][part[1]]) + b"\0")
+    if packaged:
+        digest.update(json.dumps(package_versions(_packages(walks[True].nodes)), sort_keys=True).encode())
+    return _Found(tuple(pyobjs), Hash(digest.hexdigest()), tuple(walk for walk in walks.values() if walk.nodes), tuple(versions))
 
 
-def _code_text(pyobj: Any) -> bytes:
-    whole = pyobj
-    seen: set[int] = set()
-    while id(pyobj) not in seen:
-        seen.add(id(pyobj))
-        if isinstance(pyobj, type):
-            return _the_text(pyobj, class_definitions(pyobj))
-        if isinstance(pyobj, functools.partial):
-            return _partial_text(pyobj)
-        if isinstance(pyobj, types.MethodType):
-            pyobj = pyobj.__func__
-        elif getattr(pyobj, "__wrapped__", None) is not None:
-            pyobj = pyobj.__wrapped__
-        elif isinstance(pyobj, types.FunctionType):
-            return _the_text(pyobj, function_definitions(pyobj))
-        elif isinstance(pyobj, (types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType)):
-            raise CodeKeyError(name_of(pyobj), "it is not written in Python; call it from a function of your own")
-        elif callable(pyobj):
-            pyobj = type(pyobj)
-        else:
-            raise CodeKeyError(name_of(pyobj), f"expected a function or a class, found a {type(pyobj).__name__}")
-    raise CodeKeyError(name_of(whole), "its __wrapped__ leads back to itself")
+def _innermost(pyobj: Any) -> Any:
+    """Return what the wrappers of this package wrap."""
+    while package_of(type(pyobj).__module__) == "pylightnix" and getattr(pyobj, "__wrapped__", None) is not None:
+        pyobj = pyobj.__wrapped__
+    return pyobj
 
 
-def _the_text(pyobj: Any, definitions: Sequence[Definition]) -> bytes:
-    texts = {canonical_text(node) for node in definitions}
-    if len(texts) > 1:
-        lines = ", ".join(sorted({str(node.lineno) for node in definitions}))
-        raise CodeKeyError(name_of(pyobj), f"it may be any of {len(definitions)} on line {lines}; give each a line and a name of its own")
-    return texts.pop()
+def _terms_of(pyobj: Any) -> CodeTerms:
+    """Return the terms of a wrapper of this package and of what it wraps; those outside come first."""
+    found: list[CodeTerms] = []
+    while package_of(type(pyobj).__module__) == "pylightnix":
+        terms = getattr(pyobj, "code_terms", None)
+        found += [terms] if isinstance(terms, CodeTerms) else []
+        pyobj = getattr(pyobj, "__wrapped__", None)
+    version = next((terms.version for terms in found if terms.version is not None), None)
+    track: Track = next((terms.track for terms in found if terms.track != "closure"), "closure")
+    return CodeTerms(version, track, tuple(item for terms in found for item in terms.sourcedeps))
 
 
-def _partial_text(call: functools.partial[Any]) -> bytes:
-    parts = [_code_text(call.func), *map(_argument_text, call.args)]
-    parts += [ascii(name).encode("ascii") + b"=" + _argument_text(call.keywords[name]) for name in sorted(call.keywords)]
-    return b"partial(" + b",".join(parts) + b")"
+def _own(kind: bytes, text: bytes) -> bytes:
+    return hashlib.sha256(kind + b"\0" + text).digest()
 
 
-def _argument_text(value: Any) -> bytes:
-    """Return what an argument of a partial call counts as: itself if it is JSON or code, else its type only."""
-    try:
-        return ascii(canonical_bytes(mkconfig({"value": value}).val)).encode("ascii")
-    except PylightnixException:
-        return (
-            _code_text(value)
-            if callable(value)
-            else f"<{type(value).__module__}.{type(value).__qualname__}>".encode("ascii", "backslashreplace")
-        )
+def _own_of(node: Node) -> bytes:
+    # A value reached by name counts as itself, whatever that name is.
+    return _own(node.kind.encode("ascii"), node.text)
+
+
+def _hashes(nodes: Sequence[Node]) -> dict[Node, bytes]:
+    numbers = {node: number for number, node in enumerate(nodes)}
+    edges = [[(label, numbers[target]) for label, target in node.edges] for node in nodes]
+    return dict(zip(nodes, reach_hashes([_own_of(node) for node in nodes], edges), strict=True))
+
+
+def _entries(nodes: Sequence[Node]) -> dict[str, CodeEntry]:
+    found: dict[str, CodeEntry] = {}
+    for node, own in sorted(((node, _own_of(node).hex()) for node in nodes), key=lambda pair: (pair[0].name, pair[1])):
+        name, number = node.name, 2
+        while name in found and found[name].digest != own:
+            name, number = f"{node.name} #{number}", number + 1
+        found[name] = CodeEntry(node.kind, own, node.shown)
+    return found
+
+
+def _packages(nodes: Sequence[Node]) -> set[str]:
+    return {package_of(node.text.decode("ascii", "replace").partition(":")[0]) for node in nodes if node.kind == "external"}

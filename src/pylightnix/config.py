@@ -20,7 +20,9 @@ __all__ = [
     "ConfigAttrs",
     "RConfig",
     "assert_rref_deps",
+    "assert_serializable",
     "assert_valid_config",
+    "assert_valid_dict",
     "canonical_bytes",
     "cfgcattrs",
     "cfgdeps",
@@ -185,11 +187,11 @@ def _explain(value: Any, where: str, depth: int = 0) -> None:
         raise InvalidConfig(where, f"{shown(value)} is a {type(value).__name__}, which JSON cannot hold", _advice(value))
 
 
-def _checked_copy(value: Any) -> Any:
+def _checked_copy(value: Any, where: str = "config") -> Any:
     try:
         return _json_copy(value)
     except (_Unfit, InvalidConfig):
-        _explain(value, "config")
+        _explain(value, where)
         raise AssertionError("BUG: the fast check refuses what the explaining one accepts") from None
 
 
@@ -232,6 +234,29 @@ def assert_valid_config(c: Config) -> Config:
     _checked_copy(c.val)
     assert_valid_name(cfgname(c))
     return c
+
+
+def assert_valid_dict(d: dict[str, Any], argname: str) -> dict[str, Any]:
+    """Return `d` if it is a dict that a config could hold; raise `InvalidConfig` otherwise.
+
+    Args:
+        d: what to check.
+        argname: how the error calls it.
+    """
+    if not isinstance(d, dict):
+        raise InvalidConfig(argname, f"{shown(d)} is a {type(d).__name__}", "pass a dict of JSON values")
+    _checked_copy(d, argname)
+    return d
+
+
+def assert_serializable(d: Any, argname: str = "dict") -> Any:
+    """Return a plain copy of `d`, as it comes back from JSON; raise `InvalidConfig` if it would come back changed.
+
+    Args:
+        d: any JSON value.
+        argname: how the error calls it.
+    """
+    return _checked_copy(d, argname)
 
 
 def cfgdict(cp: Config) -> dict[str, Any]:

@@ -27,6 +27,7 @@ __all__ = [
     "context_serialize",
     "mkcontext",
     "parse_context",
+    "parse_mapping",
     "realization_hash",
 ]
 
@@ -74,10 +75,11 @@ def parse_context(value: Any) -> tuple[dict[DRef, list[RRef]], dict[DRef, list[R
     """
     if not isinstance(value, dict) or set(value) != {"deps", "dynamic"}:
         raise InvalidReference(value, "a context {'deps': …, 'dynamic': …}")
-    return _parse_mapping(value["deps"]), _parse_mapping(value["dynamic"])
+    return parse_mapping(value["deps"]), parse_mapping(value["dynamic"])
 
 
-def _parse_mapping(value: Any) -> dict[DRef, list[RRef]]:
+def parse_mapping(value: Any) -> dict[DRef, list[RRef]]:
+    """Return parsed JSON as the realizations of some derivations. Raises as `parse_context`."""
     if not isinstance(value, dict):
         raise InvalidReference(value, "a mapping of derivations to lists of realizations")
     result: dict[DRef, list[RRef]] = {}

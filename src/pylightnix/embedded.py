@@ -7,19 +7,16 @@ wherever dependencies allow. No daemon, no second process, no thread.
 from __future__ import annotations
 
 import heapq
+import json
 import os
-import sys
-import threading
 import time
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Optional, Union
+from typing import Optional, Union
 
-from pylightnix.attempt import take_outputs
+from pylightnix.attempt import call_matcher, call_realizer, realizer_manifest, take_outputs
 from pylightnix.context import LazyContext
-from pylightnix.errors import BuildError, Misuse, PylightnixException, StoreError
+from pylightnix.errors import BuildError, MissingRealization, Misuse, StoreError
 from pylightnix.events import (
     BuildFailed,
     BuildFinished,
@@ -32,10 +29,14 @@ from pylightnix.events import (
     ignore,
 )
 from pylightnix.matchers import BuiltinMatcher
+from pylightnix.nesting import RunningRealizer, note_realized, running_realizer
+from pylightnix.pause import Answer, Pause
 from pylightnix.planner.messages import (
     Action,
+    AskCaller,
     AskMatcher,
     Built,
+    CallerAnswered,
     CandidatesFound,
     Commit,
     CommitFailed,
@@ -48,9 +49,11 @@ from pylightnix.planner.messages import (
     StartBuild,
 )
 from pylightnix.planner.plan import Plan
-from pylightnix.registry import ClosureGraph, assert_valid_closure, needed_graph
-from pylightnix.storage import current_storage, fsroot, store_layout
+from pylightnix.refs import isrref
+from pylightnix.registry import ClosureGraph, RegisteredDerivation, assert_valid_closure, needed_graph
+from pylightnix.storage import fsroot, store_layout
 from pylightnix.store.access import translated_errors
+from pylightnix.store.derivations import write_derivation
 from pylightnix.store.faults import reach
 from pylightnix.store.kept import keep_failed
 from pylightnix.store.layout import StoreLayout
@@ -69,7 +72,7 @@ from pylightnix.types import (
     StorageSettings,
 )
 
-__all__ = ["Outcome", "forced_drefs", "realize_closure"]
+__all__ = ["Outcome", "forced_drefs", "realize_closure", "realize_in_steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +131,45 @@ def realize_closure(
     forced = forced_drefs(closure, force_rebuild)
     graph = needed_graph(closure.targets, closure.derivations, closure.S)
     plan = Plan(graph.order, graph.deps, forced=forced, assert_realized=assert_realized, dry_run=dry_run, keep_going=keep_going)
-    with open_store(store_layout(closure.S)) as store:
-        driver = _Driver(store, closure, graph, plan, realize_args or {}, observe)
-        driver.run()
+    driver = _Driver(closure, graph, plan, realize_args or {}, observe)
+    for pause in driver.run():
+        raise AssertionError(f"BUG: the plan asks about {pause.dref}, which it was not told to do")
     return driver.outcome()
+
+
+def realize_in_steps(
+    closure: Closure,
+    ask: Sequence[DRef],
+    *,
+    ask_on_failure: bool = False,
+    assert_realized: Sequence[DRef] = (),
+    realize_args: Optional[Mapping[DRef, RealizeArg]] = None,
+    dry_run: bool = False,
+) -> Generator[Pause, Answer, Optional[Outcome]]:
+    """Realize as `realize_closure` does, but let the caller decide about some derivations.
+
+    What was realized before a pause is durable then, and the store is nobody's while it lasts.
+
+    Args:
+        closure: as `instantiate` makes it.
+        ask: pause before each of these, even if it is realized already.
+        ask_on_failure: pause at what failed, too, instead of ending with it.
+        assert_realized: derivations that must not be built.
+        realize_args: what realizers get as their last argument, by derivation.
+        dry_run: ask matchers and the caller, but build nothing.
+
+    Returns:
+        How it ended, None if the caller gave up.
+    """
+    assert_valid_closure(closure)
+    graph = needed_graph(closure.targets, closure.derivations, closure.S)
+    plan = Plan(graph.order, graph.deps, ask=ask, ask_on_failure=ask_on_failure, assert_realized=assert_realized, dry_run=dry_run)
+    driver = _Driver(closure, graph, plan, realize_args or {}, ignore)
+
+    def steps() -> Generator[Pause, Answer, Optional[Outcome]]:
+        return driver.outcome() if (yield from driver.run()) else None
+
+    return steps()  # made here and not in the generator, so that what is wrong with the closure is said at the call
 
 
 def forced_drefs(closure: Closure, force_rebuild: Union[Sequence[DRef], bool]) -> Sequence[DRef]:
@@ -146,40 +184,97 @@ def forced_drefs(closure: Closure, force_rebuild: Union[Sequence[DRef], bool]) -
 
 
 class _Driver:
+    _store: Store
+    """Open between two pauses."""
+
     def __init__(
         self,
-        store: Store,
         closure: Closure,
         graph: ClosureGraph,
         plan: Plan,
         realize_args: Mapping[DRef, RealizeArg],
         observe: Observer,
     ) -> None:
-        self._store, self._closure, self._plan = store, closure, plan
+        self._layout, self._closure, self._plan = store_layout(closure.S), closure, plan
         self._derivations: dict[DRef, Derivation] = {d.dref: d for d in closure.derivations}
         self._rank = {dref: i for i, dref in enumerate(graph.order)}
         self._realize_args, self._observe = realize_args, observe
-        self._losses = store.batch.losses
+        self._queue: list[tuple[int, int, Action]] = []
+        self._pushed = 0
+        self._losses = 0
         self._root = fsroot(closure.S)  # now: a realizer may change the working folder or the environment
 
-    def run(self) -> None:
-        """Turn the plan until it is finished. What is in place when anything is raised is committed first."""
-        queue: list[tuple[int, int, Action]] = []
-        pushed = 0
+    def run(self) -> Generator[Pause, Answer, bool]:
+        """Turn the plan until it is finished, or the caller gives up at a pause; tell whether it was finished.
+
+        What is in place when anything is raised is committed first.
+        """
+        fact: Optional[Fact] = None
+        while True:
+            with open_store(self._layout) as self._store:
+                self._losses = self._store.batch.losses
+                actions = self._plan.start() if fact is None else self._plan.handle(self._confirmed(fact))
+                question = self._turn(actions)
+                if question is None:
+                    return True
+                with translated_errors(self._layout, f"making a folder for {question.dref}"):
+                    folder = self._store.owner.make_folder()
+            try:
+                rrefs, abort = yield self._pause(question, folder)
+            finally:
+                _remove_folder(folder)
+            if abort:
+                return False
+            fact = CallerAnswered(question.dref, rrefs)
+
+    def _turn(self, actions: Sequence[Action]) -> Optional[AskCaller]:
+        """Do one action after the other until there are none, or the caller is to be asked."""
         try:
-            actions = self._plan.start()
             while True:
                 for action in actions:
-                    pushed += 1
-                    heapq.heappush(queue, (self._rank_of(action), pushed, action))
-                _, _, action = heapq.heappop(queue)
+                    self._pushed += 1
+                    heapq.heappush(self._queue, (self._rank_of(action), self._pushed, action))
+                _, _, action = heapq.heappop(self._queue)
                 if isinstance(action, Finish):
-                    return
-                actions = self._plan.handle(self._act(action))
+                    return None
+                if isinstance(action, AskCaller):
+                    committed = self._commit()
+                    if isinstance(committed, CommitFailed):
+                        raise committed.error
+                    return action
+                actions = self._plan.handle(self._attempt(action))
         except BaseException:
             # Realizations that were finished before stay, whatever stops the rest.
             self._store.flush()
             raise
+
+    def _attempt(self, action: Action) -> Fact:
+        try:
+            return self._act(action)
+        except KeyboardInterrupt as error:
+            if self._plan.asks_on_failure and isinstance(action, (AskMatcher, StartBuild)):
+                return Failed(action.dref, error)  # for the caller to decide, as with any other failure
+            raise
+
+    def _pause(self, question: AskCaller, folder: str) -> Pause:
+        dref = question.dref
+        context = LazyContext(question.context, lambda: self._plan.transitive(dref))
+        pause = Pause(self._settings(folder), dref, context, self._derivations[dref], self._realize_args.get(dref, {}))
+        pause.error = question.error
+        return pause
+
+    def _confirmed(self, fact: Fact) -> Fact:
+        """Return what a caller answered, or that it failed if it names realizations that are not in the store.
+
+        Raises:
+            MissingRealization: what was matched before the pause is not there any more.
+        """
+        for rref in sorted(self._store.lost_among(self._plan.matched_rrefs())):
+            raise MissingRealization(rref, self._layout.storage)
+        if isinstance(fact, CallerAnswered) and isinstance(fact.rrefs, (list, tuple)):
+            for rref in sorted(self._store.lost_among(rref for rref in fact.rrefs if isrref(rref))):
+                return Failed(fact.dref, MissingRealization(rref, self._layout.storage))
+        return fact
 
     def _rank_of(self, action: Action) -> int:
         return len(self._rank) if isinstance(action, (Commit, Finish)) else self._rank[action.dref]
@@ -205,8 +300,7 @@ class _Driver:
             if isinstance(matcher, BuiltinMatcher):
                 return MatcherAnswered(action.dref, matcher.pick(action.candidates))
             rrefs = [candidate.rref for candidate in action.candidates]
-            with _not_in_forked_child():
-                return MatcherAnswered(action.dref, matcher(self._settings(None), rrefs))
+            return MatcherAnswered(action.dref, call_matcher(matcher, self._settings(None), rrefs))
         except Exception as error:  # noqa: BLE001  # a user's code; the planner decides what follows
             return self._failed(action.dref, error)
 
@@ -218,8 +312,7 @@ class _Driver:
         return Committed()
 
     def _settings(self, folder: Optional[str]) -> StorageSettings:
-        layout = self._store.layout
-        return StorageSettings(self._root, Path(layout.storage), Path(folder or layout.tmp))
+        return StorageSettings(self._root, Path(self._layout.storage), Path(folder or self._layout.tmp))
 
     # --- building -----------------------------------------------------------------------------------
 
@@ -229,19 +322,29 @@ class _Driver:
         def on_wait() -> None:
             self._observe(BuildWaiting(dref, tuple(holders(self._store.layout))))
 
-        with _not_nested(dref), self._store.build_lock(dref, action.context, on_wait):
+        with running_realizer(dref, self._layout.storage) as running, self._store.build_lock(dref, action.context, on_wait):
             if action.known is not None:
                 candidates = self._store.candidates(dref, action.context)
                 if candidates != list(action.known):
                     self._observe(BuildJoined(dref))
                     return CandidatesFound(dref, candidates)
+            self._write_again(dref)
             self._observe(BuildStarted(dref, self._plan.done, self._plan.total))
-            fact = self._run_realizer(dref, action.context)
+            fact = self._run_realizer(running, action.context)
         self._store.flush_if_due()
         return fact
 
-    def _run_realizer(self, dref: DRef, context: dict[DRef, list[RRef]]) -> Fact:
-        layout = self._store.layout
+    def _write_again(self, dref: DRef) -> None:
+        """Write the folder of a derivation that was collected as garbage since it was registered."""
+        derivation = self._derivations[dref]
+        if os.path.isdir(self._store.layout.derivation(dref)):
+            return
+        if isinstance(derivation, RegisteredDerivation) and derivation.config is not None:
+            value = json.loads(derivation.config)
+            write_derivation(self._store.layout, dref, derivation.config, value, owner=self._store.owner)
+
+    def _run_realizer(self, running: RunningRealizer, context: dict[DRef, list[RRef]]) -> Fact:
+        layout, dref = self._store.layout, running.dref
         with translated_errors(layout, f"making the build folder of {dref}"):
             folder = self._store.owner.make_folder()
         reach("folder_made")
@@ -249,13 +352,13 @@ class _Driver:
         started = time.time()
         begun = time.perf_counter()
         try:
-            S = self._settings(folder)
-            with _not_in_forked_child(), current_storage(S):
-                answer = realizer(S, dref, LazyContext(context, lambda: self._plan.transitive(dref)), self._realize_args.get(dref, {}))
+            arguments = self._realize_args.get(dref, {})
+            answer = call_realizer(realizer, self._settings(folder), dref, context, lambda: self._plan.transitive(dref), arguments)
             stopped = started + (time.perf_counter() - begun)
             outputs = take_outputs(layout, dref, folder, answer)
-            digest = _realizer_digest(realizer)
-            self._store.place(dref, context, outputs, started=started, stopped=stopped, realizer_digest=digest)
+            code = realizer_manifest(realizer)
+            known = {} if code is None else {"realizer_digest": code.digest, "manifest": code.to_json()}
+            self._store.place(dref, context, outputs, started=started, stopped=stopped, dynamic=running.dynamic, **known)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001  # a user's code; the planner decides what follows
@@ -275,6 +378,8 @@ class _Driver:
         context: Context = {dref: list(rrefs) for dref, rrefs in sorted(ended.matched.items())}
         for step in ended.steps:
             context.setdefault(step.dref, None)
+        if not self._plan.is_dry_run:
+            note_realized(self._layout.storage, {dref: ended.matched.get(dref) for dref in self._closure.targets})
         return Outcome(
             result=self._closure.result,
             closure=self._closure,
@@ -300,55 +405,3 @@ def _remove_folder(folder: str) -> None:
         os.rmdir(folder)  # mostly empty now: outputs were renamed into the store
     except OSError:
         remove_tree(folder)
-
-
-def _realizer_digest(realizer: Any) -> Optional[str]:
-    from pylightnix.codekey import pyobjhash
-
-    try:
-        return str(pyobjhash([realizer]))
-    except PylightnixException:
-        return None  # provenance only: a realizer without source is built all the same
-
-
-@contextmanager
-def _not_in_forked_child() -> Iterator[None]:
-    """End, at the end of the block, a process that user code forked in it and let run on.
-
-    Such a child would else go on with its parent's plan: remove its build folder, commit its batch.
-    """
-    pid = os.getpid()
-    try:
-        yield
-    finally:
-        if os.getpid() != pid:
-            _end_stray_child(sys.exc_info()[1])
-
-
-def _end_stray_child(error: Optional[BaseException]) -> NoReturn:
-    status = 0
-    if isinstance(error, SystemExit):
-        status = error.code if isinstance(error.code, int) else 1 if error.code else 0
-    elif error is not None:
-        status = 1
-        traceback.print_exception(error)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(status)
-
-
-_building: set[tuple[int, DRef]] = set()
-"""(thread, derivation) of every realizer that is running."""
-
-
-@contextmanager
-def _not_nested(dref: DRef) -> Iterator[None]:
-    """Refuse to build, inside a realizer, the very derivation that it realizes: it would wait for itself."""
-    key = (threading.get_ident(), dref)
-    if key in _building:
-        raise Misuse(f"the realizer of {dref} asks for its own derivation to be realized, which would never end")
-    _building.add(key)
-    try:
-        yield
-    finally:
-        _building.discard(key)

@@ -8,19 +8,22 @@ This module must not import any other of the package but `types`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Optional
 
 from pylightnix.types import DRef, Output, Path, RRef, StorageSettings
 
 __all__ = [
     "AmbiguousMatch",
+    "ArchiveIOError",
     "BuildError",
     "CodeKeyError",
     "CommandFailed",
     "ConflictingArguments",
     "CycleError",
     "ForeignDerivation",
+    "InUse",
+    "InvalidArchive",
     "InvalidConfig",
     "InvalidMatch",
     "InvalidName",
@@ -37,6 +40,7 @@ __all__ = [
     "PromiseException",
     "PylightnixException",
     "RemoteFailure",
+    "SandboxUnavailable",
     "StoreBusy",
     "StoreCorrupt",
     "StoreError",
@@ -47,6 +51,7 @@ __all__ = [
     "StoreReadOnly",
     "StoreTooNew",
     "TargetNotFound",
+    "UnpackFailed",
 ]
 
 
@@ -175,12 +180,15 @@ class StoreExists(PylightnixException, FileExistsError):
 
 
 class CodeKeyError(Misuse):
-    """The source of a function cannot be found, so its code has no identity."""
+    """The source of a function cannot be found, so its code has no identity.
+
+    `stale` tells that there was one, and that it changed after it was loaded.
+    """
 
     code = "no-source"
 
-    def __init__(self, what: str, problem: str) -> None:
-        self.what, self.problem = what, problem
+    def __init__(self, what: str, problem: str, stale: bool = False) -> None:
+        self.what, self.problem, self.stale = what, problem, stale
         super().__init__(f"cannot tell what the code of {what} is: {problem}; define it in a file or a notebook cell")
 
 
@@ -268,6 +276,19 @@ class InvalidOutput(PylightnixException):
     def __init__(self, dref: DRef, where: str, problem: str, advice: str) -> None:
         self.dref, self.where, self.problem, self.advice = dref, where, problem, advice
         super().__init__(f"output of {dref}: {where}: {problem}; {advice}")
+
+
+class SandboxUnavailable(PylightnixException):
+    """A realizer asks to be run in a sandbox, and whoever was to run it has none. It was not run."""
+
+    code = "no-sandbox"
+
+    def __init__(self, sandbox: str, dref: str) -> None:
+        self.sandbox, self.dref = sandbox, dref
+        super().__init__(
+            f"{dref} asks for the sandbox {sandbox!r}, which this version does not have yet; nothing was run. "
+            "Leave the option sandbox out to have it built without"
+        )
 
 
 class BuildError(PylightnixException):
@@ -422,6 +443,60 @@ class StoreIOError(StoreError):
     def __init__(self, where: str, doing: str, reason: str) -> None:
         self.where, self.doing, self.reason = where, doing, reason
         super().__init__(f"{where}: {reason} while {doing}; check the disk and its file system, then run the same command again")
+
+
+class InvalidArchive(Misuse):
+    """An archive of realizations is damaged, or is none. What stood before the damage and was sound may be in the store."""
+
+    code = "invalid-archive"
+    exit_status = 65
+
+    def __init__(self, where: str, problem: str, advice: str = "make it again with pylightnix export, or fetch it again") -> None:
+        self.where, self.problem, self.advice = where, problem, advice
+        super().__init__(f"{where}: {problem}; {advice}")
+
+
+class UnpackFailed(Misuse):
+    """An archive is damaged, is none, or holds what must not be unpacked. `entry` names what in it, None for the whole.
+
+    Nothing of it is left in the folder, and nothing outside of that was touched.
+    """
+
+    code = "unpack-failed"
+    exit_status = 65
+
+    def __init__(self, archive: str, entry: Optional[str], problem: str, advice: Optional[str] = None) -> None:
+        self.archive, self.entry, self.problem = archive, entry, problem
+        self.advice = advice or "fetch or make the archive again"
+        where = f"{archive}: " if entry is None else f"{archive}: entry {shown(entry, 400)}: "
+        super().__init__(f"{where}{problem}; {self.advice}")
+
+
+class ArchiveIOError(Misuse):
+    """The operating system refused to read or write an archive."""
+
+    code = "archive-io"
+    exit_status = 74
+
+    def __init__(self, where: str, doing: str, reason: str) -> None:
+        self.where, self.doing, self.reason = where, doing, reason
+        super().__init__(f"{where}: {reason} while {doing}; check the path, its permissions and the room there")
+
+
+class InUse(PylightnixException):
+    """Something was to be removed that others need. `users` names them: {reference: what needs it}. Nothing was removed."""
+
+    code = "in-use"
+
+    def __init__(self, users: Mapping[str, Sequence[str]]) -> None:
+        self.users = {ref: list(by) for ref, by in users.items()}
+        lines = [f"{ref} is needed by {_some(by)}" for ref, by in list(self.users.items())[:3]]
+        more = f"; so are {len(self.users) - 3} others" if len(self.users) > 3 else ""
+        super().__init__(f"cannot remove this: {'; '.join(lines)}{more}; remove what needs it first, or wait for its end")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 class MissingDerivation(PylightnixException, FileNotFoundError):

@@ -20,18 +20,19 @@ import enum
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Optional, Protocol, TypeAlias, Union
 
 from pylightnix.errors import InvalidTree
 
-__all__ = ["OPEN_FLAGS", "Access", "EntryKind", "TreeDigest", "hash_folder", "tree_hash"]
+__all__ = ["MAX_LEVELS", "OPEN_FLAGS", "Access", "EntryKind", "Sink", "TreeDigest", "hash_folder", "tree_hash"]
 
 OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """How the walk opens files and folders. O_NONBLOCK: should a FIFO take a file's place, nobody waits for a writer."""
 
-_MAX_LEVELS: Final = 256
+MAX_LEVELS: Final = 256
+"""How many folders deep a tree may be, its top included."""
 _BLOCK_BYTES: Final = 1 << 20
 _SMALL_BYTES: Final = 1 << 16
 _NO_NAMES: Final[frozenset[str]] = frozenset()
@@ -95,20 +96,24 @@ class _Reading:
 
 _READING = _Reading()
 
+Sink: TypeAlias = Callable[[Union[bytes, memoryview]], object]
+"""Takes a serialization piece by piece. A piece that is a memoryview changes after the call."""
 
-def tree_hash(path: str | os.PathLike[str], *, exclude_top: frozenset[str] = _NO_NAMES) -> TreeDigest:
+
+def tree_hash(path: str | os.PathLike[str], *, exclude_top: frozenset[str] = _NO_NAMES, sink: Optional[Sink] = None) -> TreeDigest:
     """Hash the folder, file or symbolic link at `path`.
 
     Args:
         path: The top of the tree. A symbolic link is hashed itself, not what it points to.
         exclude_top: Names directly in a top folder that are not part of the tree.
+        sink: Is given the serialization too, as it goes past.
 
     Raises:
         InvalidTree: A special file, more than 256 levels, or a file whose size changed while it was read.
         OSError: The tree cannot be read; `filename` says where. Not translated: only the caller knows what the tree is.
     """
     top = os.fsencode(path)
-    nar = _Nar()
+    nar = _Nar(sink)
     mode = os.lstat(top).st_mode
     if stat.S_ISLNK(mode):
         nar.symlink(os.readlink(top))
@@ -177,8 +182,8 @@ def _walk(nar: _Nar, top_fd: int, top: bytes, exclude_top: frozenset[str], acces
                     os.close(folder.fd)
                     nar.add(_CLOSE)  # of the entry that the folder was
                 stack.pop()
-            if len(stack) > _MAX_LEVELS:
-                raise InvalidTree(_shown(where), f"is nested deeper than {_MAX_LEVELS} levels")
+            if len(stack) > MAX_LEVELS:
+                raise InvalidTree(_shown(where), f"is nested deeper than {MAX_LEVELS} levels")
     except OSError as error:
         # What the system reports is a name below some descriptor, or nothing at all.
         raise OSError(error.errno, error.strerror, _shown(where)) from error
@@ -273,9 +278,10 @@ _CLOSE: Final = _string(b")")
 class _Nar:
     """A serialization on its way through SHA-256. Small pieces are gathered, large files go past in blocks."""
 
-    __slots__ = ("_block", "_gathered", "_hashed_bytes", "_sha256", "file_bytes", "files")
+    __slots__ = ("_block", "_gathered", "_hashed_bytes", "_sha256", "_sink", "file_bytes", "files")
 
-    def __init__(self) -> None:
+    def __init__(self, sink: Optional[Sink] = None) -> None:
+        self._sink = sink
         self._sha256 = hashlib.sha256()
         self._hashed_bytes = 0
         self._gathered = bytearray(_MAGIC)
@@ -326,11 +332,15 @@ class _Nar:
         left = size
         while left and (count := os.readv(fd, [self._block[:left]])):
             self._sha256.update(self._block[:count])
+            if self._sink is not None:
+                self._sink(self._block[:count])
             left -= count
         self._hashed_bytes += size - left
         return size - left + len(os.read(fd, 1))
 
     def _flush(self) -> None:
         self._sha256.update(self._gathered)
+        if self._sink is not None:
+            self._sink(bytes(self._gathered))
         self._hashed_bytes += len(self._gathered)
         self._gathered.clear()

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Optional, TypeVar, Union
 
 from pylightnix.config import Config, RConfig, cfgcattrs, cfgdeps, resolve
-from pylightnix.context import context_key, parse_context
-from pylightnix.errors import MissingRealization, PylightnixException, StoreCorrupt
+from pylightnix.context import context_deref, context_key, parse_context
+from pylightnix.errors import InvalidReference, MissingRealization, Misuse, PylightnixException, StoreCorrupt
 from pylightnix.planner.graph import dependency_order
-from pylightnix.refs import assert_valid_dref, isdref, mkdref, mkrref, rref2dref
+from pylightnix.refs import assert_valid_dref, assert_valid_refpath, isdref, isrref, mkdref, mkrref, rref2dref
 from pylightnix.registry import registered_config
 from pylightnix.storage import fsstorage, store_layout
 from pylightnix.store.derivations import read_config
-from pylightnix.store.layout import CONTEXT_FILE, START_FILE, STOP_FILE, StoreLayout
+from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES, START_FILE, STOP_FILE, StoreLayout
 from pylightnix.timestamps import parsetime
 from pylightnix.types import Context, DRef, Path, RefPath, RRef, StorageSettings
 
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from pylightnix_client.client import Client
 
 __all__ = [
+    "PYLIGHTNIX_RESERVED",
     "alldrefs",
     "allrrefs",
+    "context_derefpath",
+    "direct_context",
     "dref2path",
     "drefattrs",
     "drefcfg",
@@ -40,10 +43,12 @@ __all__ = [
     "drefdeps1",
     "drefrrefs",
     "drefrrefsC",
+    "located",
     "path2dref",
     "path2rref",
     "realization_info",
     "realization_starts",
+    "reserved",
     "rootdrefs",
     "rootrrefs",
     "rref2path",
@@ -81,13 +86,36 @@ def drefcfgpath(r: DRef, S: Optional[StorageSettings] = None) -> Path:
 
 def rrefpath2path(r: RRef, refpath: RefPath, S: Optional[StorageSettings] = None) -> Path:
     """Return the path of the artifact `refpath` in the realization `r` of the same derivation."""
-    from pylightnix.errors import InvalidReference
-    from pylightnix.refs import assert_valid_refpath
-
     assert_valid_refpath(refpath)
     if refpath[0] != rref2dref(r):
         raise InvalidReference(refpath, f"a refpath of {rref2dref(r)}, which {r} is a realization of")
     return Path(os.path.join(rref2path(r, S), *refpath[1:]))
+
+
+def context_derefpath(context: Context, refpath: RefPath, S: Optional[StorageSettings] = None) -> list[Path]:
+    """Return where the artifact `refpath` is in each realization that stands for its derivation in `context`.
+
+    Raises:
+        InvalidReference: it is no refpath.
+        Misuse: `context` has nothing for its derivation.
+    """
+    assert_valid_refpath(refpath)
+    return [rrefpath2path(rref, refpath, S) for rref in context_deref(context, DRef(refpath[0]))]
+
+
+PYLIGHTNIX_RESERVED: Final = sorted(METADATA_NAMES)
+"""The names at the top of a realization that are the store's own and no part of what was made."""
+
+
+def reserved(folder: str, name: str) -> Path:
+    """Return the path of one of the store's own files in a realization.
+
+    Raises:
+        Misuse: `name` is none of `PYLIGHTNIX_RESERVED`.
+    """
+    if name not in METADATA_NAMES:
+        raise Misuse(f"expected one of the reserved names {', '.join(PYLIGHTNIX_RESERVED)}, found {name!r:.200}")
+    return Path(os.path.join(folder, name))
 
 
 def _link_target(p: str) -> str:
@@ -111,6 +139,21 @@ def path2rref(p: str) -> Optional[RRef]:
         return mkrref(rhash, dhash, name)
     except PylightnixException:
         return None
+
+
+def located(path: str, S: Optional[StorageSettings] = None) -> Optional[tuple[Union[DRef, RRef], str]]:
+    """Return which realization (or derivation) of the store a path lies in, and the path inside it; None if it lies elsewhere.
+
+    Links are followed, as far as they lead; what the last one names need not exist.
+    """
+    storage = os.path.realpath(store_layout(S).storage)
+    real = os.path.realpath(path)
+    parts = real[len(storage) + 1 :].split(os.sep) if real.startswith(storage + os.sep) else []
+    if len(parts) >= 2 and isrref(f"rref:{parts[1]}-{parts[0]}"):
+        return RRef(f"rref:{parts[1]}-{parts[0]}"), os.sep.join(parts[2:])
+    if parts and isdref(f"dref:{parts[0]}"):
+        return DRef(f"dref:{parts[0]}"), os.sep.join(parts[1:])
+    return None
 
 
 # --- one derivation -----------------------------------------------------------------------------------
@@ -162,7 +205,12 @@ def _reachable(starts: Iterable[R], below: Any) -> set[R]:
 # --- one realization ----------------------------------------------------------------------------------
 
 
-def _direct_context(layout: StoreLayout, rref: RRef) -> tuple[dict[DRef, list[RRef]], dict[DRef, list[RRef]]]:
+def direct_context(layout: StoreLayout, rref: RRef) -> tuple[dict[DRef, list[RRef]], dict[DRef, list[RRef]]]:
+    """Return what a realization was made from: (what its config names, what was found while running).
+
+    Raises:
+        MissingRealization, StoreCorrupt: the store does not have it, or not whole.
+    """
     path = f"{layout.realization(rref)}/{CONTEXT_FILE}"
     try:
         with open(path, "rb") as file:
@@ -187,7 +235,7 @@ def rrefctx(r: RRef, S: Optional[StorageSettings] = None) -> Context:
     found: dict[DRef, set[RRef]] = {}
     stack, seen = [RRef(r)], {r}
     while stack:
-        for part in _direct_context(layout, stack.pop()):
+        for part in direct_context(layout, stack.pop()):
             for dref, rrefs in part.items():
                 found.setdefault(dref, set()).update(rrefs)
                 for rref in rrefs:
@@ -205,7 +253,7 @@ def rrefattrs(r: RRef, S: Optional[StorageSettings] = None) -> Any:
 def rrefdeps1(rrefs: Iterable[RRef], S: Optional[StorageSettings] = None) -> set[RRef]:
     """Return the realizations that these were directly made from."""
     layout = store_layout(S)
-    parts = (part for rref in rrefs for part in _direct_context(layout, rref))
+    parts = (part for rref in rrefs for part in direct_context(layout, rref))
     return {rref for part in parts for matched in part.values() for rref in matched}
 
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Optional, Union
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from pylightnix.errors import AmbiguousMatch, Misuse
 from pylightnix.refs import isdref
 from pylightnix.registry import instantiate, isclosure
-from pylightnix.types import Closure, Context, DRef, RealizeArg, RRef, Stage, StageResult
+from pylightnix.types import Closure, Context, DRef, Path, RealizeArg, RealizeSeqGen, RRef, Stage, StageResult, StorageSettings
 
-__all__ = ["evaluate", "realize", "realize1", "realizeMany", "unpack_closure_arg_"]
+if TYPE_CHECKING:
+    from pylightnix.embedded import Outcome
+    from pylightnix.pause import Answer, Pause
+
+__all__ = [
+    "evaluate",
+    "mkrealization",
+    "realize",
+    "realize1",
+    "realizeMany",
+    "realizeSeq",
+    "realize_async",
+    "realize_steps",
+    "unpack_closure_arg_",
+]
 
 ClosureArg = Union[Closure, tuple[StageResult, Closure]]
 
@@ -31,15 +45,18 @@ def unpack_closure_arg_(arg: ClosureArg) -> tuple[StageResult, Closure]:
 
 def realize(
     closure: ClosureArg,
-    force_rebuild: Union[Sequence[DRef], bool] = (),
-    assert_realized: Sequence[DRef] = (),
-    realize_args: Optional[Mapping[DRef, RealizeArg]] = None,
+    force_rebuild: Union[Sequence[DRef], bool] = [],
+    assert_realized: Sequence[DRef] = [],
+    realize_args: Optional[Mapping[DRef, RealizeArg]] = {},
     dry_run: bool = False,
 ) -> tuple[StageResult, Closure, Context]:
     """Realize everything that the targets of a closure need.
 
     What is realized already, in the same context and to the matcher's liking, is used again. Blocks
     until all is done and durable.
+
+    A realizer may call this, too. What the targets come to is then recorded as dynamic dependencies of what it
+    makes: part of its hash, and kept as long as it is; but its matcher is not asked again because of them.
 
     Args:
         closure: a `Closure`, or the pair that `instantiate` returns.
@@ -69,11 +86,40 @@ def realize(
     return result, unpacked, outcome.context
 
 
+async def realize_async(
+    closure: ClosureArg,
+    force_rebuild: Union[Sequence[DRef], bool] = [],
+    assert_realized: Sequence[DRef] = [],
+    realize_args: Optional[Mapping[DRef, RealizeArg]] = {},
+    dry_run: bool = False,
+) -> tuple[StageResult, Closure, Context]:
+    """Do as `realize` while other tasks of the event loop, trio's or asyncio's, go on.
+
+    Without a daemon, matchers and realizers run in a worker thread, one after the other, with the current
+    registry and storage of the caller. Cancelling waits for the build that is running there, and keeps what
+    was finished; a daemon is told to cancel at once.
+
+    Arguments, result and errors are those of `realize`.
+    """
+    from pylightnix.remote import realize_closure_async
+
+    result, unpacked = unpack_closure_arg_(closure)
+    outcome = await realize_closure_async(
+        unpacked,
+        force_rebuild=force_rebuild,
+        assert_realized=assert_realized,
+        realize_args=realize_args,
+        dry_run=dry_run,
+    )
+    outcome.check()
+    return result, unpacked, outcome.context
+
+
 def realizeMany(
     closure: ClosureArg,
-    force_rebuild: Union[Sequence[DRef], bool] = (),
-    assert_realized: Sequence[DRef] = (),
-    realize_args: Optional[Mapping[DRef, RealizeArg]] = None,
+    force_rebuild: Union[Sequence[DRef], bool] = [],
+    assert_realized: Sequence[DRef] = [],
+    realize_args: Optional[Mapping[DRef, RealizeArg]] = {},
     dry_run: bool = False,
 ) -> list[RRef]:
     """Realize a closure whose result is one DRef, and return its realizations, sorted.
@@ -89,9 +135,9 @@ def realizeMany(
 
 def realize1(
     closure: ClosureArg,
-    force_rebuild: Union[Sequence[DRef], bool] = (),
-    assert_realized: Sequence[DRef] = (),
-    realize_args: Optional[Mapping[DRef, RealizeArg]] = None,
+    force_rebuild: Union[Sequence[DRef], bool] = [],
+    assert_realized: Sequence[DRef] = [],
+    realize_args: Optional[Mapping[DRef, RealizeArg]] = {},
     dry_run: bool = False,
 ) -> RRef:
     """Realize a closure whose result is one DRef with one matched realization, and return that.
@@ -111,6 +157,63 @@ def realize1(
     if len(rrefs) > 1:
         raise AmbiguousMatch(f"realize1 of {result}", rrefs, "exactly one matched realization")
     return rrefs[0]
+
+
+def realizeSeq(
+    closure: ClosureArg,
+    force_interrupt: Sequence[DRef] = [],
+    assert_realized: Sequence[DRef] = [],
+    realize_args: Optional[Mapping[DRef, RealizeArg]] = {},
+    dry_run: bool = False,
+) -> RealizeSeqGen:
+    """Realize a closure step by step: a generator that pauses before each derivation of `force_interrupt`.
+
+    At a pause it yields ``(S, dref, context, derivation, rarg)`` and is to be sent ``(rrefs, abort)``:
+    realizations that settle the derivation without asking its matcher, or None to run its realizer,
+    whatever there is; or, with `abort`, that no more is to be done. What was realized by then is durable
+    and stays. A pause holds no lock, so it may last for days; ``S.tmpdir`` is a folder that lives as long.
+
+    Other arguments, and errors, as of `realize`.
+
+    Returns:
+        The context as `realize` returns it; empty after an abort.
+    """
+    _, unpacked = unpack_closure_arg_(closure)
+    return realize_steps(unpacked, force_interrupt, assert_realized=assert_realized, realize_args=realize_args, dry_run=dry_run)
+
+
+def realize_steps(closure: Closure, ask: Sequence[DRef], **options: Any) -> RealizeSeqGen:
+    """Return the generator of `realizeSeq`; options as of `pylightnix.embedded.realize_in_steps`."""
+    from pylightnix.remote import realize_in_steps
+
+    return _sequence(realize_in_steps(closure, ask, **options))
+
+
+def _sequence(steps: Generator[Pause, Answer, Optional[Outcome]]) -> Generator[Pause, Answer, Context]:
+    outcome = yield from steps
+    if outcome is None:
+        return {}
+    outcome.check()
+    return outcome.context
+
+
+def mkrealization(dref: DRef, l: Context, o: Path, S: Optional[StorageSettings] = None) -> RRef:  # noqa: E741  # the published name
+    """Make a folder that was filled without a realizer a realization, and return its reference.
+
+    Args:
+        dref: what it is a realization of.
+        l: which realizations stand for its dependencies; more than these is no matter.
+        o: the folder, on the store's file system and best under ``fstmpdir(S)``. It is moved into the store.
+        S: the store.
+
+    Raises:
+        Misuse: it is no folder, or `l` lacks a dependency.
+        InvalidOutput: it holds what cannot be stored. It stays where it is.
+        StoreError: the store does not take it.
+    """
+    from pylightnix.insertion import insert_output
+
+    return insert_output(dref, l, o, S)
 
 
 def evaluate(stage: Stage, *args: Any, **kwargs: Any) -> RRef:

@@ -40,6 +40,7 @@ PYLIGHTNIX_NAMEPAT: Final = "[a-zA-Z0-9_-]"
 """A regular expression for one character of a name."""
 
 PYLIGHTNIX_SELF_TAG: Final = "__self__"
+"""The text of `selfref`."""
 selfref: Final = PYLIGHTNIX_SELF_TAG
 """The head of a self-path: ``[selfref, 'file']`` in a config promises the artifact ``file``."""
 
@@ -108,7 +109,7 @@ def trimhash(h: Hash | str) -> HashPart:
     return HashPart(h[:32])
 
 
-def mkrefpath(r: DRef | str, items: Sequence[str] = ()) -> RefPath:
+def mkrefpath(r: DRef | str, items: Sequence[str] = []) -> RefPath:
     """Return the refpath of the artifact `items` (path components) inside the derivation `r`."""
     assert_valid_dref(r)
     return [str(r), *items]

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -24,6 +25,7 @@ from pylightnix.errors import (
 )
 from pylightnix.planner.graph import dependency_order
 from pylightnix.refs import assert_valid_dref, isdref
+from pylightnix.results import result_drefs
 from pylightnix.storage import _registry, absolute_settings, store_layout, tlstorage
 from pylightnix.store.derivations import derivation_ref, is_written, read_config, write_derivation
 from pylightnix.types import Closure, Derivation, DRef, Matcher, Realizer, Stage, StageResult, StorageSettings
@@ -34,6 +36,7 @@ __all__ = [
     "assert_valid_closure",
     "closure_deps",
     "current_registry",
+    "drafted",
     "instantiate",
     "isclosure",
     "mkclosure",
@@ -77,6 +80,8 @@ class Registry:
         self.in_instantiate = False
         self.unwritten: dict[DRef, bytes] = {}
         """Canonical configs that a daemon is still to be told of: all at once, see `write_all`."""
+        self.draft_of: Optional[Registry] = None
+        """The registry that this one is a draft of. What is registered in a draft is not written into the store."""
 
     def __repr__(self) -> str:
         return f"Registry({len(self.builders)} derivations, S={self.S!r})"
@@ -99,6 +104,25 @@ def setregistry(r: Optional[Registry]) -> Optional[Registry]:
     return previous
 
 
+_draft: ContextVar[Optional[Registry]] = ContextVar("pylightnix_draft", default=None)
+
+
+@contextmanager
+def drafted(r: Registry) -> Iterator[Registry]:
+    """Let stages called inside the block register in a draft of `r`, which is current there if `r` is."""
+    draft = Registry(r.S)
+    draft.draft_of, draft.in_instantiate = r, r.in_instantiate
+    token = _draft.set(draft)
+    try:
+        if _registry.get() is r:
+            with current_registry(draft):
+                yield draft
+        else:
+            yield draft
+    finally:
+        _draft.reset(token)
+
+
 @contextmanager
 def current_registry(r: Registry) -> Iterator[Registry]:
     """Make `r` the current registry, and its store the current one, inside the ``with`` block."""
@@ -118,18 +142,24 @@ def current_registry(r: Registry) -> Iterator[Registry]:
 def mkdrv_(c: Config, S: Optional[StorageSettings] = None) -> DRef:
     """Write the derivation folder of the config `c` into the store and return its reference."""
     unwritten: dict[DRef, bytes] = {}
-    dref = _write(mkconfig(c.val), S, unwritten)[0]
+    checked = mkconfig(c.val)
+    dref, canonical, _ = _identify(checked)
+    _write(dref, canonical, checked, S, unwritten)
     _register_all(unwritten, S)
     return dref
 
 
-def _write(checked: Config, S: Optional[StorageSettings], unwritten: dict[DRef, bytes]) -> tuple[DRef, bytes, tuple[DRef, ...]]:
-    """Write a derivation, or enter it into `unwritten` where a daemon owns the store."""
+def _identify(checked: Config) -> tuple[DRef, bytes, tuple[DRef, ...]]:
+    """Return the reference, the canonical form and the direct dependencies of a config."""
     deps = cfgdeps(checked)
     canonical = canonical_bytes(checked.val)
     if b'"rref:' in canonical:
         assert_rref_deps(checked)
-    dref = derivation_ref(canonical, cfgname(checked))
+    return derivation_ref(canonical, cfgname(checked)), canonical, tuple(sorted(deps))
+
+
+def _write(dref: DRef, canonical: bytes, checked: Config, S: Optional[StorageSettings], unwritten: dict[DRef, bytes]) -> None:
+    """Write a derivation, or enter it into `unwritten` where a daemon owns the store."""
     layout = store_layout(S)
     if unwritten:
         # A daemon had the store a moment ago: asking for the lock once more for each config would only cost time.
@@ -144,7 +174,6 @@ def _write(checked: Config, S: Optional[StorageSettings], unwritten: dict[DRef, 
             if daemon_socket(layout) is None:
                 raise
             unwritten[dref] = canonical
-    return dref, canonical, tuple(sorted(deps))
 
 
 def write_all(r: Registry) -> None:
@@ -192,7 +221,9 @@ def mkdrv(config: Config, matcher: Matcher, realizer: Realizer, r: Optional[Regi
     if not isinstance(config, Config):
         raise Misuse(f"mkdrv expects a Config, found a {type(config).__name__}; make one with mkconfig({{…}})")
     checked = mkconfig(config.val)
-    dref, canonical, deps = _write(checked, registry.S, registry.unwritten)
+    dref, canonical, deps = _identify(checked)
+    if registry.draft_of is None:
+        _write(dref, canonical, checked, registry.S, registry.unwritten)
     derivation = RegisteredDerivation(dref, matcher, realizer)
     derivation.config, derivation.deps = canonical, deps
     previous = registry.builders.get(dref)
@@ -203,9 +234,11 @@ def mkdrv(config: Config, matcher: Matcher, realizer: Realizer, r: Optional[Regi
 
 
 def registered_config(dref: DRef) -> Optional[Config]:
-    """Return the config of `dref` as the current registry has it, None if it does not."""
-    registry = tlregistry()
-    derivation = registry.builders.get(dref) if registry is not None else None
+    """Return the config of `dref` as the current registry, or what is drafted now, has it; None if neither does."""
+    derivation: Optional[Derivation] = None
+    for registry in (tlregistry(), _draft.get()):
+        while derivation is None and registry is not None:
+            derivation, registry = registry.builders.get(dref), registry.draft_of
     if not isinstance(derivation, RegisteredDerivation) or derivation.config is None:
         return None
     config = Config.__new__(Config)
@@ -214,22 +247,6 @@ def registered_config(dref: DRef) -> Optional[Config]:
 
 
 # --- closures ---------------------------------------------------------------------------------------
-
-
-def result_drefs(result: StageResult) -> list[DRef]:
-    """Return the DRefs in a stage's result (any nesting of lists, tuples and dicts), in traversal order."""
-    found: list[DRef] = []
-    stack: list[Any] = [result]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, str):
-            if isdref(item):
-                found.append(DRef(item))
-        elif isinstance(item, dict):
-            stack.extend(reversed(item.values()))
-        elif isinstance(item, (list, tuple)):
-            stack.extend(reversed(item))
-    return found
 
 
 def closure_deps(closure_or_builders: Iterable[Derivation], S: Optional[StorageSettings]) -> dict[DRef, tuple[DRef, ...]]:

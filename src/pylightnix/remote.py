@@ -8,8 +8,9 @@ is asked again, of its successor or of this process, for as long as one waits fo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Optional, TypeVar, Union
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Optional, TypeAlias, TypeVar, Union, cast
 
 from pylightnix.errors import PylightnixException
 from pylightnix.events import Observer, ignore
@@ -17,15 +18,27 @@ from pylightnix.storage import store_layout
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, StoreOwned
 from pylightnix.store.ownership import daemon_socket
-from pylightnix.types import Closure, DRef, RealizeArg, StorageSettings
+from pylightnix.types import Closure, DRef, RealizeArg, RRef, StorageSettings
 
 if TYPE_CHECKING:
     from pylightnix.embedded import Outcome
+    from pylightnix.pause import Answer, Pause
+    from pylightnix.store.collection import Removal
     from pylightnix.store.store import Store
 
-__all__ = ["ask_store", "realize_closure", "register"]
+__all__ = [
+    "ask_store",
+    "here_only",
+    "insert",
+    "realize_closure",
+    "realize_closure_async",
+    "realize_in_steps",
+    "register",
+    "remove",
+]
 
 T = TypeVar("T")
+Find: TypeAlias = Callable[[StoreLayout], Optional[str]]
 
 _PAUSE_SECONDS: Final = 0.05
 
@@ -39,11 +52,16 @@ def realize_closure(
     dry_run: bool = False,
     keep_going: bool = False,
     observe: Observer = ignore,
+    find: Find = daemon_socket,
+    jobs: Optional[int] = None,
 ) -> Outcome:
     """Realize what the targets of `closure` need, through the daemon if one owns the store.
 
     Arguments, result and errors are those of `pylightnix.embedded.realize_closure`. Through a daemon,
-    realizers run in its workers: they see no globals that were changed here.
+    realizers run in its workers: they see no globals that were changed here. Those that
+    cannot be pickled run in this thread, and what they raise is in the outcome as that very object. `find` says
+    where a daemon listens; one that starts a daemon never says None. At most `jobs` builds go on at a time there; here
+    it is always one.
 
     Raises:
         DaemonGone: the daemon ended in the middle, and no other came.
@@ -60,14 +78,153 @@ def realize_closure(
     def through(socket: str) -> Outcome:
         from pylightnix_client.realizing import realize_through
 
-        return realize_through(socket, closure, **arguments)
+        return realize_through(socket, closure, jobs=jobs, **arguments)
 
     def here() -> Outcome:
         from pylightnix import embedded
 
         return embedded.realize_closure(closure, **arguments)
 
-    return _wherever(store_layout(closure.S), through, here)
+    return _wherever(store_layout(closure.S), through, here, find)
+
+
+async def realize_closure_async(closure: Closure, **wishes: Any) -> Outcome:
+    """Do as `realize_closure` without keeping the event loop, of trio or asyncio, from its other tasks.
+
+    Where no daemon owns the store, realizers run in a thread, with the current registry and storage of the
+    caller. Cancelling takes effect before the next build there; a daemon is told at once.
+    """
+    import anyio
+    from anyio.to_thread import run_sync
+
+    def here() -> Outcome:
+        from anyio.from_thread import check_cancelled
+
+        from pylightnix import embedded
+
+        return embedded.realize_closure(closure, observe=lambda event: check_cancelled(), **wishes)
+
+    search = _Search(store_layout(closure.S))
+    while True:
+        socket = await run_sync(search.socket)
+        try:
+            return await (run_sync(here) if socket is None else _through_async(socket, closure, wishes))
+        except PylightnixException as error:
+            if not search.goes_on(error, socket):
+                raise
+            pause = search.pause_seconds(error)
+        await anyio.sleep(pause)
+
+
+async def _through_async(socket: str, closure: Closure, wishes: Mapping[str, Any]) -> Outcome:
+    from pylightnix_client.aio import AsyncClient
+
+    async with await AsyncClient.connect(socket) as client:  # hanging up cancels what is not finished
+        return await (await client.submit(closure, **wishes)).outcome()
+
+
+def realize_in_steps(closure: Closure, ask: Sequence[DRef], **options: Any) -> Generator[Pause, Answer, Optional[Outcome]]:
+    """Realize with pauses, through the daemon if one owns the store.
+
+    Arguments, result and errors are those of `pylightnix.embedded.realize_in_steps`. If the store has another owner when a
+    pause ends, that one goes on: what was realized is used again, and what was answered is not asked again.
+    """
+    from pylightnix import embedded
+
+    embedded.realize_in_steps(closure, ask, **options)  # says what is wrong with the closure at the call
+
+    def steps_of(socket: Optional[str], answers: Mapping[DRef, _Answered]) -> Generator[Pause, Answer, Optional[Outcome]]:
+        given = [dref for dref, answered in answers.items() if answered.counts]
+        still = [*(dref for dref in ask if dref not in answers), *given]
+        if socket is None:
+            return embedded.realize_in_steps(closure, still, **options)
+        from pylightnix_client.stepping import realize_in_steps_through
+
+        return realize_in_steps_through(socket, closure, still, **options)
+
+    return _in_steps(_Search(store_layout(closure.S)), steps_of)
+
+
+class _Answered(NamedTuple):
+    """What was answered at a pause."""
+
+    context: Mapping[DRef, Any]
+    answer: Answer
+    is_last: bool = True
+
+    @property
+    def counts(self) -> bool:
+        """Whether another owner of the store must be told, too. What was built by then is there for it to find."""
+        return self.is_last or self.answer[0] is not None
+
+
+_Steps: TypeAlias = Callable[[Optional[str], Mapping[DRef, _Answered]], "Generator[Pause, Answer, Optional[Outcome]]"]
+
+
+def _in_steps(search: _Search, steps_of: _Steps) -> Generator[Pause, Answer, Optional[Outcome]]:
+    answers: dict[DRef, _Answered] = {}
+    while True:
+        socket = search.socket()
+        try:
+            return (yield from _with_answers(steps_of(socket, answers), answers))
+        except PylightnixException as error:
+            if not search.goes_on(error, socket):
+                raise
+            pause = search.pause_seconds(error)
+        time.sleep(pause)
+
+
+def _with_answers(
+    steps: Generator[Pause, Answer, Optional[Outcome]], answers: dict[DRef, _Answered]
+) -> Generator[Pause, Answer, Optional[Outcome]]:
+    """Pause as `steps` does, but where it was answered before; enter in `answers` what is answered now."""
+    before = {dref: answered for dref, answered in answers.items() if answered.counts}
+    try:
+        pause = next(steps)
+        while True:
+            known = before.pop(pause.dref, None)
+            if known is not None and known.context == dict(pause.context):
+                answer = known.answer
+            else:
+                context = dict(pause.context)  # while what it names is there
+                answer = yield pause
+                for dref, earlier in answers.items():
+                    answers[dref] = earlier._replace(is_last=False)
+                answers[pause.dref] = _Answered(context, answer)
+            pause = steps.send(answer)
+    except StopIteration as end:
+        return cast("Optional[Outcome]", end.value)
+    finally:
+        steps.close()
+
+
+def insert(dref: DRef, context: Mapping[DRef, Sequence[RRef]], path: str, started: float, S: Optional[StorageSettings]) -> RRef:
+    """Make the folder at `path` a realization, through the daemon if one owns the store; return its reference, durable.
+
+    Args:
+        dref: what it is a realization of.
+        context: which realizations stand for its direct dependencies.
+        path: the folder. Where this fails, it is back in its place.
+        started: when its making began, UTC seconds since the epoch.
+        S: the store.
+
+    Raises:
+        InvalidOutput: it cannot be stored.
+        StoreError: the store does not take it.
+    """
+    layout = store_layout(S)
+
+    def through(socket: str) -> RRef:
+        from pylightnix_client.insertion import insert_through
+
+        return insert_through(socket, dref, context, path, started)
+
+    def here() -> RRef:
+        from pylightnix.insertion import insert_here
+
+        return insert_here(layout, dref, context, path, started)
+
+    return _wherever(layout, through, here)
 
 
 def register(configs: Mapping[DRef, bytes], S: Optional[StorageSettings]) -> None:
@@ -93,6 +250,30 @@ def register(configs: Mapping[DRef, bytes], S: Optional[StorageSettings]) -> Non
             write_derivation(layout, dref, canonical, json.loads(canonical))
 
     _wherever(layout, through, here)
+
+
+def remove(drefs: Sequence[DRef], rrefs: Sequence[RRef], S: Optional[StorageSettings], only_unused: bool = False) -> Removal:
+    """Take derivations, with all their realizations, and realizations out of the store.
+
+    Arguments, result and errors are those of `pylightnix.store.collection.remove`.
+
+    Raises:
+        StoreBusy: there is no daemon, and others work in the store, perhaps with what is to go.
+    """
+    layout = store_layout(S)
+
+    def through(socket: str) -> Removal:
+        from pylightnix_client.client import Client
+
+        with Client.connect(socket) as client:
+            return client.remove(drefs, rrefs, only_unused=only_unused)
+
+    def here() -> Removal:
+        from pylightnix.store.collection import remove_alone
+
+        return remove_alone(layout, drefs, rrefs, only_unused=only_unused)
+
+    return _wherever(layout, through, here)
 
 
 def ask_store(S: Optional[StorageSettings], question: Callable[[Store], T], request: Callable[[Any], T], flush: bool = True) -> T:
@@ -125,23 +306,63 @@ def ask_store(S: Optional[StorageSettings], question: Callable[[Store], T], requ
     return _wherever(layout, through, here)
 
 
-def _wherever(layout: StoreLayout, through: Callable[[str], T], here: Callable[[], T]) -> T:
+@contextmanager
+def here_only(doing: str) -> Iterator[None]:
+    """Refuse what is done in this process and a daemon does not do for its callers, where a daemon owns the store.
+
+    Raises:
+        StoreOwned: a daemon owns it. The error names that daemon, and says what to do.
+    """
+    try:
+        yield
+    except StoreOwned as error:
+        raise StoreOwned(error.root, error.holders, error.socket, doing) from error
+
+
+def _wherever(layout: StoreLayout, through: Callable[[str], T], here: Callable[[], T], find: Find = daemon_socket) -> T:
     """Call `through` with a daemon's socket if one owns the store, else `here`; again where that has changed meanwhile."""
-    last: Optional[float] = None
+    search = _Search(layout, find)
     while True:
-        socket = daemon_socket(layout)
-        begun = time.monotonic()
+        socket = search.socket()
         try:
             return here() if socket is None else through(socket)
         except PylightnixException as error:
-            if not _has_moved(error, layout, socket):
+            if not search.goes_on(error, socket):
                 raise
-            now = time.monotonic()
-            if last is None or now - begun > LOCK_WAIT_SECONDS:
-                last = now + LOCK_WAIT_SECONDS  # a build of hours does not use up the time to find another daemon
-            if now >= last:
-                raise
-        time.sleep(_PAUSE_SECONDS)
+            pause = search.pause_seconds(error)
+        time.sleep(pause)
+
+
+class _Search:
+    """Who owns the store, asked again for as long as that changes under whoever wants to work there."""
+
+    def __init__(self, layout: StoreLayout, find: Find = daemon_socket) -> None:
+        self._layout, self._find = layout, find
+        self._begun = 0.0
+        self._last: Optional[float] = None
+
+    def socket(self) -> Optional[str]:
+        """Return the socket of the daemon that owns the store now, if one does."""
+        self._begun = time.monotonic()
+        return self._find(self._layout)
+
+    def goes_on(self, error: PylightnixException, socket: Optional[str]) -> bool:
+        """Tell whether to ask again after an error: only where it says that the store has changed hands, and not for ever."""
+        if not _has_moved(error, self._layout, socket):
+            return False
+        from pylightnix.protocol.errors import Draining
+
+        now = time.monotonic()
+        # A build of hours does not use up the time to find another daemon, nor does one that says how long it still takes.
+        if self._last is None or now - self._begun > LOCK_WAIT_SECONDS or isinstance(error, Draining):
+            self._last = now + LOCK_WAIT_SECONDS
+        return now < self._last
+
+    def pause_seconds(self, error: PylightnixException) -> float:
+        """Return how long to wait before asking again: as long as a daemon that ends asks for."""
+        from pylightnix.protocol.errors import Draining
+
+        return max(_PAUSE_SECONDS, error.retry_after) if isinstance(error, Draining) else _PAUSE_SECONDS
 
 
 def _has_moved(error: PylightnixException, layout: StoreLayout, socket: Optional[str]) -> bool:

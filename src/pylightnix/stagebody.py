@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from pylightnix.attrs import Unroller
 from pylightnix.build import Build, build_outpaths, stored_config
@@ -16,12 +16,14 @@ from pylightnix.errors import Misuse
 if TYPE_CHECKING:
     import inspect
 
-__all__ = ["SOURCE_KEY", "SUPPLIED", "StageBody", "named", "parameters_of"]
+__all__ = ["RunSamples", "SOURCE_KEY", "SUPPLIED", "StageBody", "named", "parameters_of"]
 
 SOURCE_KEY: Final = "__source__"
 """The config item that holds the digest of the code."""
 SUPPLIED: Final = frozenset({"build", "rindex"})
 """Parameters that the build supplies, so that their defaults are no config."""
+RunSamples: TypeAlias = Callable[[int, Callable[[int], None]], None]
+"""Calls a function, which makes one sample, once with each number below a count."""
 
 
 def parameters_of(f: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -42,26 +44,38 @@ class StageBody:
     nouts: int
     always_multiref: bool
 
+    gives_build_to_rest: ClassVar[bool] = False
+    """Whether ``**`` parameters get the build, too."""
+
     @property
     def __wrapped__(self) -> Callable[..., Any]:
         return self.f
 
+    @property
+    def takes_build(self) -> bool:
+        """Whether the function gets the `Build`, and so may see and touch every output."""
+        parameters = parameters_of(self.f)
+        return "build" in parameters or (_takes_rest(parameters) and self.gives_build_to_rest)
+
     def __call__(self, b: Build) -> None:
+        self.make(b, _in_order)
+
+    def make(self, b: Build, run: RunSamples) -> None:
+        """Make all outputs, by `run`."""
         unroller = Unroller(b.S, b.context, always_multiref=self.always_multiref)
-        for rindex in range(self.nouts):
-            self.sample(b, unroller, rindex)
+        run(self.nouts, lambda rindex: self.sample(b, unroller, rindex))
 
     def sample(self, b: Build, unroller: Unroller, rindex: int) -> None:
         """Make output number `rindex`."""
         parameters = parameters_of(self.f)
-        takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        takes_rest = _takes_rest(parameters)
         folder = build_outpaths(b)[rindex]
         values = {
             key: unroller.value(item, folder)
             for key, item in stored_config(b).val.items()
             if key in parameters or (takes_rest and key != SOURCE_KEY)
         }
-        if "build" in parameters:
+        if self.takes_build:
             values["build"] = b
         # A default of `rindex` says what it is when there is but one output.
         if "rindex" in parameters and (
@@ -76,7 +90,16 @@ class StageBody:
         stage = named(self.f)
         if stage is not self.f and getattr(stage, "__wrapped__", None) is self.f:
             return (_body_of, (stage, self.nouts, self.always_multiref))
-        return (StageBody, (self.f, self.nouts, self.always_multiref))
+        return (type(self), (self.f, self.nouts, self.always_multiref))
+
+
+def _in_order(count: int, make: Callable[[int], None]) -> None:
+    for rindex in range(count):
+        make(rindex)
+
+
+def _takes_rest(parameters: dict[str, inspect.Parameter]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _body_of(stage: Any, nouts: int, always_multiref: bool) -> StageBody:

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 PYLIGHTNIX_STORE_VERSION: Final = 1
+"""The number in the name of the folder of derivations."""
 
 _storage: ContextVar[Optional[StorageSettings]] = ContextVar("pylightnix_storage", default=None)
 _registry: ContextVar[Optional[Registry]] = ContextVar("pylightnix_registry", default=None)

@@ -8,12 +8,12 @@ stamps are of.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Final, Optional
 
 from pylightnix.errors import Misuse
 
-__all__ = ["PYLIGHTNIX_TIME", "parsetime", "timestring"]
+__all__ = ["PYLIGHTNIX_TIME", "parsetime", "timestring", "tzlocal"]
 
 PYLIGHTNIX_TIME: Final = "%Y%m%d-%H:%M:%S:%f%z"
 """The form of a timestamp, as `strftime` spells it: ``20261122-21:30:00:123456+0000``."""
@@ -66,3 +66,36 @@ def parsetime(text: object) -> Optional[float]:
         return (moment - _EPOCH).total_seconds()
     except (ValueError, OverflowError):  # no such day or hour, or a zone of more than a day
         return None
+
+
+class tzlocal(tzinfo):  # noqa: N801  # the name that programs use
+    """The time zone of this computer, for `datetime`: ``datetime.now(tzlocal())``. All of them are equal."""
+
+    def utcoffset(self, dt: Optional[datetime]) -> timedelta:
+        """Return how far local time is ahead of UTC at the local time `dt` (now, if None)."""
+        return _local(dt).utcoffset() or timedelta()
+
+    def dst(self, dt: Optional[datetime]) -> timedelta:
+        """Return how much of that is daylight saving time."""
+        import time
+
+        moment = _local(dt)
+        saving = time.localtime(moment.timestamp()).tm_isdst > 0
+        return self.utcoffset(dt) + timedelta(seconds=time.timezone) if saving else timedelta()
+
+    def tzname(self, dt: Optional[datetime]) -> Optional[str]:
+        """Return the name of the zone, such as ``CET``."""
+        return _local(dt).tzname()
+
+    def __repr__(self) -> str:
+        return "tzlocal()"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, tzlocal)
+
+    def __hash__(self) -> int:
+        return hash(tzlocal)
+
+
+def _local(dt: Optional[datetime]) -> datetime:
+    return datetime.now().astimezone() if dt is None else dt.replace(tzinfo=None).astimezone()

@@ -5,7 +5,7 @@ Must not know how any of them is made, checked, stored or realized: nothing here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Generic, NamedTuple, Optional, TypeAlias, TypeVar, Union
 
 __all__ = [
@@ -14,17 +14,20 @@ __all__ = [
     "Context",
     "DRef",
     "Derivation",
+    "ExceptionText",
     "Hash",
     "HashPart",
     "InstantiateArg",
     "Key",
     "Matcher",
     "MatcherO",
+    "Mutator",
     "Name",
     "Output",
     "Path",
     "RRef",
     "RealizeArg",
+    "RealizeSeqGen",
     "Realizer",
     "RealizerO",
     "RefPath",
@@ -91,18 +94,38 @@ class Output(Generic[_T]):
 
 
 RefPath: TypeAlias = list[Union[DRef, str]]
+"""A derivation and a path in it, ``[dref, 'folder', 'file']``: in a config, it names an artifact of another derivation."""
 Context: TypeAlias = dict[DRef, Optional[list[RRef]]]
+"""Which realizations stand for each derivation, sorted; None for what a dry run found to be built."""
 RealizeArg: TypeAlias = dict[str, Any]
+"""What `realize` passes to one realizer in `realize_args`; no part of any hash."""
 InstantiateArg: TypeAlias = dict[str, Any]
+"""The type of ``Build.iarg``, which is always empty."""
 Matcher: TypeAlias = Callable[[StorageSettings, list[RRef]], Optional[list[RRef]]]
+"""Picks from the realizations that a derivation has in the context at hand, in no order that counts.
+
+None demands a build, after which the matcher is asked again. What it raises reaches the caller of `realize` as it is.
+"""
 MatcherO: TypeAlias = Callable[[StorageSettings, Output[RRef]], Optional[Output[RRef]]]
+"""A `Matcher` that takes and returns an `Output`; `output_matcher` makes one of the other."""
 Realizer: TypeAlias = Callable[[StorageSettings, DRef, Context, RealizeArg], list[Path]]
+"""Fills new folders under ``fstmpdir(S)`` and returns them; each is moved into the store and becomes a realization.
+
+The context has the realizations of all that the derivation depends on.
+"""
 RealizerO: TypeAlias = Callable[[StorageSettings, DRef, Context, RealizeArg], Output[Path]]
+"""A `Realizer` that returns an `Output`; `output_realizer` makes one of the other."""
+ExceptionText: TypeAlias = str
+"""Why something is a LEFT: the text of a traceback."""
 Key: TypeAlias = Callable[[StorageSettings, RRef], Union[int, float, str, None]]
-# What a stage may return: a DRef, or any nesting of lists, tuples and dicts that holds some. The
-# language cannot write that recursion down for mypy without harming callers, hence `Any`.
+"""By what `match` and `match_some` rank a realization, the largest first; None leaves it out."""
+Mutator: TypeAlias = Callable[[Any, Any], Any]
+"""Takes a key or index and the value there, and returns what is to be there."""
+# The language cannot write that recursion down for mypy without harming callers, hence `Any`.
 StageResult: TypeAlias = Any
+"""What a stage may return: a DRef, or any nesting of lists, tuples and dicts that holds some."""
 Stage: TypeAlias = Callable[..., StageResult]
+"""Registers derivations in the registry that it gets as the keyword `r`, and returns what is to be realized."""
 
 
 class Derivation(NamedTuple):
@@ -120,6 +143,12 @@ class Closure(NamedTuple):
     targets: list[DRef]
     derivations: list[Derivation]
     S: Optional[StorageSettings]
+
+
+RealizeSeqGen: TypeAlias = Generator[
+    tuple[StorageSettings, DRef, Context, Derivation, RealizeArg], tuple[Optional[list[RRef]], bool], Context
+]
+"""What `realizeSeq` returns: yields what it pauses before, is sent what to do, and returns the context."""
 
 
 class BuildArgs(NamedTuple):

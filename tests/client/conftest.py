@@ -85,6 +85,8 @@ class Program:
 
     folder: Path
     store: Path
+    daemon: bool = False
+    """Whether `build` may start a daemon; most tests are about something else."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -93,6 +95,8 @@ class Program:
         return {**kept, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYLIGHTNIX_ROOT": str(self.store), "COLUMNS": "120"}
 
     def command(self, *arguments: str) -> list[str]:
+        if arguments[:1] == ("build",) and not self.daemon:
+            arguments = ("build", "--no-daemon", *arguments[1:])
         return [sys.executable, "-W", "error", "-m", "pylightnix_client", *arguments]
 
     def start(self, *arguments: str, **extra: Any) -> subprocess.Popen[bytes]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,11 @@ from pylightnix import (
     match_latest,
     mkconfig,
     mkdrv,
+    mkSS,
 )
+from pylightnix.storage import store_layout
+from pylightnix.store.locks import exclusive_lock
+from pylightnix.store.ownership import DAEMON_ROLE, lock_says
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 60
@@ -53,6 +59,7 @@ def start_daemon(root: str, *options: str) -> subprocess.Popen[str]:
         said.append(line)
         if ": serving " in line:
             return daemon
+    daemon.stderr.close()
     daemon.wait()
     raise AssertionError(f"the daemon ended at once: {said}")
 
@@ -67,17 +74,45 @@ def end_daemon(daemon: subprocess.Popen[str]) -> str:
         daemon.wait()
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.005)
+
+
+@contextmanager
+def short_store() -> Iterator[StorageSettings]:
+    """A fresh store whose path is short, as a socket's must be."""
+    with tempfile.TemporaryDirectory(prefix="pyl-", ignore_cleanup_errors=True) as folder:
+        try:
+            yield new_store(os.path.join(folder, "s"))
+        finally:
+            subprocess.run(["chmod", "-R", "u+w", folder], check=True)
+
+
+def end_started_daemon(root: object) -> None:
+    """End the daemon that a command started on a store, if one is there still, and wait until it has let the store go."""
+    layout = store_layout(mkSS(str(root)))
+    said = lock_says(layout)
+    if said.get("role") == DAEMON_ROLE:
+        try:
+            os.kill(said["pid"], signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        with exclusive_lock(layout, "a test"):
+            pass
+
+
 @contextmanager
 def served_store() -> Iterator[StorageSettings]:
-    """A fresh store that a daemon owns. Its path is short, as a socket's must be."""
-    with tempfile.TemporaryDirectory(prefix="pyl-", ignore_cleanup_errors=True) as folder:
-        S = new_store(os.path.join(folder, "s"))
+    """A fresh store that a daemon owns."""
+    with short_store() as S:
         daemon = start_daemon(str(S.root), "--drain", "1")
         try:
             yield S
         finally:
             end_daemon(daemon)
-            subprocess.run(["chmod", "-R", "u+w", folder], check=True)
 
 
 # --- stages -------------------------------------------------------------------------------------------
@@ -105,6 +140,18 @@ def write_argument(b: Build) -> None:
 
 def wait_for_ever(b: Build) -> None:
     print("it waits", flush=True)
+    subprocess.run(["tail", "-f", "/dev/null"], check=True)
+
+
+def waits_at_first(b: Build) -> None:
+    """Say hello in a fifo and wait for ever, for as long as somebody listens there."""
+    try:
+        fd = os.open(build_cattrs(b).mark, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        write_config(b)
+        return
+    os.write(fd, b"hello")
+    os.close(fd)
     subprocess.run(["tail", "-f", "/dev/null"], check=True)
 
 

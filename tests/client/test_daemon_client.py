@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -155,16 +157,6 @@ def test_arguments_reach_the_realizer(served: StorageSettings) -> None:
     assert text_of(rref, served) == "given"
 
 
-def test_what_does_not_travel_is_named(served: StorageSettings) -> None:
-    lock = threading.Lock()
-
-    def held(b: Any) -> None:
-        lock.acquire()
-
-    with pytest.raises(pylightnix.PylightnixException, match=r"cannot be sent to the daemon: it cannot be pickled: .*lock"):
-        realize(instantiate(lambda r: daemons.stage(r, "held", held), S=served))
-
-
 def test_many_derivations_are_registered_and_realized(served: StorageSettings) -> None:
     def many(r: Registry) -> list[DRef]:
         return [daemons.stage(r, "many", daemons.write_config, text="x" * 9000, i=i) for i in range(1100)]
@@ -278,7 +270,8 @@ def test_a_slow_reader_of_events_is_told_of_all(client: Client, served: StorageS
     _, closure = instantiate(daemons.chain, "slow", 5, S=served)
     operation = client.submit(closure, watch=True)
     assert operation.wait().ok
-    seen = [(happening.kind, happening.phase) for happening in operation.events() if isinstance(happening, messages.Event)]
+    events = [happening for happening in operation.events() if isinstance(happening, messages.Event)]
+    seen = [(event.kind, event.phase) for event in events if event.kind == "build"]
     assert seen == [("build", "start"), ("build", "stop")] * 5
 
 
@@ -308,6 +301,69 @@ def test_a_daemon_killed_in_the_middle_of_a_build_is_survived(S: StorageSettings
         outcome = realize_closure(instantiate(daemons.chain, "survived", S=settings)[1], observe=kill)
         assert killed
         assert not outcome.failed
+
+
+def test_who_asks_a_daemon_that_drains_gets_it_of_the_next_one(tmp_path: Path) -> None:
+    """One program's build is interrupted, another's submission refused; both have their results of the successor."""
+    mark = str(tmp_path / "mark")
+    os.mkfifo(mark)
+    hello = os.open(mark, os.O_RDONLY | os.O_NONBLOCK)
+    results: dict[str, RRef] = {}
+
+    def build(name: str, closure: Any) -> None:
+        results[name] = realize1(closure)
+
+    with daemons.short_store() as S:
+        closures = [
+            instantiate(lambda r: daemons.stage(r, "once", daemons.waits_at_first, mark=mark), S=S)[1],
+            instantiate(daemons.chain, "late", S=S)[1],
+        ]
+        daemon = daemons.start_daemon(str(S.root), "--drain", "1")
+        interrupted = threading.Thread(target=build, args=("interrupted", closures[0]))
+        interrupted.start()
+        assert select.select([hello], [], [], 60)[0]
+        os.close(hello)
+        with Client.connect(store_layout(S)) as client:
+            daemon.terminate()
+            while not client.status().draining:
+                pass
+            refused = threading.Thread(target=build, args=("refused", closures[1]))
+            refused.start()
+            daemons.end_daemon(daemon)
+        successor = daemons.start_daemon(str(S.root))
+        for thread in (interrupted, refused):
+            thread.join(60)
+        daemons.end_daemon(successor)
+        assert sorted(results) == ["interrupted", "refused"]
+        assert text_of(results["refused"], S) == "late-1"
+
+
+def test_a_socket_whose_usual_path_is_too_long_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="pyl-") as runtime, tempfile.TemporaryDirectory(prefix="pyl-") as temporary:
+        monkeypatch.setenv("TMPDIR", temporary)
+        for folder, environment in (f"{runtime}/pylightnix", runtime), (f"{temporary}/pylightnix-{os.geteuid()}", ""):
+            monkeypatch.setenv("XDG_RUNTIME_DIR", environment)
+            S = new_store(os.path.join(tmp_path, environment.strip("/"), *["d" * 100] * 3))
+            daemon = daemons.start_daemon(str(S.root))
+            try:
+                path = daemon_socket(store_layout(S))
+                assert path is not None
+                assert os.path.dirname(path) == folder
+                assert os.stat(folder).st_mode & 0o777 == 0o700
+                assert os.readlink(f"{S.root}/daemon.sock") == path
+                assert text_of(realize1(instantiate(daemons.chain, "deep", S=S)), S) == "deep-1"
+            finally:
+                daemons.end_daemon(daemon)
+            assert os.listdir(folder) == []
+
+
+def test_a_private_folder_for_sockets_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="pyl-") as temporary:
+        monkeypatch.setenv("TMPDIR", temporary)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", "")
+        os.mkdir(f"{temporary}/pylightnix-{os.geteuid()}", 0o755)
+        with pytest.raises(AssertionError, match="is not a folder of yours alone, with mode 0700"):
+            daemons.start_daemon(os.path.join(tmp_path, *["d" * 100] * 3))
 
 
 def test_a_store_is_embedded_again_after_its_daemon() -> None:

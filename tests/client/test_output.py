@@ -100,7 +100,8 @@ def run(source: str, **extra: Any) -> subprocess.CompletedProcess[bytes]:
 @given(st.dictionaries(st.from_regex(r"[a-z]+", fullmatch=True), st.text() | st.floats(allow_nan=False) | st.lists(st.integers())))
 def test_objects_are_one_line_of_ascii_each(fields: dict[str, Any]) -> None:
     class Gathered(Answers):
-        def raw(self, content: bytes) -> None:
+        def raw(self, content: bytes | memoryview) -> None:
+            content = bytes(content)
             assert content.isascii()
             assert content.count(b"\n") == 1
             assert json.loads(content) == {"kind": "k", **fields}

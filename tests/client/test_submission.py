@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tests.client import daemons
 
-from pylightnix import DRef, Misuse, Registry, StorageSettings, instantiate, match_latest, mkconfig, mkdrv
+from pylightnix import Build, DRef, Misuse, Registry, StorageSettings, instantiate, match_latest, mkconfig, mkdrv, mknode
+from pylightnix.codekey import pyobjhash
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.client import ClientConnection
 from pylightnix.protocol.errors import MessageInvalid
@@ -128,7 +129,42 @@ def test_what_cannot_travel_stays_with_its_reason(S: StorageSettings) -> None:
     (add,) = of_kind(sent_for(closure, Wishes(realize_args=arguments)), m.SubmitAdd)
     kinds = [spec.realizer.kind for spec in add.derivations]
     assert kinds == ["python", "python", "caller"]
-    assert "its arguments: it cannot be pickled" in add.derivations[-1].realizer.reason
+    last = add.derivations[-1]
+    assert "its arguments: it cannot be pickled" in last.realizer.reason
+    (again,) = of_kind(sent_for(closure, Wishes(realize_args=arguments)), m.SubmitAdd)
+    assert last.args != again.derivations[-1].args, "nobody can tell whether they are equal"
+
+
+def test_large_arguments_stay_and_are_told_apart(S: StorageSettings) -> None:
+    dref, closure = instantiate(daemons.chain, S=S)
+    assert isinstance(dref, str)
+
+    def args_of(byte: bytes) -> object:
+        (add,) = of_kind(sent_for(closure, Wishes(realize_args={DRef(dref): {"much": byte * (BLOB_PIECE_BYTES_MAX + 1)}})), m.SubmitAdd)
+        assert add.derivations[-1].realizer.kind == "caller"
+        return add.derivations[-1].args
+
+    assert args_of(b"a") == args_of(b"a") != args_of(b"b")
+
+
+def test_what_code_a_realizer_is_goes_along(S: StorageSettings) -> None:
+    lock = threading.Lock()
+
+    def held(b: Build) -> None:
+        lock.acquire()
+
+    def stages(r: Registry) -> list[DRef]:
+        node = mknode(r, {"name": "node"})
+        alike = [daemons.stage(r, f"alike-{i}", daemons.write_config) for i in range(2)]
+        return [node, *alike, daemons.stage(r, "other", daemons.say), daemons.stage(r, "held", held)]
+
+    (add,) = of_kind(sent_for(instantiate(stages, S=S)[1], Wishes()), m.SubmitAdd)
+    assert [spec.realizer.kind for spec in add.derivations] == ["mknode", "python", "python", "python", "caller"]
+    node, first, second, other, caller = (spec.digest for spec in add.derivations)
+    assert node is None
+    assert first == second == str(pyobjhash([daemons.write_config]))
+    assert caller == str(pyobjhash([held]))
+    assert len({first, other, caller}) == 3
 
 
 def test_a_refused_submission_is_cancelled(S: StorageSettings) -> None:

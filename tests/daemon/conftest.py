@@ -77,6 +77,10 @@ class Daemon:
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
+    def hang_up(self) -> None:
+        """Have it read its settings again."""
+        self.signal(signal.SIGHUP)
+
     def wait(self) -> int:
         """Wait for its end and for its last words."""
         status = self.process.wait(STOP_SECONDS)

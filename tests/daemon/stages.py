@@ -121,6 +121,25 @@ def chatters(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) 
     return [out(S, dref)]
 
 
+def ticks(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    """Say something again and again, for `seconds`, or for ever."""
+    seconds = config(S, dref)["seconds"]
+    begun = time.monotonic()
+    while seconds is None or time.monotonic() < begun + seconds:
+        print("tick", flush=True)
+        time.sleep(0.05)
+    return [out(S, dref)]
+
+
+def burns(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    """Compute for ever, and talk about it: some kilobytes each millisecond."""
+    while True:
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.001:
+            pass
+        print("x" * 2000, flush=True)
+
+
 def kills_worker(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
     """Kill the worker the first time."""
     mark = config(S, dref)["mark"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ from tests.daemon.conftest import Daemon
 from tests.daemon.wire_client import WireClient, acknowledged, environment
 from tests.stores import text_of
 
+import pylightnix
 from pylightnix import Closure, DRef, Registry, RRef, StorageSettings, instantiate, match_all, match_some
+from pylightnix._version import __version__
+from pylightnix.protocol import messages as m
 from pylightnix.types import Realizer
 from pylightnixd.logs import BuildLog
 
@@ -134,6 +138,35 @@ def test_an_interpreter_without_the_package(daemon: Daemon, client: WireClient, 
     assert code == "worker-failed"
     assert interpreter in message
     assert "install pylightnix in that environment" in message
+
+
+def of_another_version(folder: Path, protocol: int) -> m.Environment:
+    """Return an environment that holds a pylightnix 9.9.9, whose workers speak that version of their protocol."""
+    package = Path(pylightnix.__file__).parent
+    shutil.copytree(package, folder / "pylightnix", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "pylightnix" / "_version.py").write_text('__version__ = "9.9.9"\n')
+    service = folder / "pylightnix" / "worker" / "service.py"
+    text = service.read_text()
+    assert "VERSION: Final = 1\n" in text
+    service.write_text(text.replace("VERSION: Final = 1\n", f"VERSION: Final = {protocol}\n"))
+    return environment(
+        import_path=[str(folder), *environment().import_path],
+        variables={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+
+
+def test_an_environment_with_a_version_that_does_not_understand_this_one(daemon: Daemon, client: WireClient, tmp_path: Path) -> None:
+    code, message = fails_with(client, stages.one(daemon.plans, stages.plain), env=of_another_version(tmp_path / "other", 2))
+    assert code == "worker-mismatch"
+    assert f"the worker {sys.executable} is of pylightnix 9.9.9, which does not understand this daemon's {__version__}" in message
+    assert "it speaks version 2 of the workers' protocol, and was offered [1]" in message
+    assert f"install pylightnix {__version__} in that environment" in message
+    assert client.build(stages.one(daemon.plans, stages.plain))[1].ok
+
+
+def test_an_environment_with_a_version_that_understands_this_one(daemon: Daemon, client: WireClient, tmp_path: Path) -> None:
+    assert client.build(stages.one(daemon.plans, stages.plain), of_another_version(tmp_path / "other", 1))[1].ok
+    daemon.wait_said(f"is of pylightnix 9.9.9, this is {__version__}")
 
 
 def test_a_program_that_is_no_python(daemon: Daemon, client: WireClient) -> None:

@@ -57,6 +57,48 @@ def test_sigterm_lets_builds_finish(daemon: Daemon, client: WireClient, tmp_path
     check_sound(daemon.S, done)
 
 
+def test_who_connects_in_the_drain_is_answered(daemon: Daemon, client: WireClient, tmp_path: Path) -> None:
+    gate = stages.Gate(tmp_path)
+    closure = stages.one(daemon.plans, stages.waits, gate=gate.path)
+    operation = client.submit(closure)
+    gate.wait_hello()
+    daemon.signal()
+    wait_draining(client)
+    with daemon.client() as late:
+        assert late.status().draining
+        assert late.ps().operations[0].operation == operation
+        assert late.call("log", m.Log(ref=closure.targets[0]), m.LogResult).finished is False
+        assert late.call("query", m.Query(what="allrrefs"), m.Rows).rows == []
+        for _ in range(2):
+            with pytest.raises(Draining) as refused:
+                late.open(closure)
+            assert refused.value.retry_after > 0
+        attached = late.call("attach", m.Attach(operation=operation), m.Attached)
+        assert attached.state == "running"
+        gate.go()
+        assert late.wait(operation).ok
+    client.close()
+    assert daemon.wait() == 0
+    with pytest.raises(OSError):  # noqa: PT011  # refused, or no such file
+        daemon.client()
+
+
+def test_what_the_deadline_interrupts_is_to_be_submitted_again(tmp_path: Path) -> None:
+    gate = stages.Gate(tmp_path)
+    with Daemon(tmp_path / "store", "--drain", "0.2") as daemon:
+        closure = stages.one(daemon.plans, stages.waits, gate=gate.path)
+        with daemon.wait_ready().client() as client:
+            operation = client.submit(closure)
+            pid = gate.wait_hello()
+            daemon.signal()
+            assert client.wait(operation).state == "draining"
+            (row,) = client.failed(operation)
+            assert (row.code, row.exit_status) == ("draining", 75)
+        assert daemon.wait() == 0
+        assert not is_alive(pid)
+        check_sound(daemon.S)
+
+
 def test_a_build_can_be_cancelled_in_the_drain(daemon: Daemon, client: WireClient, tmp_path: Path) -> None:
     gate = stages.Gate(tmp_path)
     operation = client.submit(stages.one(daemon.plans, stages.waits, gate=gate.path))

@@ -21,12 +21,14 @@ from tests.stores import stage
 from pylightnix import (
     Build,
     BuildError,
+    CodeManifest,
     Context,
     DRef,
     Registry,
     StorageSettings,
     build_outpath,
     build_wrapper,
+    code_manifest,
     command,
     instantiate,
     mknode,
@@ -270,6 +272,44 @@ def test_changed_code_is_not_run(project: Path, tmp_path: Path) -> None:
         assert isinstance(load_exception(error, trusted=False), CodeChanged)
         (project / "project_changed.py").write_text("def realizer(*args): return eval('None')\n")
         assert worker.build(module.realizer, digest=digest).error["code"] == "code-changed"
+
+
+_REACHING = """
+from tests.daemon.realizers import folder_with
+from {helper} import word
+def realizer(S, dref, context, rarg):
+    return folder_with(S, word())
+"""
+
+
+def test_changed_helpers_are_not_run(project: Path, tmp_path: Path) -> None:
+    (project / "project_reaching.py").write_text(_REACHING.format(helper="project_reached"))
+    (project / "project_reached.py").write_text("def word():\n    return 'old'\n")
+    importlib.invalidate_caches()
+    module = importlib.import_module("project_reaching")
+    code = code_manifest([module.realizer])
+    with Worker(tmp_path / "w") as worker:
+        for _ in range(2):
+            run = worker.build(module.realizer, digest=code.digest)
+            assert run.text() == "old"
+            assert CodeManifest.from_json(run.report["manifest"]) == code
+        (project / "project_reached.py").write_text("def word():\n    return 'newer'\n")
+        assert worker.build(module.realizer, digest=code.digest).error["code"] == "code-changed"
+        assert worker.build(module.realizer).text() == "newer"
+        (project / "project_reached.py").write_text("def word():\n    return 'old'  # again\n")
+        assert worker.build(module.realizer, digest=code.digest).text() == "old"
+
+
+def test_files_are_parsed_ahead(project: Path, tmp_path: Path) -> None:
+    module = write_module(project, "project_parsed", "text")
+    digest = pyobjhash([module.realizer])
+    asked = f"{str(project / 'project_parsed.py')!r} in __import__('pylightnix._definitions')._definitions.parsed_files()"
+    with Worker(tmp_path / "w") as worker:
+        found = []
+        for _ in range(2):
+            found.append(value(worker.build(realizers.evaluated, args=arguments(text=asked))))
+            worker.build(module.realizer, digest=digest)
+        assert found == [False, True]
 
 
 def test_code_that_travelled_itself_cannot_have_changed(worker: Worker) -> None:

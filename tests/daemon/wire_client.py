@@ -14,6 +14,7 @@ from pylightnix.protocol import messages as m
 from pylightnix.protocol.client import ClientConnection
 from pylightnix.protocol.connection import ConnectionEnded, NotificationReceived, ProtocolFailed, RequestFailed, ResponseReceived, Welcomed
 from pylightnix.registry import RegisteredDerivation
+from pylightnix.samples import samples_of
 from pylightnix.travel import Packed, PackedMatcher, capture_environment, pack_matcher, pack_realizer
 
 DEADLINE_SECONDS = 60.0
@@ -144,6 +145,7 @@ class WireClient:
                     matcher=m.MatcherSpec(kind=matcher.kind, n=matcher.n, rrefs=list(matcher.rrefs), blob=blobs[1]),  # type: ignore[arg-type]  # the daemon checks
                     realizer=m.RealizerSpec(kind=realizer.kind, blob=blobs[0], reason=realizer.reason),  # type: ignore[arg-type]  # the daemon checks
                     digest=digest,
+                    samples=samples_of(derivation.realizer),
                 )
             )
         for start in range(0, len(specs), 1000):

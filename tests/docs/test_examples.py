@@ -3,11 +3,13 @@
 In each document, from top to bottom:
 
 - a ``python`` block is executed; all blocks of one document share one namespace. If its first line is ``# file: NAME``
-  the block is also written to NAME, for console blocks to use;
+  the block is also written to NAME, for console blocks to use; ``# add to: NAME`` puts it below what NAME has already;
+- an ``output`` block right after it is what the ``python`` block prints;
 - a ``console`` block holds commands after ``$ `` (continued after ``> ``), run by bash with the environment's own
-  programs first on PATH. Lines that follow are the output to expect, where ``…`` or ``...`` stands for any text;
+  programs first on PATH. Lines that follow are the output to expect;
   commands without such lines may print what they like. Every command must succeed. ``make``, ``git clone`` and
   ``pip install`` are not run here;
+- in both kinds of output ``…`` or ``...`` stands for any text;
 - ``needs=a,b`` after the language leaves a block out where the packages a or b are not installed.
 
 All of it happens in an empty working folder that shows the repository's docs as ``docs``, with a store of its own.
@@ -17,19 +19,22 @@ Anything that is not to be run is a ``text`` block.
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
+import cloudpickle  # type: ignore[import-untyped]  # it ships no type information
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DOCUMENTS = [path for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))] if path.is_file()]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SCRIPTS = sorted((REPOSITORY / "docs" / "examples").glob("*.py"))
 NOT_RUN_HERE = re.compile(r"(make|git clone|pip install|python3 -m venv|source|\.)( |$)")
 SECONDS_PER_COMMAND = 300
@@ -126,29 +131,49 @@ def run_command(command: Command, folder: Path, where: str) -> None:
         raise AssertionError(f"{where}: {command.text!r}\n--- expected\n{command.output}\n--- printed\n{trimmed(child.stdout)}")
 
 
-def run_python(block: Block, module: ModuleType, folder: Path) -> None:
+def run_python(block: Block, module: ModuleType, folder: Path) -> str:
+    """Run a block and return what it printed."""
     assert module.__file__ is not None
     # The blocks gather in one real file, at the lines they have in the document: tracebacks then tell the right line, and
     # whoever reads the source of a stage finds it.
     gathered = Path(module.__file__)
     before = gathered.read_text().split("\n")[:-1] if gathered.exists() else []
     gathered.write_text("\n".join([*before, *[""] * (block.line - 1 - len(before)), block.text, ""]))
-    named = re.match(r"# file: ([\w./-]+)\n", block.text)
+    named = re.match(r"# (file|add to): ([\w./-]+)\n", block.text)
     if named:
-        (folder / named[1]).write_text(block.text + "\n")
-    exec(compile("\n" * (block.line - 1) + block.text + "\n", str(gathered), "exec"), module.__dict__)
+        with open(folder / named[2], "w" if named[1] == "file" else "a") as file:
+            file.write(block.text.partition("\n")[2] + "\n" if named[1] == "add to" else block.text + "\n")
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(compile("\n" * (block.line - 1) + block.text + "\n", str(gathered), "exec"), module.__dict__)
+    print(printed.getvalue(), end="")
+    return printed.getvalue()
+
+
+def check_output(block: Block, printed: Optional[str], document: Path) -> None:
+    where = f"{document.name}:{block.line}"
+    if printed is None:
+        raise ValueError(f"{where}: an output block stands right after the python block that prints it")
+    if not output_matches(block.text, printed):
+        raise AssertionError(f"{where}\n--- expected\n{block.text}\n--- printed\n{trimmed(printed)}")
 
 
 def run_document(document: Path, folder: Path) -> None:
     module = ModuleType("examples_of_" + re.sub(r"\W", "_", document.stem.lower()))
-    module.__file__ = str(folder / f"{module.__name__}.py")
+    # As at a prompt: what was written to files can be imported, what was typed cannot, and so travels by value.
+    typed = folder / "typed"
+    typed.mkdir(exist_ok=True)
+    module.__file__ = str(typed / f"{module.__name__}.py")
     sys.modules[module.__name__] = module
+    cloudpickle.register_pickle_by_value(module)
+    sys.path.insert(0, str(folder))
+    printed: Optional[str] = None
     for block in blocks(document.read_text()):
         if not installed(block.needs):
             continue
-        if block.language == "python":
-            run_python(block, module, folder)
-        elif block.language == "console":
+        if block.language == "output":
+            check_output(block, printed, document)
+        printed = run_python(block, module, folder) if block.language == "python" else None
+        if block.language == "console":
             for command in commands(block.text):
                 run_command(command, folder, f"{document.name}:{block.line}")
 
@@ -160,7 +185,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def has_examples(document: Path) -> bool:
+    return any(block.language in ("python", "console") for block in blocks(document.read_text()))
+
+
+@pytest.mark.parametrize("document", [page for page in PAGES if has_examples(page)], ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_document(document: Path, folder: Path) -> None:
     # In a process of its own: examples set the default store of the process, as users' programs do.
     run_command(Command(f"python -W error {__file__} {document}", ""), folder, document.name)
@@ -220,6 +249,28 @@ def test_command_that_fails_or_prints_otherwise_is_reported(folder: Path) -> Non
         run_command(Command("exit 3", ""), folder, "here")
     with pytest.raises(AssertionError, match="--- expected"):
         run_command(Command("echo a", "b"), folder, "here")
+
+
+def run_text(text: str, folder: Path) -> None:
+    document = folder / "page.md"
+    document.write_text(text)
+    run_command(Command(f"python -W error {__file__} {document}", ""), folder, document.name)
+
+
+def test_output_is_that_of_the_block_before(folder: Path) -> None:
+    run_text("```python\nprint(1, 'x')\n```\nprints\n```output\n1 …\n```\n", folder)
+    with pytest.raises(AssertionError, match=r"--- expected\s+2\s+--- printed\s+1"):
+        run_text("```python\nprint(1)\n```\n```output\n2\n```\n", folder)
+    with pytest.raises(AssertionError, match="right after the python block"):
+        run_text("```python\nprint(1)\n```\n```text\n```\n```output\n1\n```\n", folder)
+
+
+def test_blocks_gather_in_named_files(folder: Path) -> None:
+    run_text(
+        "```python\n# file: a.py\nx = 1\n```\n```python\n# add to: a.py\n\ny = x\n```\n"
+        "```console\n$ cat a.py && python -c 'import a; print(a.y)'\n# file: a.py\nx = 1\n\ny = x\n1\n```\n",
+        folder,
+    )
 
 
 if __name__ == "__main__":

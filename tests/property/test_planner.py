@@ -731,6 +731,7 @@ def test_no_derivations_at_all() -> None:
 
 
 def test_the_states_of_the_model_are_those_of_the_planner() -> None:
-    assert {state.value for state in NodeState} == {
+    asked_only = {NodeState.asking}  # see test_planner_asking
+    assert {state.value for state in set(NodeState) - asked_only} == {
         *("waiting", "finding", "matching", "building", "settled", "failed", "skipped", "unknown")
     }

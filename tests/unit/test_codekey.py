@@ -7,6 +7,7 @@ import json
 import linecache
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,10 +18,29 @@ from typing import Any
 
 import pytest
 
+import pylightnix
+from pylightnix.build import build_wrapper
 from pylightnix.codekey import pyobjhash
 from pylightnix.errors import CodeKeyError, Misuse
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "codekey.json"
+
+
+def _other_pythons() -> list[str]:
+    """Return an interpreter of each other version that the package is for: on the path, or installed beside this one."""
+    beside = Path(sys.base_prefix).parent.glob("*/bin/python3.1[0-9]")
+    found: dict[tuple[int, ...], str] = {}
+    for name in [*(shutil.which(f"python3.{minor}") for minor in range(11, 20)), *sorted(map(str, beside))]:
+        if name is not None:
+            child = subprocess.run([name, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True, timeout=30)
+            version = tuple(map(int, child.stdout.split())) if child.returncode == 0 else (0,)
+            if version >= (3, 11) and version != sys.version_info[:2]:
+                found.setdefault(version, name)
+    return [found[version] for version in sorted(found)]
+
+
+OTHER_PYTHONS = _other_pythons()
+SAMPLES = [sample["source"] for sample in json.loads(GOLDEN.read_text(encoding="utf-8"))["samples"].values()]
 
 Load = Callable[[str], ModuleType]
 
@@ -57,8 +77,9 @@ def same(load: Load, *texts: str, name: str = "f") -> bool:
 
 def test_golden_digests(load: Load) -> None:
     recorded = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    found = {name: key(load(sample["source"]).sample) for name, sample in recorded.items()}
-    assert found == {name: sample["digest"] for name, sample in recorded.items()}
+    assert recorded["version"] == 1
+    found = {name: key(load(sample["source"]).sample) for name, sample in recorded["samples"].items()}
+    assert found == {name: sample["digest"] for name, sample in recorded["samples"].items()}
 
 
 def test_digest_is_64_hex_digits_and_never_changes_between_processes(load: Load) -> None:
@@ -236,7 +257,7 @@ def test_decorated_methods_and_nested_functions(load: Load) -> None:
     )
     objects = [module.C.f, module.C.s, module.C.p.fget, module.C.q.func, *module.outer(1), module.C, module.outer]
     assert len({key(o) for o in objects}) == len(objects)
-    assert key(module.outer(1)[0]) == key(module.outer(2)[0])
+    assert key(module.outer(1)[0]) == key(module.outer(1)[0]) != key(module.outer(2)[0])
 
 
 def test_classes_of_one_name_are_told_apart_by_their_methods(load: Load) -> None:
@@ -253,6 +274,30 @@ def test_generated_and_inherited_methods_do_not_mislead(load: Load) -> None:
         "class A(JSONEncoder):\n    x: int = 1\n    default = JSONEncoder.default\n"
     )
     assert key(module.A)
+
+
+@pytest.mark.parametrize("python", OTHER_PYTHONS)
+def test_every_python_finds_the_same(python: str, tmp_path: Path) -> None:
+    for number, text in enumerate(SAMPLES):
+        (tmp_path / f"sample{number}.py").write_text(text)
+    script = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from pylightnix.codekey import code_manifest; import json;"
+        f"ms = [code_manifest([__import__(f'sample{{n}}').sample]) for n in range({len(SAMPLES)})];"
+        "print(json.dumps([[m.digest, {n: e.digest for n, e in m.entries.items()}, m.unresolved] for m in ms]))"
+    )
+    found = []
+    for interpreter in (sys.executable, python):
+        # The package itself needs nothing that is not in the standard library to tell what code is.
+        child = subprocess.run(
+            [interpreter, "-c", script, str(Path(pylightnix.__file__).parents[1]), str(tmp_path)],
+            env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert child.returncode == 0, child.stderr
+        found.append(json.loads(child.stdout))
+    assert found[0] == found[1]
 
 
 def test_notebook_cells_are_sources() -> None:
@@ -295,25 +340,29 @@ class Wrapper:
     def __wrapped__(self) -> Any:
         return self.f
 
+    def __call__(self) -> None: ...
+
 
 def plain(x: Any, y: int = 0) -> Any:
     return x, y
 
 
-def test_wrapper_objects_are_looked_through() -> None:
-    assert key(Wrapper(Wrapper(plain))) == key(functools.lru_cache(plain)) == key(plain)
+def test_wrapper_objects_of_installed_packages_are_looked_through() -> None:
+    assert key(functools.lru_cache(plain)) == key(build_wrapper(functools.lru_cache(plain))) == key(plain)
 
 
-def test_class_of_a_wrapper_is_itself() -> None:
-    assert key(Wrapper) != key(plain)
+def test_wrapper_objects_of_the_project_count_with_what_they_hold() -> None:
+    assert len({key(Wrapper(plain)), key(plain), key(Wrapper), key(Wrapper(Wrapper(plain))), key(Wrapper(build_wrapper))}) == 5
 
 
-def test_bound_method_is_its_function() -> None:
-    assert key(Stateful(1).__call__) == key(Stateful.__call__)
+def test_bound_method_counts_with_its_object() -> None:
+    assert key(Stateful(1).__call__) == key(Stateful(1).__call__)
+    assert len({key(Stateful(1).__call__), key(Stateful(2).__call__), key(Stateful.__call__)}) == 3
 
 
-def test_callable_instance_counts_as_its_class() -> None:
-    assert key(Stateful(1)) == key(Stateful(2)) == key(Stateful)
+def test_callable_instance_counts_with_its_attributes() -> None:
+    assert key(Stateful(1)) == key(Stateful(1))
+    assert len({key(Stateful(1)), key(Stateful(2)), key(Stateful)}) == 3
 
 
 def test_arguments_of_partial_calls_count() -> None:
@@ -323,10 +372,10 @@ def test_arguments_of_partial_calls_count() -> None:
     assert key(functools.partial(plain, {"a": 1, "b": 2})) == key(functools.partial(plain, {"b": 2, "a": 1}))
 
 
-def test_arguments_of_partial_calls_that_are_no_json_count_as_code_or_by_type() -> None:
-    assert key(functools.partial(plain, plain)) != key(functools.partial(plain, test_class_of_a_wrapper_is_itself))
-    assert key(functools.partial(plain, {1, 2})) == key(functools.partial(plain, {3}))
-    assert key(functools.partial(plain, {1, 2})) != key(functools.partial(plain, b"1"))
+def test_arguments_of_partial_calls_that_are_no_json_count_too() -> None:
+    assert key(functools.partial(plain, plain)) != key(functools.partial(plain, same))
+    assert key(functools.partial(plain, {1, 2})) == key(functools.partial(plain, {2, 1}))
+    assert len({key(functools.partial(plain, value)) for value in ({1, 2}, {3}, b"1")}) == 3
 
 
 # --- no source ------------------------------------------------------------------------------------------
@@ -361,11 +410,17 @@ def test_file_that_changed_after_loading_is_refused(load: Load) -> None:
 
 
 def test_circle_of_wrappers_is_refused() -> None:
+    cached = functools.lru_cache(plain)
+    cached.__wrapped__ = cached
+    with pytest.raises(CodeKeyError, match="leads back"):
+        key(cached)
+
+
+def test_function_that_wraps_itself_counts_as_itself() -> None:
     def f() -> None: ...
 
     f.__wrapped__ = f  # type: ignore[attr-defined]
-    with pytest.raises(CodeKeyError, match="leads back"):
-        key(f)
+    assert key(f) == key(f)
 
 
 def test_function_instead_of_a_list_is_refused() -> None:

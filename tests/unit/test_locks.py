@@ -118,6 +118,36 @@ def test_what_the_dead_said_of_themselves_is_not_believed(layout: StoreLayout) -
         assert [f"process {other.pid} " in text and "migration" not in text for text in holders(layout)] == [True]
 
 
+def test_threads_of_one_process_starve_nobody_either(layout: StoreLayout) -> None:
+    """Their calls overlap, so the process as a whole never lets go by itself."""
+
+    def busy(line: Line) -> None:
+        block = bytes(1 << 20)
+        over = threading.Event()
+
+        def work() -> None:
+            while not over.is_set():
+                with shared_lock(layout, 60.0):
+                    hashlib.sha256(block).digest()
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        line.say("going")
+        line.hear()
+        over.set()
+        for thread in threads:
+            thread.join()
+
+    with Peer(busy) as peer:
+        peer.expect("going")
+        for _ in range(10):
+            with exclusive_lock(layout, "test", 30.0):
+                pass
+        peer.say("stop")
+        peer.end()
+
+
 def test_who_wants_to_be_alone_is_not_starved(layout: StoreLayout) -> None:
     """Several processes keep the lock shared nearly all the time, with each other's overlapping."""
 

@@ -26,6 +26,7 @@ from pylightnix.planner.messages import (
     Finish,
     MatcherAnswered,
     StartBuild,
+    Withdrawn,
 )
 from pylightnix.planner.plan import NodeState, Plan, PlanOutcome
 from pylightnix.types import DRef, RRef
@@ -576,3 +577,14 @@ def calls_to_turn(graph: dict[str, list[str]], **fields: Any) -> int:
 def test_work_grows_with_the_graph_and_no_faster(shape: Callable[[int], dict[str, list[str]]], fields: dict[str, Any]) -> None:
     small, large = calls_to_turn(shape(100), **fields), calls_to_turn(shape(400), **fields)
     assert large < 4.5 * small
+
+
+def test_a_build_that_was_not_begun_is_withdrawn_after_a_failure() -> None:
+    first, second = DRef("dref:" + "0" * 32 + "-first"), DRef("dref:" + "1" * 32 + "-second")
+    plan = Plan([first, second], {first: (), second: ()}, forced=[first, second])
+    assert [type(action).__name__ for action in plan.start()] == ["StartBuild", "StartBuild"]
+    assert plan.handle(Failed(first, OSError())) == []
+    assert [type(action).__name__ for action in plan.handle(Withdrawn(second))] == ["Commit"]
+    plan.handle(Committed())
+    outcome = plan.outcome()
+    assert ([dref for dref, _ in outcome.failed], outcome.skipped, plan.state(second)) == ([first], [], NodeState.waiting)

@@ -577,7 +577,8 @@ def test_realizing_inside_a_realizer(S: StorageSettings, how: str) -> None:
     outer = realize1(instantiate(main, S=S))
     assert text_of(outer, S) == inner[0]
     assert realize1(instantiate(lambda r: chain(r, realizer=refuses), S=S)) == inner[0]
-    assert inner[0] not in {rref for rrefs in rrefctx(outer, S).values() for rref in rrefs or []}
+    assert json.loads(FsPath(rref2path(outer, S), "context.json").read_text())["dynamic"] == {rref2dref(inner[0]): inner}
+    assert inner[0] in {rref for rrefs in rrefctx(outer, S).values() for rref in rrefs or []}
     with unharmed(S):
         pass
 

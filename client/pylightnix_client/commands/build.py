@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
@@ -11,7 +12,8 @@ from pylightnix_client.session import Session
 
 if TYPE_CHECKING:
     from pylightnix.embedded import Outcome
-    from pylightnix.types import Closure, RRef, StorageSettings
+    from pylightnix.types import Closure, DRef, RRef, StorageSettings
+    from pylightnix_client.log_ends import LogEnd
     from pylightnix_client.output import Answers
 
 __all__ = ["build_command"]
@@ -37,6 +39,14 @@ Targets:
     type=click.Path(),
     help="Make PATH a link to what was realized; further realizations get PATH-2, PATH-3 and so on.",
 )
+@click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(1),
+    metavar="N",
+    help="How many builds of this command may go on at a time.  [default: the number of CPUs]",
+)
+@click.option("--no-daemon", is_flag=True, help="Build in this process, one after the other; for debuggers.")
 @click.option("--arg", "arguments", multiple=True, metavar="NAME=JSON", help="An argument for the stages. Can be repeated.")
 @json_option
 @click.pass_obj
@@ -47,20 +57,27 @@ def build_command(
     keep_going: bool,
     force: bool,
     out_link: Optional[str],
+    jobs: Optional[int],
+    no_daemon: bool,
     arguments: tuple[str, ...],
 ) -> int:
     """Realize TARGETs and print their realizations, each with its folder after a tab.
 
-    What is realized already is not built again. Progress, and whatever stages print, go to standard error.
+    What is realized already is not built again. The store's daemon builds; if there is none, one is started, and ends
+    by itself. Progress, and whatever stages print, go to standard error.
     """
-    from pylightnix.remote import realize_closure
+    from pylightnix_client.log_ends import ends_of_logs
     from pylightnix_client.outlink import check_out_link
-    from pylightnix_client.progress import JsonProgress, TextProgress
     from pylightnix_client.resolve import instantiate_targets
+    from pylightnix_client.showing import showing
     from pylightnix_client.target import parse_arguments, parse_target
 
     if dry_run and out_link is not None:
         raise click.UsageError("--out-link needs something that is built; leave out --dry-run")
+    if no_daemon and session.socket is not None:
+        raise click.UsageError("--socket names a daemon, and --no-daemon wants none; give one of them")
+    if no_daemon and jobs is not None:
+        raise click.UsageError("--no-daemon builds one after the other; leave out --jobs")
     parsed = [parse_target(target) for target in targets]
     values = parse_arguments(arguments)
     if out_link is not None:
@@ -69,17 +86,38 @@ def build_command(
     answers = session.answers
     answers.divert()
     _, closure = instantiate_targets(parsed, values, S, force=force)
-    outcome = realize_closure(
-        closure,
-        force_rebuild=force,
-        dry_run=dry_run,
-        keep_going=keep_going,
-        observe=JsonProgress(answers) if answers.as_json else TextProgress(),
-    )
-    return _conclude(answers, outcome, closure, S, dry_run=dry_run, out_link=out_link)
+    # Users' code in this process shares the terminal: a display that draws would be in its way.
+    with showing(answers, live=not (no_daemon or dry_run)) as progress:
+        wishes = {"force_rebuild": force, "dry_run": dry_run, "keep_going": keep_going, "observe": progress}
+        outcome = _realize(closure, S, jobs, no_daemon, wishes)
+    logs = ends_of_logs(session, [dref for dref, _ in outcome.failed], progress.builds)
+    return _conclude(answers, outcome, closure, S, logs, dry_run=dry_run, out_link=out_link)
 
 
-def _conclude(answers: Answers, outcome: Outcome, closure: Closure, S: StorageSettings, *, dry_run: bool, out_link: Optional[str]) -> int:
+def _realize(closure: Closure, S: StorageSettings, jobs: Optional[int], no_daemon: bool, wishes: dict[str, Any]) -> Outcome:
+    from pylightnix.remote import here_only, realize_closure
+    from pylightnix_client.starting import daemon_at
+
+    if no_daemon:
+        from pylightnix import embedded
+
+        with here_only("building in this process (--no-daemon)"):
+            return embedded.realize_closure(closure, **wishes)
+    if wishes["dry_run"]:
+        return realize_closure(closure, **wishes)  # which needs no daemon, and is not worth starting one
+    return realize_closure(closure, find=lambda layout: daemon_at(S, jobs), jobs=jobs, **wishes)
+
+
+def _conclude(
+    answers: Answers,
+    outcome: Outcome,
+    closure: Closure,
+    S: StorageSettings,
+    logs: Mapping[DRef, LogEnd],
+    *,
+    dry_run: bool,
+    out_link: Optional[str],
+) -> int:
     from pylightnix.storage import store_layout
     from pylightnix_client.failures import EXIT_BUILD_FAILED
     from pylightnix_client.outlink import put_out_links
@@ -91,12 +129,12 @@ def _conclude(answers: Answers, outcome: Outcome, closure: Closure, S: StorageSe
     # Links stand for a whole result: with some targets missing, the numbers would mean something else.
     links = put_out_links(out_link, folders) if out_link is not None and not outcome.failed else []
     if answers.as_json:
-        answers.object("result", **_result_fields(outcome, realized, links))
+        answers.object("result", **_result_fields(outcome, realized, links, logs))
     else:
         if not dry_run:
             for rref, folder in zip(realized, folders, strict=True):
                 answers.text(f"{rref}\t{folder}")
-        _tell_end(outcome, dry_run)
+        _tell_end(outcome, logs, dry_run)
     return EXIT_BUILD_FAILED if outcome.failed else 0
 
 
@@ -114,8 +152,11 @@ def _tell_steps(answers: Answers, outcome: Outcome) -> None:
             answers.text(f"{step.kind.value:<7} {step.dref}  {step.reason}")
 
 
-def _result_fields(outcome: Outcome, realized: list[RRef], links: list[str]) -> dict[str, Any]:
+def _result_fields(outcome: Outcome, realized: list[RRef], links: list[str], logs: Mapping[DRef, LogEnd]) -> dict[str, Any]:
     from pylightnix_client.failures import build_report
+
+    def fields(dref: DRef, error: BaseException) -> dict[str, Any]:
+        return {"dref": dref, **build_report(error).fields(), **(logs[dref].fields() if dref in logs else {})}
 
     return {
         "ok": not outcome.failed,
@@ -123,18 +164,22 @@ def _result_fields(outcome: Outcome, realized: list[RRef], links: list[str]) -> 
         "built": len(outcome.built),
         "joined": len(outcome.joined),
         "reused": len(outcome.reused),
-        "failed": [{"dref": dref, **build_report(error).fields()} for dref, error in outcome.failed],
+        "failed": [fields(dref, error) for dref, error in outcome.failed],
         "skipped": [{"dref": dref, "because": because} for dref, because in outcome.skipped],
         "links": links,
     }
 
 
-def _tell_end(outcome: Outcome, dry_run: bool) -> None:
+def _tell_end(outcome: Outcome, logs: Mapping[DRef, LogEnd], dry_run: bool) -> None:
+    from pylightnix.refs import undref
     from pylightnix_client.failures import build_report
+    from pylightnix_client.log_ends import tell_log_end
     from pylightnix_client.output import note
 
     for dref, error in outcome.failed:
         found = build_report(error)
+        if dref in logs:
+            tell_log_end(undref(dref)[1], logs[dref])
         if found.traceback:
             note(found.traceback.rstrip("\n"))
         message = found.message if dref in found.message else f"building {dref} failed: {found.message}"

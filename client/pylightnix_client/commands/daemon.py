@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Optional
 
 import click
 
-from pylightnix_client.parameters import json_option
+from pylightnix_client.parameters import LogType, OperationType, json_option
 from pylightnix_client.session import Session
 
 if TYPE_CHECKING:
     from pylightnix.protocol import messages as m
+    from pylightnix.types import DRef
     from pylightnix_client.client import Client
-    from pylightnix_client.operation import Operation
+    from pylightnix_client.log_ends import LogEnd
     from pylightnix_client.output import Answers
 
 __all__ = ["attach_command", "cancel_command", "log_command", "ps_command", "status_command"]
 
 _FOLLOW_SECONDS: Final = 0.2
 """How often a log that is still written is read again."""
-
-
-def _connect(session: Session) -> Client:
-    from pylightnix.storage import store_layout
-    from pylightnix_client.client import Client
-
-    return Client.connect(store_layout(session.settings()))
 
 
 def _fields(message: m.Message) -> dict[str, object]:
@@ -53,7 +47,7 @@ def _shown(drefs: list[str]) -> str:
 @click.pass_obj
 def ps_command(session: Session) -> None:
     """List the operations that the store's daemon is at, and the builds that run or wait."""
-    with _connect(session) as client:
+    with session.connect() as client:
         found = client.ps()
     answers = session.answers
     if answers.as_json:
@@ -72,6 +66,8 @@ def _ps_lines(found: m.Processes) -> Iterator[str]:
         yield f"operation {operation.operation}  {operation.state}  {done}  {operation.user}  {_shown(operation.targets)}"
     for build in found.builds:
         what = f"process {build.pid} since {_clock(build.started)}" if build.pid else build.waiting_for
+        if build.pid and build.waiting_for:
+            what += f", waits for {build.waiting_for}"
         yield f"build     {build.build}  {build.state}  {build.dref}  {what}"
 
 
@@ -85,7 +81,7 @@ def status_command(session: Session) -> None:
     """Tell how the store's daemon is: what runs, what waits, how long it is up."""
     from pylightnix_client.progress import human_seconds
 
-    with _connect(session) as client:
+    with session.connect() as client:
         found, path = client.status(), client.path
     if session.answers.as_json:
         session.answers.object("status", socket=path, **_fields(found))
@@ -106,7 +102,7 @@ def status_command(session: Session) -> None:
 
 
 @click.command("log")
-@click.argument("ref", metavar="REF")
+@click.argument("ref", type=LogType("dref", "rref"), metavar="REF")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the build ends.")
 @json_option
 @click.pass_obj
@@ -117,7 +113,7 @@ def log_command(session: Session, ref: str, follow: bool) -> None:
     from pylightnix.refs import isdref, isrref
     from pylightnix_client.references import resolve_reference
 
-    with _connect(session) as client:
+    with _log_keeper(session) as client:
         # A build's name is never a path; the beginning of a reference may be given with its kind.
         if ref.startswith(("dref:", "rref:")) and not (isdref(ref) or isrref(ref)):
             ref = str(resolve_reference(ref, session.settings()))
@@ -134,6 +130,24 @@ def log_command(session: Session, ref: str, follow: bool) -> None:
                 time.sleep(_FOLLOW_SECONDS)
 
 
+def _log_keeper(session: Session) -> Client:
+    """Connect to the store's daemon; start one for what earlier ones have left, if there is any."""
+    import os
+
+    from pylightnix.storage import store_layout
+    from pylightnix_client.errors import NoDaemon
+    from pylightnix_client.starting import daemon_at
+
+    try:
+        return session.connect()
+    except NoDaemon:
+        S = session.settings()
+        if session.socket is not None or not os.path.isdir(os.path.join(store_layout(S).state, "logs")):
+            raise
+        daemon_at(S)
+        return session.connect()
+
+
 def _tell_log(answers: Answers, build: str, data: bytes) -> None:
     if answers.as_json:
         answers.object("log", build=build, text=data.decode("utf-8", "surrogateescape"))
@@ -145,7 +159,7 @@ def _tell_log(answers: Answers, build: str, data: bytes) -> None:
 
 
 @click.command("attach")
-@click.argument("operation", metavar="OP")
+@click.argument("operation", type=OperationType(), metavar="OP")
 @json_option
 @click.pass_obj
 def attach_command(session: Session, operation: str) -> int:
@@ -153,57 +167,63 @@ def attach_command(session: Session, operation: str) -> int:
 
     The exit status is 1 if something in it failed.
     """
+    from pylightnix.types import DRef
     from pylightnix_client.failures import EXIT_BUILD_FAILED
+    from pylightnix_client.log_ends import ends_of_logs
+    from pylightnix_client.realizing import Spans, watch
+    from pylightnix_client.showing import showing
 
-    with _connect(session) as client:
+    with session.connect() as client:
         found = client.attach(operation)
-        _watch(session.answers, found)
-        result = found.wait()
+        with showing(session.answers, live=True) as progress:
+            watch(found, Spans(), progress)
+            result = found.wait()
         failed = [] if result.ok else _failures(client, operation)
+    logs = ends_of_logs(session, [DRef(row.dref) for row in failed if row.dref is not None], progress.builds)
     if session.answers.as_json:
-        session.answers.object("ended", operation=operation, **_fields(result))
+        rows = [_failure_fields(row, _log_of(row, logs)) for row in failed]
+        session.answers.object("ended", operation=operation, **_fields(result), failures=rows)
     else:
-        _tell_ended(result, failed)
+        _tell_ended(result, failed, logs)
     return 0 if result.ok else EXIT_BUILD_FAILED
 
 
-def _watch(answers: Answers, operation: Operation) -> None:
-    from pylightnix.protocol import messages as m
-    from pylightnix_client.progress import JsonProgress, TextProgress
-    from pylightnix_client.realizing import Spans
-
-    observe = JsonProgress(answers) if answers.as_json else TextProgress()
-    spans = Spans()
-    for happening in operation.events():
-        event = spans.event(happening) if isinstance(happening, m.Event) else None
-        if event is not None:
-            observe(event)
-
-
-def _failures(client: Client, operation: str) -> list[str]:
+def _failures(client: Client, operation: str) -> list[m.FailedRow]:
     from pylightnix.protocol import messages as m
     from pylightnix_client.outcomes import parts
 
-    rows = client.carry(parts(operation, "failed"))
-    return [row.message for row in rows if isinstance(row, m.FailedRow)]
+    return [row for row in client.carry(parts(operation, "failed")) if isinstance(row, m.FailedRow)]
 
 
-def _tell_ended(result: m.WaitResult, failed: list[str]) -> None:
+def _log_of(row: m.FailedRow, logs: Mapping[DRef, LogEnd]) -> Optional[LogEnd]:
+    return next((log for dref, log in logs.items() if dref == row.dref), None)
+
+
+def _failure_fields(row: m.FailedRow, log: Optional[LogEnd]) -> dict[str, object]:
+    return {"dref": row.dref, "code": row.code, "message": row.message, **(log.fields() if log else {})}
+
+
+def _tell_ended(result: m.WaitResult, failed: list[m.FailedRow], logs: Mapping[DRef, LogEnd]) -> None:
+    from pylightnix.refs import undref
+    from pylightnix_client.log_ends import tell_log_end
     from pylightnix_client.output import note
 
-    for message in failed:
-        note(message, "error: ", "red")
+    for row in failed:
+        log = _log_of(row, logs)
+        if log is not None and row.dref is not None:
+            tell_log_end(undref(row.dref)[1], log)
+        note(row.message, "error: ", "red")
     counts = {what: getattr(result, what) for what in ("failed", "skipped", "built", "joined", "reused")}
     note(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing was to be done")
 
 
 @click.command("cancel")
-@click.argument("operation", metavar="OP")
+@click.argument("operation", type=OperationType(), metavar="OP")
 @json_option
 @click.pass_obj
 def cancel_command(session: Session, operation: str) -> None:
     """End the operation OP. What it had built is kept, and builds that others want go on."""
-    with _connect(session) as client:
+    with session.connect() as client:
         client.cancel(operation)
     if session.answers.as_json:
         session.answers.object("cancelled", operation=operation)

@@ -10,8 +10,10 @@ from pylightnix.types import DRef, RRef
 
 __all__ = [
     "Action",
+    "AskCaller",
     "AskMatcher",
     "Built",
+    "CallerAnswered",
     "Candidate",
     "CandidatesFound",
     "Commit",
@@ -23,6 +25,7 @@ __all__ = [
     "Finish",
     "MatcherAnswered",
     "StartBuild",
+    "Withdrawn",
 ]
 
 
@@ -58,6 +61,15 @@ class MatcherAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class CallerAnswered:
+    """What whoever realizes said about `dref` when asked."""
+
+    dref: DRef
+    rrefs: Optional[Sequence[RRef]]
+    """Realizations that settle it, without its matcher; None to run its realizer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Built:
     """The outputs of `dref` are in place; candidates now include them."""
 
@@ -75,6 +87,13 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The build of `dref` was not begun, and will not be: something failed, and the rest is not to go on."""
+
+    dref: DRef
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """Everything that was in place when `Commit` was given is durable."""
 
@@ -88,7 +107,7 @@ class CommitFailed:
     """Which of the matched ones; None for all that this plan built. What is above them fails with them."""
 
 
-Fact: TypeAlias = Union[CandidatesFound, MatcherAnswered, Built, Failed, Committed, CommitFailed]
+Fact: TypeAlias = Union[CandidatesFound, MatcherAnswered, CallerAnswered, Built, Failed, Withdrawn, Committed, CommitFailed]
 
 
 # --- actions ----------------------------------------------------------------------------------------
@@ -111,6 +130,16 @@ class AskMatcher:
 
 
 @dataclass(frozen=True, slots=True)
+class AskCaller:
+    """Let whoever realizes say what becomes of `dref`. Given only for what a plan was told to ask about."""
+
+    dref: DRef
+    context: dict[DRef, list[RRef]]
+    error: Optional[BaseException] = None
+    """What its matcher or realizer raised just now."""
+
+
+@dataclass(frozen=True, slots=True)
 class StartBuild:
     """Run the realizer of `dref`, unless (not forced and) candidates other than `known` have appeared."""
 
@@ -130,4 +159,4 @@ class Finish:
     """Nothing is left to do; `Plan.outcome` may be told."""
 
 
-Action: TypeAlias = Union[FindCandidates, AskMatcher, StartBuild, Commit, Finish]
+Action: TypeAlias = Union[FindCandidates, AskMatcher, AskCaller, StartBuild, Commit, Finish]

@@ -12,13 +12,17 @@ Each derivation goes through these states:
                                            │  └─────(others delivered)─┘
                                            └── a forced derivation starts at building
 
+A derivation that the plan is told to ask about starts at asking: the caller settles it without its
+matcher, or has it built as if it were forced. With `ask_on_failure`, one that failed goes there too.
+
 and from any of them to `failed` (its own matcher or realizer failed, or its commit), `skipped`
 (something below it failed) or, in a dry run, `unknown` (it would be built, or depends on what would).
 A matcher that asks for a build again after one was made has refused, which is a failure.
 
 When every derivation is in a final state, `Commit` is given, and only after `Committed` comes
 `Finish`: nobody hears of a realization that is not durable. Rules that must change together: a new
-state needs a row in `_FINAL` or a way out, and a clause in `check_invariants`.
+state needs a row in `_FINAL` or a way out, and a clause in `check_invariants`. All transitions stand in
+this one file, long as it is, because they are only right together.
 """
 
 from __future__ import annotations
@@ -28,12 +32,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
-from pylightnix.errors import InvalidMatch, MatcherRefused, NotRealized, shown
+from pylightnix.errors import InvalidMatch, MatcherRefused, Misuse, NotRealized
 from pylightnix.events import PlanStep, StepKind
+from pylightnix.planner.answers import problem_of_answer, problem_of_given
 from pylightnix.planner.messages import (
     Action,
+    AskCaller,
     AskMatcher,
     Built,
+    CallerAnswered,
     Candidate,
     CandidatesFound,
     Commit,
@@ -45,6 +52,7 @@ from pylightnix.planner.messages import (
     Finish,
     MatcherAnswered,
     StartBuild,
+    Withdrawn,
 )
 from pylightnix.types import DRef, RRef
 
@@ -55,6 +63,7 @@ class NodeState(Enum):
     """Where a derivation is on its way."""
 
     waiting = "waiting"
+    asking = "asking"
     finding = "finding"
     matching = "matching"
     building = "building"
@@ -65,7 +74,7 @@ class NodeState(Enum):
 
 
 _FINAL = frozenset({NodeState.settled, NodeState.failed, NodeState.skipped, NodeState.unknown})
-_BUSY = frozenset({NodeState.finding, NodeState.matching, NodeState.building})
+_BUSY = frozenset({NodeState.asking, NodeState.finding, NodeState.matching, NodeState.building})
 
 
 @dataclass(slots=True)
@@ -74,6 +83,8 @@ class _Node:
     deps: tuple[DRef, ...]
     waits_for: int
     """Direct dependencies that are not settled."""
+    forced: bool
+    """Whether to build it whatever there is."""
     dependents: list[_Node] = field(default_factory=list)
     state: NodeState = NodeState.waiting
     candidates: Sequence[Candidate] = ()
@@ -108,6 +119,8 @@ class Plan:
         order: what the targets need, dependencies first.
         deps: direct dependencies of each of these.
         forced: build these whatever there is.
+        ask: ask the caller about these before anything else.
+        ask_on_failure: ask the caller about what fails, instead of failing it.
         assert_realized: fail these rather than build them.
         dry_run: ask matchers, build nothing.
         keep_going: after a failure go on with what does not depend on it.
@@ -119,19 +132,22 @@ class Plan:
         deps: Mapping[DRef, Sequence[DRef]],
         *,
         forced: Iterable[DRef] = (),
+        ask: Iterable[DRef] = (),
+        ask_on_failure: bool = False,
         assert_realized: Iterable[DRef] = (),
         dry_run: bool = False,
         keep_going: bool = False,
     ) -> None:
         self._nodes: dict[DRef, _Node] = {}
+        at_once = frozenset(forced)
         for dref in order:
             unique = tuple(dict.fromkeys(deps[dref]))
-            node = self._nodes[dref] = _Node(dref, unique, len(unique))
+            node = self._nodes[dref] = _Node(dref, unique, len(unique), dref in at_once)
             for dep in unique:
                 self._nodes[dep].dependents.append(node)
-        self._forced = frozenset(forced)
+        self._asked, self.asks_on_failure = frozenset(ask), ask_on_failure
         self._assert_realized = frozenset(assert_realized)
-        self._dry_run, self._keep_going = dry_run, keep_going
+        self.is_dry_run, self._keep_going = dry_run, keep_going
         self._open = len(self._nodes)
         self._busy = 0
         self._stopping = False
@@ -160,10 +176,14 @@ class Plan:
             self._on_candidates(self._expect(fact, NodeState.finding, NodeState.building), fact.candidates, actions)
         elif isinstance(fact, MatcherAnswered):
             self._on_answer(self._expect(fact, NodeState.matching), fact.answer, actions)
+        elif isinstance(fact, CallerAnswered):
+            self._on_caller(self._expect(fact, NodeState.asking), fact.rrefs, actions)
         elif isinstance(fact, Built):
             self._on_built(self._expect(fact, NodeState.building), fact.joined, actions)
         elif isinstance(fact, Failed):
-            self._fail(self._expect(fact, NodeState.matching, NodeState.building), fact.error)
+            self._fail(self._expect(fact, NodeState.matching, NodeState.building, NodeState.asking), fact.error, actions)
+        elif isinstance(fact, Withdrawn):
+            self._withdraw(self._expect(fact, NodeState.building))
         elif isinstance(fact, (Committed, CommitFailed)):
             return self._on_commit(fact)
         return self._close(actions)
@@ -201,14 +221,11 @@ class Plan:
 
     # --- transitions --------------------------------------------------------------------------------
 
-    def _expect(self, fact: CandidatesFound | MatcherAnswered | Built | Failed, *states: NodeState) -> _Node:
+    def _expect(self, fact: CandidatesFound | MatcherAnswered | CallerAnswered | Built | Failed | Withdrawn, *states: NodeState) -> _Node:
         node = self._nodes[fact.dref]
-        if node.state not in states or (isinstance(fact, CandidatesFound) and self._is_forced_build(node)):
+        if node.state not in states or (isinstance(fact, CandidatesFound) and node.state is NodeState.building and node.forced):
             raise AssertionError(f"BUG: {type(fact).__name__} for {fact.dref}, which is {node.state.value}")
         return node
-
-    def _is_forced_build(self, node: _Node) -> bool:
-        return node.state is NodeState.building and node.dref in self._forced
 
     def _set(self, node: _Node, state: NodeState) -> None:
         """The one place where a state changes."""
@@ -228,11 +245,28 @@ class Plan:
     def _begin(self, node: _Node, actions: list[Action]) -> None:
         if self._stopping:
             return
-        if node.dref in self._forced:
+        if node.dref in self._asked:
+            self._ask(node, None, actions)
+        elif node.forced:
             self._want_build(node, "forced", actions)
         else:
             self._set(node, NodeState.finding)
             actions.append(FindCandidates(node.dref, self._context(node)))
+
+    def _ask(self, node: _Node, error: Optional[BaseException], actions: list[Action]) -> None:
+        self._set(node, NodeState.asking)
+        actions.append(AskCaller(node.dref, self._context(node), error))
+
+    def _on_caller(self, node: _Node, rrefs: Optional[Sequence[RRef]], actions: list[Action]) -> None:
+        node.built, node.joined, node.forced = False, False, True
+        if rrefs is None:
+            self._want_build(node, "forced", actions)
+            return
+        problem = problem_of_given(rrefs, node.dref)
+        if problem:
+            self._fail(node, Misuse(f"{node.dref} {problem}"), actions)
+        else:
+            self._settle(node, rrefs, actions)
 
     def _on_candidates(self, node: _Node, candidates: Sequence[Candidate], actions: list[Action]) -> None:
         node.joined = node.joined or node.state is NodeState.building
@@ -243,16 +277,19 @@ class Plan:
     def _on_answer(self, node: _Node, answer: Any, actions: list[Action]) -> None:
         if answer is None:
             if node.built:
-                self._fail(node, MatcherRefused(node.dref, len(node.candidates)))
+                self._fail(node, MatcherRefused(node.dref, len(node.candidates)), actions)
             else:
                 seen = len(node.candidates)
                 self._want_build(node, f"the matcher accepts none of {seen} realizations" if seen else "no realization", actions)
             return
-        problem = _problem_of_answer(answer, node.candidates)
+        problem = problem_of_answer(answer, node.candidates)
         if problem:
-            self._fail(node, InvalidMatch(node.dref, problem))
-            return
-        node.matched = sorted({RRef(rref) for rref in answer})
+            self._fail(node, InvalidMatch(node.dref, problem), actions)
+        else:
+            self._settle(node, answer, actions)
+
+    def _settle(self, node: _Node, rrefs: Iterable[RRef], actions: list[Action]) -> None:
+        node.matched = sorted({RRef(rref) for rref in rrefs})
         self._set(node, NodeState.settled)
         for dependent in node.dependents:
             dependent.waits_for -= 1
@@ -261,25 +298,30 @@ class Plan:
 
     def _want_build(self, node: _Node, reason: str, actions: list[Action]) -> None:
         node.reason = reason
-        if self._dry_run:
+        if self.is_dry_run:
             node.would_build = True
             self._set(node, NodeState.unknown)
             for above in self._above(node):
                 above.reason = f"depends on {node.dref}, which would be built"
                 self._set(above, NodeState.unknown)
         elif node.dref in self._assert_realized:
-            self._fail(node, NotRealized(node.dref, f"a build was needed ({reason}) where assert_realized forbids it"))
+            self._fail(node, NotRealized(node.dref, f"a build was needed ({reason}) where assert_realized forbids it"), actions)
         elif self._stopping:
             self._set(node, NodeState.waiting)
         else:
             self._set(node, NodeState.building)
-            known = None if node.dref in self._forced else node.candidates
+            known = None if node.forced else node.candidates
             actions.append(StartBuild(node.dref, self._context(node), known))
 
     def _on_built(self, node: _Node, joined: bool, actions: list[Action]) -> None:
         node.built, node.joined = True, joined
         self._set(node, NodeState.finding)
         actions.append(FindCandidates(node.dref, self._context(node)))
+
+    def _withdraw(self, node: _Node) -> None:
+        if not self._stopping:
+            raise AssertionError(f"BUG: {node.dref} was withdrawn, and nothing has failed")
+        self._set(node, NodeState.waiting)
 
     def _above(self, node: _Node) -> list[_Node]:
         """Return what waits for `node`, at any distance.
@@ -296,7 +338,10 @@ class Plan:
                     stack.append(dependent)
         return list(found.values())
 
-    def _fail(self, node: _Node, error: BaseException) -> None:
+    def _fail(self, node: _Node, error: BaseException, actions: list[Action]) -> None:
+        if self.asks_on_failure:
+            self._ask(node, error, actions)
+            return
         self._failed.append((node.dref, error))
         node.matched = None
         self._set(node, NodeState.failed)
@@ -342,7 +387,7 @@ class Plan:
             reused=[node.dref for node in settled if not node.built and not node.joined],
             failed=list(self._failed),
             skipped=[(node.dref, self._skipped[node.dref]) for node in nodes if node.dref in self._skipped],
-            steps=[_step(node) for node in nodes] if self._dry_run else [],
+            steps=[_step(node) for node in nodes] if self.is_dry_run else [],
         )
 
     def check_invariants(self) -> None:
@@ -363,7 +408,7 @@ class Plan:
                 (self._phase == "running" and node.waits_for != unsettled, "count of awaited dependencies"),
                 (self._phase == "running" and started and unsettled > 0, "started before its dependencies"),
                 (node.state is NodeState.skipped and not below & {NodeState.failed, NodeState.skipped}, "skipped without a cause"),
-                (node.built and self._dry_run, "built in a dry run"),
+                (node.built and self.is_dry_run, "built in a dry run"),
                 (node.built and node.dref in self._assert_realized, "built against assert_realized"),
             ]
             _report(problems, str(node.dref))
@@ -381,13 +426,3 @@ def _step(node: _Node) -> PlanStep:
     if node.state is NodeState.unknown and node.would_build:
         return PlanStep(node.dref, StepKind.build, node.reason)
     return PlanStep(node.dref, StepKind.unknown, node.reason or node.state.value)
-
-
-def _problem_of_answer(answer: Any, candidates: Sequence[Candidate]) -> Optional[str]:
-    if not isinstance(answer, (list, tuple)):
-        return f"answered {shown(answer, 200)}"
-    if not answer:
-        return f"answered an empty list when offered {len(candidates)} realizations"
-    offered = {candidate.rref for candidate in candidates}
-    strange = [rref for rref in answer if not isinstance(rref, str) or rref not in offered]
-    return f"answered {shown(strange[0], 200)}, which it was not offered" if strange else None

@@ -7,6 +7,7 @@ from typing import Literal, Optional, TypeAlias
 from msgspec import field
 
 from pylightnix.protocol import _values as v
+from pylightnix.protocol._watching import Resources
 from pylightnix.protocol.vocabulary import Message
 
 __all__ = [
@@ -69,6 +70,7 @@ class BuildLine(Message, frozen=True, kw_only=True):
     started: Optional[v.Seconds]
     user: v.Label
     waiting_for: v.Text = ""
+    resources: Optional[Resources] = None
 
 
 class Processes(Message, frozen=True, kw_only=True):
@@ -104,6 +106,7 @@ class Log(Message, frozen=True, kw_only=True):
     ref: v.Subject
     offset: v.Count = 0
     limit: v.PieceSize = 1024 * 1024
+    tail: bool = False
 
 
 class LogResult(Message, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ __all__ = [
     "RealizerSpec",
     "Rows",
     "SkippedRow",
+    "Steering",
     "StepRow",
     "SubmitAdd",
     "SubmitBlob",
@@ -34,9 +35,11 @@ __all__ = [
     "Submitted",
     "Wait",
     "WaitResult",
+    "WorkerKind",
 ]
 
 MatcherKind: TypeAlias = Literal["latest", "only", "all", "some", "exact", "python", "caller"]
+WorkerKind: TypeAlias = Literal["warm", "fresh"]
 RealizerKind: TypeAlias = Literal["python", "command", "mknode", "caller"]
 OutcomePart: TypeAlias = Literal["matched", "built", "joined", "reused", "failed", "skipped", "steps"]
 
@@ -65,6 +68,10 @@ class SubmitOpen(Message, frozen=True, kw_only=True):
     assert_realized: v.DRefs = field(default_factory=list)
     dry_run: bool = False
     keep_going: bool = False
+    jobs: Optional[v.Positive] = None
+    parent: Optional[v.Label] = None
+    ask: v.DRefs = field(default_factory=list)
+    ask_on_failure: bool = False
     environment: Environment
 
 
@@ -101,6 +108,19 @@ class RealizerSpec(Message, frozen=True, kw_only=True):
     reason: v.Text = ""
 
 
+class Steering(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """How a derivation is to be run. What is usual is left out."""
+
+    cpus: v.Positive = 1
+    memory: v.Count = 0
+    tags: v.Tags = field(default_factory=dict)
+    timeout_seconds: Optional[v.Seconds] = None
+    silent_timeout_seconds: Optional[v.Seconds] = None
+    sandbox: Optional[v.Word] = None
+    worker: WorkerKind = "warm"
+    priority: v.Priority = 0
+
+
 class DerivationSpec(Message, frozen=True, kw_only=True):
     """One derivation of a closure."""
 
@@ -110,6 +130,8 @@ class DerivationSpec(Message, frozen=True, kw_only=True):
     digest: Optional[v.Label] = None
     declared: list[v.VariableName] = field(default_factory=list)
     args: Optional[v.Piece] = None
+    samples: v.Positive = 1
+    steering: Optional[Steering] = None
 
 
 class SubmitAdd(Message, frozen=True, kw_only=True):

@@ -37,6 +37,7 @@ Text: TypeAlias = Annotated[str, Meta(max_length=_TEXT_MAX, title="text")]
 PathText: TypeAlias = Annotated[str, Meta(pattern=r"\A/[^\x00]*\Z", max_length=4096, title="path")]
 ImportPath: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00]*\Z", max_length=4096, title="path entry")]
 FolderName: TypeAlias = Annotated[str, Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]{1,255}\Z", title="folder name")]
+TagName: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_]{0,63}\Z", title="tag")]
 VariableName: TypeAlias = Annotated[str, Meta(pattern=r"\A[^=\x00]+\Z", max_length=4096, title="variable name")]
 VariableValue: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00]*\Z", max_length=131_072, title="variable value")]
 
@@ -47,6 +48,7 @@ Callable: TypeAlias = Annotated[bytes, Meta(max_length=BLOB_BYTES_MAX, title="ca
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53, title="count")]
 Positive: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1, title="positive")]
+Priority: TypeAlias = Annotated[int, Meta(ge=-1000, le=1000, title="priority")]
 PageSize: TypeAlias = Annotated[int, Meta(ge=1, le=ROWS_PER_MESSAGE_MAX, title="page size")]
 PieceSize: TypeAlias = Annotated[int, Meta(ge=1, le=BLOB_PIECE_BYTES_MAX, title="piece size")]
 BlobSize: TypeAlias = Annotated[int, Meta(ge=0, le=BLOB_BYTES_MAX, title="blob size")]
@@ -59,5 +61,7 @@ Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=1e12, title="seconds")]
 DRefs: TypeAlias = list[DRefText]
 RRefs: TypeAlias = list[RRefText]
 Configs: TypeAlias = Annotated[list[Canonical], Meta(max_length=DERIVATIONS_PER_MESSAGE_MAX)]
+Tags: TypeAlias = dict[TagName, Positive]
+Devices: TypeAlias = dict[TagName, list[Count]]
 JSONFields: TypeAlias = dict[str, Any]
 """Names to any JSON values: what an error carries, which differs from class to class."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, Optional, TypeAlias
 
+from msgspec import field
+
 from pylightnix.protocol import _values as v
 from pylightnix.protocol.vocabulary import Message
 
@@ -19,6 +21,7 @@ __all__ = [
     "EventPhase",
     "Events",
     "LogPiece",
+    "Resources",
     "Subscribe",
 ]
 
@@ -62,6 +65,15 @@ class Attached(Message, frozen=True, kw_only=True):
     done: v.Count
 
 
+class Resources(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What a build takes of the host: of each kind how much, and of tagged things which."""
+
+    cpus: v.Count = 0
+    memory: v.Count = 0
+    tags: v.Tags = field(default_factory=dict)
+    devices: v.Devices = field(default_factory=dict)
+
+
 class Event(Message, frozen=True, kw_only=True):
     """A change of a span. Carries no RRef: that is told only once it is durable."""
 
@@ -76,6 +88,9 @@ class Event(Message, frozen=True, kw_only=True):
     ok: Optional[bool] = None
     done: Optional[v.Count] = None
     total: Optional[v.Count] = None
+    code: Optional[v.Word] = None
+    joined: Optional[bool] = None
+    resources: Optional[Resources] = None
 
 
 class Events(Message, frozen=True, kw_only=True):

@@ -192,7 +192,8 @@ class ClientConnection:
         return event
 
     def _welcomed(self, welcome: Welcome) -> Welcomed:
-        assert self._hello is not None
+        if self._hello is None:
+            raise AssertionError("BUG: a welcome to a connection that did not say hello")
         if welcome.version not in self._hello.versions:
             raise UnsupportedVersion([welcome.version], self._hello.versions)
         self.version = welcome.version

@@ -16,6 +16,7 @@ from typing import Optional
 from pylightnix.errors import PylightnixException
 
 __all__ = [
+    "BeyondBudget",
     "BuildDied",
     "CannotTravel",
     "DaemonRefusal",
@@ -28,6 +29,7 @@ __all__ = [
     "MessageTooDeep",
     "MessageTooLarge",
     "MissingLog",
+    "NoSuchClaim",
     "NoSuchOperation",
     "NotYours",
     "OperationCancelled",
@@ -38,6 +40,7 @@ __all__ = [
     "UnknownMethod",
     "UnsupportedVersion",
     "WorkerFailed",
+    "WorkerMismatch",
 ]
 
 
@@ -135,6 +138,20 @@ class NoSuchOperation(DaemonRefusal):
         super().__init__(f"there is no operation {operation}; `ps` lists those there are")
 
 
+class NoSuchClaim(DaemonRefusal):
+    """A connection answers a `claim` or `match` that it was not sent, has answered, or whose operation has ended."""
+
+    code = "no-such-claim"
+    exit_status = 66
+
+    def __init__(self, claim: str) -> None:
+        self.claim = claim
+        super().__init__(
+            f"nothing waits for an answer to {claim} from this connection: it was answered already, its operation has ended, "
+            "or it is another connection's; nothing was kept of this answer"
+        )
+
+
 class NotYours(DaemonRefusal):
     """Something belongs to another user."""
 
@@ -207,6 +224,21 @@ class BuildDied(PylightnixException):
         super().__init__(f"building {dref} failed: its process {how}; see its log: pylightnix log {dref}")
 
 
+class BeyondBudget(PylightnixException):
+    """A build takes more of something than its daemon has at all, so it could never start. `option` names what."""
+
+    code = "beyond-budget"
+
+    def __init__(self, dref: str, option: str, wanted: int, available: int) -> None:
+        self.dref, self.option, self.wanted, self.available = dref, option, wanted, available
+        unit = " bytes" if option == "memory" else ""
+        setting = "jobs" if option == "cpus" else option
+        super().__init__(
+            f"{dref} can never be built here: its option {option} asks for {wanted}{unit}, and the daemon has {available}{unit}; "
+            f"ask for less, or raise the daemon's setting {setting}"
+        )
+
+
 class CannotTravel(PylightnixException):
     """A realizer or matcher cannot leave the caller's process, and nobody offered to run it there."""
 
@@ -256,14 +288,24 @@ class WorkerFailed(PylightnixException):
 
     code = "worker-failed"
 
-    def __init__(self, interpreter: str, problem: str, said: str) -> None:
+    def __init__(self, interpreter: str, problem: str, said: str, advice: str = "") -> None:
         self.interpreter, self.problem, self.said = interpreter, problem, said
-        missing = "No module named" in said and "pylightnix" in said
-        advice = (
-            "install pylightnix in that environment" if missing else "check that this interpreter runs, and that its environment is whole"
-        )
+        if "No module named" in said and "pylightnix" in said:
+            advice = "install pylightnix in that environment"
+        advice = advice or "check that this interpreter runs, and that its environment is whole"
         shown = f"\n{said}" if said else ""
         super().__init__(f"the worker {interpreter} {problem}; {advice}{shown}")
+
+
+class WorkerMismatch(WorkerFailed):
+    """The caller's environment holds another version of this package, whose worker the daemon cannot talk to."""
+
+    code = "worker-mismatch"
+
+    def __init__(self, interpreter: str, theirs: str, ours: str, problem: str) -> None:
+        self.theirs, self.ours = theirs, ours
+        advice = f"install pylightnix {ours} in that environment, or serve the store with its version of pylightnixd"
+        super().__init__(interpreter, f"is of pylightnix {theirs}, which does not understand this daemon's {ours} ({problem})", "", advice)
 
 
 def _located(problem: str, field: Optional[str]) -> str:

@@ -8,7 +8,7 @@ Nothing is pickled here, and nothing of a map is trusted beyond names and plain 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from math import isfinite
 from typing import Any, Final, Optional, cast
 
@@ -23,7 +23,7 @@ from pylightnix.protocol.errors import InternalError, LocalProtocolError, Remote
 from pylightnix.protocol.vocabulary import Message
 from pylightnix.types import DRef, Output, Path
 
-__all__ = ["ERROR_CLASSES", "WireError", "error_from_failed_row", "error_from_wire", "error_to_wire", "json_fields"]
+__all__ = ["ERROR_CLASSES", "WireError", "error_from_failed_row", "error_from_wire", "error_to_wire", "failed_row_from_dump", "json_fields"]
 
 _FIELDS_BYTES_MAX: Final = 256 * 1024
 """Most bytes of JSON that the fields of one error take. A field that would exceed them is left out."""
@@ -179,6 +179,20 @@ def error_from_failed_row(row: FailedRow) -> PylightnixException:
         error.dref = DRef(row.dref or error.dref)
         error.exception = RemoteFailure(row.type or error.exception.type_name, error.exception.text, row.traceback)
     return error
+
+
+def failed_row_from_dump(dumped: Mapping[str, Any], dref: DRef, **fields: Any) -> FailedRow:
+    """Return what `pylightnix.travel.dump_exception` gave as the failure of a derivation. What is malformed is left out.
+
+    `fields` are added to those of the dump.
+    """
+    found = dumped.get("fields")
+    known = {"code": "build-failed", "message": "", **dumped, "dref": str(dref)}
+    known["fields"] = {**(found if isinstance(found, dict) else {}), **fields}
+    try:
+        return msgspec.convert(known, FailedRow, builtin_types=(bytes,))
+    except msgspec.ValidationError as problem:
+        return FailedRow(dref=str(dref), code="build-failed", message=f"the build failed, and its report is malformed ({problem})")
 
 
 def _build_error(wire: WireError) -> BuildError:

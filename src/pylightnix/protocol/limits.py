@@ -18,7 +18,9 @@ __all__ = [
     "DERIVATIONS_PER_MESSAGE_MAX",
     "HELLO_DEADLINE_SECONDS",
     "Limits",
+    "OPERATIONS_BYTES_MAX",
     "OPERATIONS_PER_USER_MAX",
+    "OPERATION_BYTES_MAX",
     "PICKLED_BYTES_MAX",
     "ROWS_PER_MESSAGE_MAX",
 ]
@@ -74,6 +76,12 @@ BLOB_PIECE_BYTES_MAX: Final = 4 * _MIB
 
 BLOB_BYTES_MAX: Final = 256 * _MIB
 """Longest blob in all."""
+
+OPERATION_BYTES_MAX: Final = 512 * _MIB
+"""Most bytes of blobs and derivations in one operation."""
+
+OPERATIONS_BYTES_MAX: Final = 1024 * _MIB
+"""Most bytes of blobs and derivations in all operations of a daemon that have not ended."""
 
 PICKLED_BYTES_MAX: Final = _MIB
 """Longest pickled exception; a longer one is left out by whoever pickles it."""

@@ -44,6 +44,7 @@ from pylightnix.protocol._operations import (
     RealizerSpec,
     Rows,
     SkippedRow,
+    Steering,
     StepRow,
     SubmitAdd,
     SubmitBlob,
@@ -52,7 +53,10 @@ from pylightnix.protocol._operations import (
     Submitted,
     Wait,
     WaitResult,
+    WorkerKind,
 )
+from pylightnix.protocol._pausing import Insert, Inserted, InsertOpen, InsertOpened, Pause, PauseAnswer
+from pylightnix.protocol._removal import NEEDED_BY_MAX, KeptRow, Remove, Removed
 from pylightnix.protocol._values import DRefText, RRefText
 from pylightnix.protocol._watching import (
     Attach,
@@ -66,6 +70,7 @@ from pylightnix.protocol._watching import (
     EventPhase,
     Events,
     LogPiece,
+    Resources,
     Subscribe,
 )
 from pylightnix.protocol.errors import MessageInvalid
@@ -98,6 +103,11 @@ __all__ = [
     "FailedRow",
     "Info",
     "InfoResult",
+    "Insert",
+    "InsertOpen",
+    "InsertOpened",
+    "Inserted",
+    "KeptRow",
     "Log",
     "LogPiece",
     "LogResult",
@@ -108,11 +118,14 @@ __all__ = [
     "MatcherKind",
     "MatcherSpec",
     "Message",
+    "NEEDED_BY_MAX",
     "NOTIFICATIONS",
     "OUTCOME_ROWS",
     "OperationLine",
     "Outcome",
     "OutcomePart",
+    "Pause",
+    "PauseAnswer",
     "Processes",
     "Ps",
     "QUERY_ROWS",
@@ -122,10 +135,14 @@ __all__ = [
     "RealizerSpec",
     "Register",
     "Registered",
+    "Remove",
+    "Removed",
+    "Resources",
     "Row",
     "Rows",
     "SkippedRow",
     "Status",
+    "Steering",
     "StepRow",
     "SubmitAdd",
     "SubmitBlob",
@@ -135,6 +152,7 @@ __all__ = [
     "Subscribe",
     "Wait",
     "WaitResult",
+    "WorkerKind",
     "rows_of",
 ]
 
@@ -155,9 +173,13 @@ METHODS: Final[dict[str, Method]] = {
     "log": Method(Log, LogResult, read_only=True),
     "info": Method(Info, InfoResult, read_only=True),
     "query": Method(Query, Rows, read_only=True),
+    "remove": Method(Remove, Removed),
     "deliver": Method(Deliver, Done),
     "abandon": Method(Abandon, Done),
     "match.answer": Method(MatchAnswer, Done),
+    "pause.answer": Method(PauseAnswer, Done),
+    "insert.open": Method(InsertOpen, InsertOpened),
+    "insert": Method(Insert, Inserted),
 }
 """What a client may ask of a daemon."""
 
@@ -169,6 +191,7 @@ NOTIFICATIONS: Final[dict[str, NotificationType]] = {
     "draining": NotificationType(DrainingNotice, Side.server),
     "claim": NotificationType(Claim, Side.server),
     "match": NotificationType(Match, Side.server),
+    "pause": NotificationType(Pause, Side.server),
 }
 """What either tells the other without being asked."""
 

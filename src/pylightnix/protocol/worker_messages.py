@@ -64,6 +64,9 @@ class Build(Message, frozen=True, kw_only=True):
     kind: BuildKind
     args: Optional[v.Piece] = None
     digest: Optional[v.Label] = None
+    at_once: v.Positive = 1
+    token: Optional[v.Label] = None
+    variables: dict[v.VariableName, v.VariableValue] = field(default_factory=dict)
 
 
 class Forked(Message, frozen=True, kw_only=True):

@@ -78,7 +78,7 @@ def command(
     argv: Sequence[Item],
     env: Mapping[str, Item] = {},  # never changed, and part of the published signature
     inputs: Mapping[str, Item] = {},  # as above
-    outputs: Sequence[str] = ("out",),
+    outputs: Sequence[str] = ["out"],
     name: str = "command",
     r: Optional[Registry] = None,
 ) -> DRef:

@@ -69,6 +69,10 @@ class Attempt:
     builder: str
     host: str
     realizer_digest: Optional[str]
+    dynamic: Mapping[DRef, Sequence[RRef]] = field(default_factory=dict)
+    """What the realizer has realized while it ran."""
+    manifest: Optional[str] = None
+    """What that digest covers, as JSON; None if that is not known, or recorded already."""
 
 
 @dataclass(slots=True)
@@ -163,7 +167,7 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
         StoreIOError, StoreFull, MissingDerivation: nothing of the attempt is in the store.
     """
     key = context_key(attempt.context)
-    text = context_file_text(attempt.context, {}).encode("utf-8")
+    text = context_file_text(attempt.context, attempt.dynamic).encode("utf-8")
     rrefs = [_reference(attempt, output) for output in attempt.outputs]
     new = dict(zip(rrefs, attempt.outputs, strict=True))
     if len(new) < len(rrefs):
@@ -173,6 +177,8 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
     with batch.lock:
         with index.transaction(durable=False):
             _check_references(layout, index, batch, attempt)
+            if attempt.realizer_digest is not None and attempt.manifest is not None:
+                index.note_code(attempt.realizer_digest, attempt.manifest)
             for rref in list(new):
                 if _is_kept(layout, index, owner, batch, rref):
                     index.note_start(rref, attempt.started)
@@ -194,7 +200,7 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
 
 def _check_references(layout: StoreLayout, index: Index, batch: Batch, attempt: Attempt) -> None:
     """Refuse what was built on realizations that a failed commit, of another thread perhaps, has lost since."""
-    for rrefs in attempt.context.values():
+    for rrefs in [*attempt.context.values(), *attempt.dynamic.values()]:
         for rref in rrefs:
             if index.state_of(rref) != VALID and rref not in batch.pending:
                 raise batch.lost or StoreIOError(
@@ -216,7 +222,7 @@ def _abandon(layout: StoreLayout, index: Index, owner: Owner, rrefs: Iterable[RR
 
 def _reference(attempt: Attempt, output: TakenOutput) -> RRef:
     dhash, name = undref(attempt.dref)
-    return mkrref(realization_hash(output.tree_hash, attempt.context, {}), dhash, name)
+    return mkrref(realization_hash(output.tree_hash, attempt.context, attempt.dynamic), dhash, name)
 
 
 def _is_kept(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, rref: RRef) -> bool:
@@ -244,6 +250,7 @@ def _row(attempt: Attempt, key: str, rref: RRef, output: TakenOutput) -> NewReal
         host=attempt.host,
         realizer_digest=attempt.realizer_digest,
         references=tuple(rref for rrefs in attempt.context.values() for rref in rrefs),
+        dynamic_references=tuple(rref for rrefs in attempt.dynamic.values() for rref in rrefs),
     )
 
 

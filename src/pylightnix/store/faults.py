@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Optional
 
-__all__ = ["POINTS", "reach", "set_hook"]
+__all__ = ["POINTS", "REMOVAL_POINTS", "reach", "set_hook"]
 
 POINTS: Final = (
     "derivation_written",
@@ -31,6 +31,10 @@ POINTS: Final = (
     "trash_emptied",
     "owner_swept",
 )
+"""What a build, and the clean-up after a dead one, go through."""
+
+REMOVAL_POINTS: Final = ("removal_decided", "removal_marked", "removal_trashed", "derivation_trashed", "removal_finished")
+"""What the removal of realizations and derivations goes through, beside those of its clean-up."""
 
 _hook: Optional[Callable[[str], None]] = None
 
@@ -44,6 +48,6 @@ def set_hook(hook: Optional[Callable[[str], None]]) -> None:
 def reach(point: str) -> None:
     """Say that `point` was reached."""
     if _hook is not None:
-        if point not in POINTS:
+        if point not in POINTS and point not in REMOVAL_POINTS:
             raise AssertionError(f"BUG: unknown fault point {point}")
         _hook(point)

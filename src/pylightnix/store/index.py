@@ -65,6 +65,13 @@ MIGRATIONS: Final = (
     ) WITHOUT ROWID;
     CREATE INDEX reference_by ON reference (referred);
     """,
+    # 2: what the digests of realizers cover.
+    """
+    CREATE TABLE code (
+        digest TEXT PRIMARY KEY,
+        manifest TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 FORMAT: Final = len(MIGRATIONS)
 
@@ -227,6 +234,10 @@ class Index:
             [(row_id, rref, 0) for rref in new.references] + [(row_id, rref, 1) for rref in new.dynamic_references],
         )
 
+    def note_code(self, digest: str, manifest: str) -> None:
+        """Record what a realizer's digest covers, unless that is known."""
+        self._db().execute("INSERT OR IGNORE INTO code (digest, manifest) VALUES (?, ?)", (digest, manifest))
+
     def note_start(self, rref: RRef, started: float) -> None:
         """Record that a realization was built again, with the same result, by a build that started then."""
         self._db().execute("UPDATE realization SET started = max(started, ?) WHERE rref = ?", (started, rref))
@@ -247,6 +258,16 @@ class Index:
         """Mark a row deleted whatever its state, as `owner`'s to finish."""
         self._db().execute("UPDATE realization SET state = 2, owner = ? WHERE rref = ?", (owner, rref))
 
+    def delete(self, rrefs: Iterable[RRef], owner: str) -> list[tuple[RRef, str]]:
+        """Mark rows deleted, as `owner`'s to finish; return those there are as (rref, context key)."""
+        rows = []
+        for rref in rrefs:
+            row = self._row("SELECT context_key FROM realization WHERE rref = ?", (rref,))
+            if row is not None:
+                self.demote(rref, owner)
+                rows.append((rref, str(row[0])))
+        return rows
+
     def is_deleted(self, rref: RRef) -> bool:
         """Tell whether the row is marked deleted (and still there)."""
         return self.state_of(rref) == DELETED
@@ -259,16 +280,22 @@ class Index:
 
     def candidates(self, dref: DRef, context_key: str, in_place: Container[RRef]) -> list[Candidate]:
         """Return the realizations that a matcher may see, sorted: valid ones, and pending ones that are `in_place`."""
+        return list(self.candidates_with_dynamic(dref, context_key, in_place))
+
+    def candidates_with_dynamic(self, dref: DRef, context_key: str, in_place: Container[RRef]) -> dict[Candidate, list[RRef]]:
+        """Return what `candidates` does, each with its dynamic dependencies."""
+        # One query: this is all that confirming what is realized asks of the index.
         rows = self._rows(
-            "SELECT rref, started, state FROM realization WHERE dref = ? AND context_key = ? AND state <> 2 ORDER BY rref",
+            "SELECT rref, started, state, (SELECT group_concat(referred) FROM reference WHERE referrer = id AND dynamic = 1)"
+            " FROM realization WHERE dref = ? AND context_key = ? AND state <> 2 ORDER BY rref",
             (dref, context_key),
         )
         # What was pending when it was read may have become valid, and left `in_place`, while we look there.
-        return [
-            Candidate(RRef(rref), started)
-            for rref, started, state in rows
+        return {
+            Candidate(RRef(rref), started): [RRef(below) for below in dynamic.split(",")] if dynamic else []
+            for rref, started, state, dynamic in rows
             if state == VALID or rref in in_place or self.state_of(RRef(rref)) == VALID
-        ]
+        }
 
     def pending_of_others(self, dref: DRef, context_key: str, owner: str) -> list[tuple[RRef, str]]:
         """Return the pending realizations of a (derivation, context) that others entered, with their owners."""
@@ -313,6 +340,18 @@ class Index:
             query, args = f"{query} AND context_key = ?", [*args, context_key]
         return [RRef(rref) for (rref,) in self._rows(f"{query} ORDER BY rref", args)]
 
+    def states(self, dref: DRef) -> dict[RRef, int]:
+        """Return the realizations of a derivation that are valid or pending, each with its state, sorted."""
+        rows = self._rows("SELECT rref, state FROM realization WHERE dref = ? AND state <> 2 ORDER BY rref", (dref,))
+        return {RRef(rref): int(state) for rref, state in rows}
+
+    def referrers(self, rref: RRef) -> list[RRef]:
+        """Return the valid and pending realizations that directly depend on `rref`, sorted."""
+        rows = self._rows(
+            "SELECT rref FROM reference JOIN realization ON id = referrer WHERE referred = ? AND state <> 2 ORDER BY rref", (rref,)
+        )
+        return [RRef(referrer) for (referrer,) in rows]
+
     def starts(self, rrefs: Iterable[RRef]) -> dict[RRef, float]:
         """Return when the latest build of each of these realizations started."""
         found = {}
@@ -322,6 +361,11 @@ class Index:
                 found[rref] = float(row[0])
         return found
 
+    def latest_durations(self, limit: int) -> list[tuple[DRef, float]]:
+        """Return what was entered last, oldest first, and for how many seconds each was built."""
+        rows = self._rows("SELECT dref, stopped - started FROM realization WHERE state = 1 ORDER BY id DESC LIMIT ?", (limit,))
+        return [(DRef(dref), float(seconds)) for dref, seconds in reversed(rows)]
+
     def info(self, rref: RRef) -> Optional[RealizationInfo]:
         """Return the row of a valid realization, None if there is none."""
         row = self._row(
@@ -330,6 +374,11 @@ class Index:
             (rref,),
         )
         return None if row is None else RealizationInfo(RRef(row[0]), DRef(row[1]), *row[2:])
+
+    def code(self, digest: str) -> Optional[str]:
+        """Return what a realizer's digest covers, as it was recorded; None if it was not."""
+        row = self._row("SELECT manifest FROM code WHERE digest = ?", (digest,))
+        return None if row is None else str(row[0])
 
     def referred(self) -> set[RRef]:
         """Return every realization that a valid one depends on."""

@@ -25,7 +25,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Optional
 
@@ -54,9 +54,14 @@ __all__ = [
 class StoreOwned(StoreBusy):
     """A daemon owns the store: there is no waiting for it, but it can be asked at `socket`."""
 
-    def __init__(self, root: str, holders: list[str], socket: str) -> None:
+    def __init__(self, root: str, holders: Sequence[str], socket: str, doing: str = "") -> None:
         super().__init__(root, holders, 0)
         self.socket = socket
+        if doing:
+            # What cannot go through a daemon: naming it is no use without saying what else to do.
+            who = ", ".join(self.holders) or "a daemon"
+            advice = "stop that daemon first (it ends on SIGTERM), or work in a store of your own, see fsinit"
+            self.args = (f"{doing} works only in a store that no daemon owns, and {root} is owned by {who} (socket {socket}); {advice}",)
 
 
 LOCK_WAIT_SECONDS: Final = 10.0
@@ -143,17 +148,33 @@ def _acquire(layout: StoreLayout, operation: int, wait_seconds: float, started: 
         close_lock_file(gate)
 
 
+def _wait_at_gate(layout: StoreLayout, wait_seconds: float) -> None:
+    """Wait until nobody waits to be alone, at most so long. Not under the mutex: calls of this process must be able to end."""
+    gate = open_lock_file(layout.gate)
+    try:
+        _flock_until(layout, gate, fcntl.LOCK_SH, time.monotonic(), wait_seconds)
+    except StoreBusy:
+        pass
+    finally:
+        close_lock_file(gate)
+
+
 @contextmanager
 def shared_lock(layout: StoreLayout, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[bool]:
     """Hold the store's lock shared; yields whether this call is the process's outermost one.
 
-    A call inside another of the same process does not pass the gate again: it would wait for a taker
-    that waits for the outer call.
+    A call inside another of the same thread does not pass the gate again: it would wait for a taker that waits for
+    the outer call. Calls of other threads wait there first, lest they keep the process inside for ever; but not in
+    vain, for the outer call may be waiting for them.
 
     Raises:
         StoreOwned: a daemon holds it and listens; raised at once.
         StoreBusy: somebody held it exclusively for all of `wait_seconds`.
     """
+    with _mutex:
+        is_newcomer = layout.lock in _shared and threading.get_ident() not in _shared[layout.lock][1]
+    if is_newcomer:
+        _wait_at_gate(layout, wait_seconds)
     with _mutex:
         held = _shared.get(layout.lock)
         outermost = held is None

@@ -8,11 +8,14 @@ from typing import Any, Final, Optional
 
 from pylightnix.store.layout import StoreLayout
 
-__all__ = ["DAEMON_ROLE", "daemon_socket", "lock_says"]
+__all__ = ["DAEMON_ROLE", "daemon_socket", "lock_says", "use_socket"]
 
 DAEMON_ROLE: Final = "pylightnixd"
 """What the lock file calls the daemon."""
 _PROBE_SECONDS: Final = 2.0
+
+_chosen: dict[str, str] = {}
+"""Storage -> the socket at which the user says its daemon is."""
 
 
 def lock_says(layout: StoreLayout) -> dict[str, Any]:
@@ -31,11 +34,21 @@ def lock_says(layout: StoreLayout) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
+def use_socket(layout: StoreLayout, path: str) -> None:
+    """Take the daemon at `path` for the owner of a store from now on, in this process, whatever the lock file says.
+
+    For stores whose state this user does not find or may not read. If nobody answers there, callers meet an error.
+    """
+    _chosen[layout.storage] = path
+
+
 def daemon_socket(layout: StoreLayout) -> Optional[str]:
     """Return the path of the socket at which a daemon serves this store now; None if none does.
 
     Costs the reading of an empty file where there is no daemon, and a connection where there is one.
     """
+    if layout.storage in _chosen:
+        return _chosen[layout.storage]
     said = lock_says(layout)
     path = said.get("socket")
     if said.get("role") != DAEMON_ROLE or not isinstance(path, str):

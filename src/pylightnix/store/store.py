@@ -48,11 +48,20 @@ class Store:
 
         Those that this process has put in place and not made durable yet are among them, but only while
         they are in its batch: what an interrupt or a failed flush left pending is not offered. A row
-        whose folder is gone (removed by hand) is not offered either, so that it is built again.
+        whose folder is gone (removed by hand) is not offered either, so that it is built again, nor one that
+        has lost a dynamic dependency.
         """
         with translated_errors(self.layout, f"looking up realizations of {dref}"):
-            found = self.index.candidates(dref, context_key(context), self.batch.pending)
-            return [c for c in found if os.path.isdir(self.layout.realization(c.rref))]
+            found = self.index.candidates_with_dynamic(dref, context_key(context), self.batch.pending)
+            return [
+                candidate
+                for candidate, dynamic in found.items()
+                if os.path.isdir(self.layout.realization(candidate.rref)) and all(self._is_there(below) for below in dynamic)
+            ]
+
+    def _is_there(self, rref: RRef) -> bool:
+        known = rref in self.batch.pending or self.index.state_of(rref) == VALID
+        return known and os.path.isdir(self.layout.realization(rref))
 
     @contextmanager
     def build_lock(self, dref: DRef, context: Mapping[DRef, Sequence[RRef]], on_wait: Callable[[], None]) -> Iterator[bool]:
@@ -91,11 +100,14 @@ class Store:
         *,
         started: float,
         stopped: float,
+        dynamic: Optional[Mapping[DRef, Sequence[RRef]]] = None,
         realizer_digest: Optional[str] = None,
+        manifest: Optional[str] = None,
     ) -> list[RRef]:
         """Put the outputs of one attempt in place. The caller holds the build lock.
 
-        They are not durable before `flush`, and nobody may be told of them before that.
+        They are not durable before `flush`, and nobody may be told of them before that. `dynamic` is what the
+        realizer has realized while it ran; `manifest` says what the digest covers, as JSON.
         """
         attempt = Attempt(
             dref=dref,
@@ -105,7 +117,9 @@ class Store:
             stopped=stopped,
             builder=_builder(os.geteuid()),
             host=os.uname().nodename,
+            dynamic={d: sorted(rrefs) for d, rrefs in (dynamic or {}).items()},
             realizer_digest=realizer_digest,
+            manifest=manifest,
         )
         with translated_errors(self.layout, f"putting the outputs of {dref} in place"):
             return place(self.layout, self.index, self.owner, self.batch, attempt)
@@ -226,7 +240,7 @@ def open_store_alone(layout: StoreLayout, role: str, socket: Optional[str] = Non
     Args:
         layout: the store.
         role: who is asking, for those who find it locked.
-        socket: where they may connect instead.
+        socket: where they may connect instead, if this process serves the store.
 
     Raises:
         What `open_store` raises.
@@ -240,7 +254,8 @@ def open_store_alone(layout: StoreLayout, role: str, socket: Optional[str] = Non
             index.migrate()
             wait_for_heirs(layout, PREDECESSOR_SECONDS)
         store = _opened(layout, index, outermost=True)
-        leave_heirs(store.owner)
+        if socket is not None:
+            leave_heirs(store.owner)  # who serves it has workers
         yield store
 
 

@@ -50,7 +50,8 @@ class CodeChanged(PylightnixException):
         self.dref, self.expected, self.found = dref, expected, found
         super().__init__(
             f"the code of the realizer of {dref} is not what it was when its build was asked for "
-            f"(expected {expected[:12]}…, found {found[:12]}…); a file was changed meanwhile, so start the program again"
+            f"(expected {expected[:12]}…, found {found[:12]}…); a file, or a value in a module, was changed meanwhile: "
+            "start the program again, and pass what changes while it runs through the config"
         )
 
 
@@ -111,6 +112,9 @@ def _traceback_text(error: BaseException) -> str:
         return error.traceback
     try:
         whole = traceback.TracebackException.from_exception(error, compact=True)
+        remote = error.__cause__
+        if isinstance(remote, RemoteTraceback) and all(_is_own(frame.filename) for frame in whole.stack):
+            return remote.text  # it was only passed on here
         if any(not _is_own(frame.filename) for frame in whole.stack):
             _trim(whole)
         return _cut("".join(whole.format()))

@@ -13,15 +13,17 @@ import io
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final, Optional, cast
 
 import cloudpickle  # type: ignore[import-untyped]  # it ships no type information
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
 
+from pylightnix.autodrv import RawBody
 from pylightnix.autostage import AutoStage
 from pylightnix.errors import Misuse, PylightnixException
 from pylightnix.matchers import BuiltinMatcher, _MatchAll, _MatchExact, _MatchLatest, _MatchOnly, _MatchSome
+from pylightnix.options import SteeredRealizer
 from pylightnix.stagebody import StageBody, named
 from pylightnix.stages.command import CommandRealizer
 from pylightnix.stages.node import NodeRealizer
@@ -59,11 +61,15 @@ class PackedMatcher:
 
 
 def pack_realizer(realizer: Realizer) -> Packed:
-    """Return a realizer as bytes. Never fails: what cannot be packed is of the kind ``caller``."""
-    if type(realizer) is CommandRealizer:
+    """Return a realizer as bytes. Never fails: what cannot be packed is of the kind ``caller``.
+
+    Options of a realizer of Python travel in its bytes; of all kinds, `options_of` tells them.
+    """
+    bare = realizer.realizer if isinstance(realizer, SteeredRealizer) else realizer
+    if type(bare) is CommandRealizer:
         return Packed("command", None, "")
-    if type(realizer) is NodeRealizer:
-        return Packed("mknode", cast(bytes, msgpack.packb(dict(realizer.artifacts))), "")
+    if type(bare) is NodeRealizer:
+        return Packed("mknode", cast(bytes, msgpack.packb(dict(bare.artifacts))), "")
     return _packed(realizer)
 
 
@@ -104,10 +110,10 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # its base is unknown
         if isinstance(obj, io.TextIOWrapper) and obj not in (sys.stdout, sys.stderr):
             # cloudpickle would send what is in the file now, which is not what an open file is.
             raise pickle.PicklingError(f"an open file ({obj.name!r})")
-        if type(obj) is AutoStage and _by_value(obj):
-            return _made_stage, (obj.__wrapped__, obj._steering, obj._items)
-        if type(obj) is StageBody and _by_value(obj.f):
-            return StageBody, (obj.f, obj.nouts, obj.always_multiref)
+        if isinstance(obj, AutoStage) and _by_value(obj):
+            return _made_stage, (type(obj), obj.__wrapped__, obj._steering, obj._items)
+        if isinstance(obj, (StageBody, RawBody)) and _by_value(obj.f):
+            return type(obj), tuple(getattr(obj, each.name) for each in fields(obj))
         return super().reducer_override(obj)
 
 
@@ -119,8 +125,8 @@ def _by_value(stage: Any) -> bool:
     return module == "__main__" or bool(parents & set(apart)) or named(stage) is None
 
 
-def _made_stage(f: Any, steering: Any, items: dict[str, Any]) -> AutoStage:
-    return AutoStage(f, steering, None, items)
+def _made_stage(cls: type[AutoStage], f: Any, steering: Any, items: dict[str, Any]) -> AutoStage:
+    return cls(f, steering, None, items)
 
 
 def dumps(value: Any) -> bytes:

@@ -2,6 +2,8 @@
 
 Each build tells which modules of the standard library and of site-packages it has come to load; the worker
 loads them before its next fork. Files elsewhere are a project's: they change, and are left to each build.
+Such files are parsed ahead, if a build has parsed them to tell what code it runs; a build that finds one
+changed parses it again.
 A build that has threads running tells nothing: what starts threads when it is imported would make the
 worker unfit to fork. When packages are installed or removed, what is loaded may be no longer what is
 there, and the worker is stale. Must not know builds.
@@ -14,16 +16,21 @@ import importlib
 import importlib.util
 import json
 import os
-import site
 import socket
 import sys
-import sysconfig
 import threading
 from typing import Final
+
+from pylightnix._definitions import parse_file, parsed_files
+from pylightnix._names import names_of
+from pylightnix._origins import installed_roots
+from pylightnix._syntax import canonical_text
 
 __all__ = ["Ahead"]
 
 _MESSAGE_BYTES: Final = 1 << 17
+_DEFINITIONS_MAX: Final = 500
+"""Definitions of one file that are read ahead: a build waits for that, once."""
 
 
 class Ahead:
@@ -34,7 +41,8 @@ class Ahead:
         self._hear.setblocking(False)
         self._tell.setblocking(False)
         self._seen: set[str] = set()
-        self._roots = _roots()
+        self._roots = installed_roots()
+        self._parsed: dict[str, object] = {}
         self._stamps = self._root_stamps()
         self._count = len(sys.modules)
 
@@ -47,6 +55,7 @@ class Ahead:
         """Remember what is loaded; make files of projects be looked for anew."""
         self._hear.close()
         self._count = len(sys.modules)
+        self._parsed = parsed_files()
         for path, finder in list(sys.path_importer_cache.items()):
             if finder is not None and not self._is_below_roots(path):
                 invalidate = getattr(finder, "invalidate_caches", None)
@@ -55,12 +64,12 @@ class Ahead:
 
     def tell(self) -> None:
         """Tell the worker what this process has loaded. Never waits and never fails."""
-        if len(sys.modules) <= self._count or threading.active_count() > 1:
-            return
-        names = [name for name in list(sys.modules)[self._count :] if self._is_stable(name)]
+        files = [name for name, parsed in parsed_files().items() if self._parsed.get(name) is not parsed and os.path.isabs(name)]
+        grown = len(sys.modules) > self._count and threading.active_count() == 1
+        names = [name for name in list(sys.modules)[self._count :] if self._is_stable(name)] if grown else []
         try:
-            if names:
-                self._tell.send(json.dumps(names).encode())
+            if names or files:
+                self._tell.send(json.dumps([names, files]).encode())
         except OSError:
             pass  # too many of them, or too many builds at once: another one will tell
 
@@ -85,7 +94,7 @@ class Ahead:
         loaded = False
         while True:
             try:
-                names = json.loads(self._hear.recv(_MESSAGE_BYTES))
+                names, files = json.loads(self._hear.recv(_MESSAGE_BYTES))
             except BlockingIOError:
                 break
             # In the order in which they were loaded, so that packages come before what is in them.
@@ -93,6 +102,11 @@ class Ahead:
                 if name not in self._seen and name not in sys.modules:
                     self._seen.add(name)
                     self._import(name)
+                    loaded = True
+            for name in files:
+                for definition in parse_file(name)[:_DEFINITIONS_MAX]:
+                    canonical_text(definition)  # is remembered, as the other is
+                    names_of(definition)
                     loaded = True
         if loaded:
             settle_memory()
@@ -105,14 +119,6 @@ class Ahead:
                 importlib.import_module(name)
         except (Exception, SystemExit) as error:  # noqa: BLE001  # code of other people's modules
             print(f"not imported ahead: {name}: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  # the worker's log
-
-
-def _roots() -> tuple[str, ...]:
-    paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    paths.update(site.getsitepackages())
-    if site.ENABLE_USER_SITE:
-        paths.add(site.getusersitepackages())
-    return tuple(sorted(path.rstrip(os.sep) + os.sep for path in paths if path))
 
 
 def settle_memory() -> None:

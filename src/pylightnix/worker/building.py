@@ -1,8 +1,10 @@
 """One build, in the process that was forked for it: from the order to the report.
 
 The report is one MessagePack map on the status pipe: ``outputs`` (names of folders in the build folder),
-``error`` (None, or a map of `dump_exception` with ``outpaths`` added), ``started`` and ``stopped`` (UTC
-seconds). A pipe that is closed without a report means that the process was lost. Must not know the worker.
+``error`` (None, or a map of `dump_exception` with ``outpaths`` added), ``manifest`` (what the digest of the
+code covers, as JSON, or None), ``started`` and ``stopped`` (UTC seconds). Before it there may be MessagePack
+numbers of one byte: how many samples are left to be made, once they are fewer than are made at a time. A pipe
+that is closed without a report means that the process was lost. Must not know the worker.
 """
 
 from __future__ import annotations
@@ -13,24 +15,27 @@ import os
 import sys
 import time
 import types
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
 
-from pylightnix.codekey import pyobjhash
+from pylightnix.attempt import context_below
+from pylightnix.codekey import code_manifest
 from pylightnix.context import LazyContext
 from pylightnix.errors import BuildError, CodeKeyError, Misuse
-from pylightnix.query import rrefctx
+from pylightnix.nesting import running_realizer
+from pylightnix.samples import run_by, samples_of
 from pylightnix.stagebody import named
 from pylightnix.stages.command import CommandRealizer
 from pylightnix.storage import current_storage, fstmpdir
 from pylightnix.travel.failures import CodeChanged, dump_exception
 from pylightnix.travel.packing import unpack, unpack_node
 from pylightnix.types import DRef, Path, Realizer, RRef, StorageSettings
-from pylightnix.worker.linux import flush_c_streams
 from pylightnix.worker.outputs import kept_names, output_names
+from pylightnix.worker.sampling import SideBySide
+from pylightnix.worker.surroundings import flush_output
 
 __all__ = ["BuildOrder", "parse_order", "run_build"]
 
@@ -53,7 +58,13 @@ class BuildOrder:
     args: Optional[bytes]
     """A pickled dictionary, or None for an empty one."""
     digest: Optional[str]
-    """What `pyobjhash` must find, or None to take what comes."""
+    """What `code_manifest` must find, or None to take what comes."""
+    at_once: int = 1
+    """How many samples may be made side by side."""
+    token: Optional[str] = None
+    """By which the realizer tells the store's daemon that it is this build that wants something."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that this build has and others do not: they tell what it was given of the host."""
 
 
 def parse_order(params: Mapping[str, Any]) -> BuildOrder:
@@ -64,21 +75,31 @@ def parse_order(params: Mapping[str, Any]) -> BuildOrder:
     """
     texts = {key: params.get(key) for key in ("build", "folder", "root", "storage", "dref", "kind")}
     blobs = {key: params.get(key) for key in ("realizer", "args")}
-    digest, context = params.get("digest"), params.get("context")
+    digest, context, at_once = params.get("digest"), params.get("context"), params.get("at_once", 1)
     wrong = [key for key, value in texts.items() if not isinstance(value, str)]
     wrong += [key for key, value in blobs.items() if not isinstance(value, (bytes, type(None)))]
     wrong += [] if isinstance(digest, (str, type(None))) else ["digest"]
     wrong += [] if isinstance(context, bytes) else ["context"]
+    wrong += [] if isinstance(at_once, int) and at_once > 0 else ["at_once"]
+    wrong += [] if isinstance(params.get("token"), (str, type(None))) else ["token"]
+    variables = params.get("variables") or {}
+    are_texts = isinstance(variables, dict) and all(isinstance(text, str) for pair in variables.items() for text in pair)
+    wrong += [] if are_texts else ["variables"]
     if wrong:
         raise Misuse(f"a build was ordered without, or with a wrong type of, {', '.join(wrong)}")
-    found: dict[str, Any] = {**texts, **blobs, "digest": digest, "context": json.loads(context or b"{}")}
+    found: dict[str, Any] = {**texts, **blobs, "digest": digest, "context": json.loads(context or b"{}"), "at_once": at_once}
+    found["token"], found["variables"] = params.get("token"), variables
     return BuildOrder(**found)
 
 
-def run_build(order: BuildOrder, status_fd: int) -> None:
-    """Build, and write the report to `status_fd`, whatever the realizer does short of ending the process."""
-    report = _attempt(order)
-    _flush()  # so that the log is complete when the report arrives
+def run_build(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) -> None:
+    """Build, and write the report to `status_fd`, whatever the realizer does short of ending the process.
+
+    `before_end` is called last, in the process of each sample too.
+    """
+    os.environ.update(order.variables)
+    report = _attempt(order, status_fd, before_end)
+    flush_output()  # so that the log is complete when the report arrives
     content = memoryview(msgpack.packb(report))
     try:
         while content:
@@ -86,31 +107,49 @@ def run_build(order: BuildOrder, status_fd: int) -> None:
     except BrokenPipeError:
         pass  # nobody wants to know any more
     os.close(status_fd)
+    before_end()
 
 
-def _attempt(order: BuildOrder) -> dict[str, Any]:
+def _attempt(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) -> dict[str, Any]:
     started, begun = time.time(), time.perf_counter()
     names: list[str] = []
+    manifest: Optional[str] = None
     error: Optional[dict[str, Any]] = None
     try:
-        names = _realize(order)
+        names, manifest = _realize(order, status_fd, before_end)
     except BaseException as problem:  # noqa: BLE001, ASYNC103  # SystemExit and KeyboardInterrupt are failures of a build, too
         outpaths = problem.outpaths if isinstance(problem, BuildError) else []
         error = {**dump_exception(problem), "outpaths": kept_names(order.folder, outpaths)}
     # By the steady clock, so that no step of the other makes a build end before it began.
-    return {"outputs": names, "error": error, "started": started, "stopped": started + (time.perf_counter() - begun)}
+    stopped = started + (time.perf_counter() - begun)
+    return {"outputs": names, "error": error, "manifest": manifest, "started": started, "stopped": stopped}
 
 
-def _realize(order: BuildOrder) -> list[str]:
+def _realize(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) -> tuple[list[str], Optional[str]]:
     S = StorageSettings(Path(order.root), Path(order.storage), Path(order.folder))
-    with current_storage(S):
+    with current_storage(S), running_realizer(order.dref, order.storage, order.token, for_process=True):
         realizer = _realizer(order)
-        _check_code(realizer, order)
+        manifest = _check_code(realizer, order)
+        if samples_of(realizer) > 1:
+            # However many at once: what a stage does must not depend on how busy the machine is.
+            run = SideBySide(order.dref, order.build, order.at_once, _teller(status_fd), lambda: os.close(status_fd), before_end)
+            realizer = run_by(realizer, run)
         arguments = unpack(order.args) if order.args is not None else {}
-        context = LazyContext(order.context, lambda: _transitive(order.context, S))
+        context = LazyContext(order.context, lambda: context_below(order.context, S))
         answer = realizer(S, order.dref, context, arguments)
     tmp = fstmpdir(StorageSettings(S.root, S.storage, None))
-    return output_names(order.dref, order.folder, tmp, answer)
+    return output_names(order.dref, order.folder, tmp, answer), manifest
+
+
+def _teller(status_fd: int) -> Callable[[int], None]:
+    def tell_left(left: int) -> None:
+        if 0 < left < 128:
+            try:
+                os.write(status_fd, bytes([left]))
+            except BrokenPipeError:
+                pass  # nobody wants to know any more
+
+    return tell_left
 
 
 def _realizer(order: BuildOrder) -> Realizer:
@@ -124,26 +163,22 @@ def _realizer(order: BuildOrder) -> Realizer:
     return realizer
 
 
-def _transitive(direct: Mapping[DRef, list[RRef]], S: StorageSettings) -> dict[DRef, list[RRef]]:
-    found: dict[DRef, set[RRef]] = {dref: set(rrefs) for dref, rrefs in direct.items()}
-    for rref in {rref for rrefs in direct.values() for rref in rrefs}:
-        for dref, below in rrefctx(rref, S).items():
-            found.setdefault(dref, set()).update(below or [])
-    return {dref: sorted(rrefs) for dref, rrefs in found.items()}
-
-
 # --- code -----------------------------------------------------------------------------------------------
 
 
-def _check_code(realizer: Any, order: BuildOrder) -> None:
-    if order.digest is None or _came_by_value(realizer):
-        return
+def _check_code(realizer: Any, order: BuildOrder) -> Optional[str]:
+    """Refuse code that is not what was asked for; return what its digest covers, as JSON, if that can be told."""
+    if order.digest is None:
+        return None
     try:
-        found = str(pyobjhash([realizer]))
+        code = code_manifest([realizer])
     except CodeKeyError:
-        found = "no source"
-    if found != order.digest:
-        raise CodeChanged(order.dref, order.digest, found)
+        code = None
+    if code is not None and code.digest == order.digest:
+        return code.to_json()
+    if not _came_by_value(realizer):
+        raise CodeChanged(order.dref, order.digest, "no source" if code is None else code.digest)
+    return None
 
 
 def _came_by_value(pyobj: Any) -> bool:
@@ -162,16 +197,3 @@ def _came_by_value(pyobj: Any) -> bool:
             return named(pyobj) is not pyobj
         else:
             pyobj = type(pyobj)
-
-
-# --- the end ----------------------------------------------------------------------------------------------
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):
-            pass  # the build closed it, or nobody reads it any more
-    flush_c_streams()

@@ -18,7 +18,7 @@ from typing import NoReturn, Optional
 
 from pylightnix.worker.linux import become_subreaper, die_with_parent, flush_c_streams, own_children
 
-__all__ = ["Children", "Ended"]
+__all__ = ["Children", "Ended", "how_it_ended"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,17 @@ class Ended:
     exit_code: Optional[int]
     signal: Optional[int]
     """What killed it; then it has no exit code."""
+
+
+def how_it_ended(exit_code: Optional[int], signal_number: Optional[int]) -> str:
+    """Say how a process ended that was to report and has not, as the end of a sentence."""
+    if signal_number is None:
+        return f"exited with status {exit_code} without a report"
+    try:
+        name = signal.Signals(signal_number).name
+    except ValueError:
+        name = "unknown"
+    return f"was killed by signal {signal_number} ({name})"
 
 
 class Children:

@@ -38,8 +38,8 @@ VERSION: Final = 1
 class Refused(PylightnixException):
     """A request cannot be granted; `reason` is the stable code that says why."""
 
-    def __init__(self, reason: str, message: str) -> None:
-        self.reason = reason
+    def __init__(self, reason: str, message: str, **facts: Any) -> None:
+        self.reason, self.facts = reason, facts
         super().__init__(message)
 
 
@@ -135,7 +135,7 @@ class Worker:
                 raise Refused("handshake-expected", "expected hello first")
             result = handle(request.params)
         except Refused as error:
-            self.channel.refuse(request.id, {"code": error.reason, "message": str(error)})
+            self.channel.refuse(request.id, {"code": error.reason, "message": str(error), **error.facts})
         except (PylightnixException, KeyError, TypeError, ValueError) as error:
             self.channel.refuse(request.id, {"code": "invalid-message", "message": f"{type(error).__name__}: {error}"})
         else:
@@ -143,7 +143,8 @@ class Worker:
 
     def _hello(self, params: Mapping[str, Any]) -> dict[str, Any]:
         if VERSION not in params["versions"]:
-            raise Refused("unsupported-version", f"this is pylightnix {__version__}, whose worker speaks version {VERSION} only")
+            found = f"it speaks version {VERSION} of the workers' protocol, and was offered {params['versions']}"
+            raise Refused("unsupported-version", found, package=__version__)
         sys.path[:] = params["import_path"]
         os.umask(params["umask"])
         gc.disable()  # until a fork: here everything is kept anyway
@@ -161,8 +162,7 @@ class Worker:
                 send_output_to(log_fd)
                 become_main_program()
                 self.ahead.after_fork()
-                run_build(order, status_fd)
-                self.ahead.tell()
+                run_build(order, status_fd, self.ahead.tell)
 
             return {"pid": self._fork(order.build, body)}
         finally:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import types
 
-__all__ = ["become_main_program", "reseed", "send_output_to"]
+from pylightnix.worker.linux import flush_c_streams
+
+__all__ = ["become_main_program", "flush_output", "print_whole_lines", "reseed", "send_output_to"]
 
 
 def send_output_to(log_fd: int) -> None:
@@ -14,6 +17,24 @@ def send_output_to(log_fd: int) -> None:
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
     os.close(log_fd)
+
+
+def flush_output() -> None:
+    """Write out what Python and C have printed and still hold. Never fails."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            pass  # the build closed it, or nobody reads it any more
+    flush_c_streams()
+
+
+def print_whole_lines() -> None:
+    """Write each line at once, even if the user wants no buffering: other processes print into the same log."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)
 
 
 def reseed() -> None:

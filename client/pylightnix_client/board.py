@@ -1,0 +1,95 @@
+"""What a live display shows of an operation, as a value: what runs, what waits, how far it is. Pure, and knows no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Optional
+
+from pylightnix.protocol import messages as m
+from pylightnix.refs import undref
+from pylightnix_client.operation import Happening
+from pylightnix_client.plain import last_lines
+
+__all__ = ["Board", "Row"]
+
+_TAIL_BYTES: Final = 4096
+
+
+@dataclass(slots=True)
+class Row:
+    """A build that runs."""
+
+    name: str
+    started: Optional[float]
+    """UTC seconds since the epoch; None if it ran before anybody looked."""
+    tail: bytes = b""
+    """The end of what it wrote."""
+
+    @property
+    def line(self) -> str:
+        """The last line that it wrote, fit for a terminal; empty if it wrote none."""
+        return next((line for line in reversed(last_lines(self.tail, 20, whole=True)) if line.strip()), "").strip()
+
+
+@dataclass(slots=True)
+class Board:
+    """An operation as far as it was heard of."""
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    """Builds that run, by their names."""
+    waiting: int = 0
+    waiting_for: str = ""
+    done: int = 0
+    total: int = 0
+    built: int = 0
+    joined: int = 0
+    failed: int = 0
+    _ended: set[str] = field(default_factory=set)
+    _spans: dict[int, str] = field(default_factory=dict)
+
+    def hear(self, happening: Happening) -> None:
+        """Take in what the daemon says."""
+        if isinstance(happening, m.LogPiece):
+            self._wrote(happening)
+        elif happening.kind == "wait":
+            self.waiting = 0 if happening.phase == "stop" else happening.total or 0
+            self.waiting_for = happening.text or ""
+        elif happening.kind == "build":
+            self.done, self.total = happening.done or self.done, happening.total or self.total
+            self._changed(happening)
+
+    def _changed(self, event: m.Event) -> None:
+        if event.phase == "start" and event.build is not None and event.dref is not None:
+            self._spans[event.id] = event.build
+            self._ended.discard(event.build)
+            self.rows[event.build] = Row(undref(event.dref)[1], event.time)
+        elif event.phase == "stop":
+            build = self._spans.pop(event.id, None)
+            if build is not None:
+                self._ended.add(build)
+                self.rows.pop(build, None)
+            self.built += event.ok is True and not event.joined
+            self.joined += event.ok is True and event.joined is True
+            self.failed += event.code is not None
+            # What the daemon says is how far it was just before.
+            self.done = max(self.done, self.built + self.joined + self.failed)
+
+    def _wrote(self, piece: m.LogPiece) -> None:
+        if piece.build in self._ended:
+            return  # its log comes at its own pace, the end of it after the news
+        row = self.rows.get(piece.build)
+        if row is None:
+            row = self.rows[piece.build] = Row(undref(piece.dref)[1], None)
+        row.tail = (row.tail + piece.data)[-_TAIL_BYTES:]
+
+    def totals(self) -> str:
+        """Return how far it is, in words."""
+        reused = max(0, self.done - self.built - self.joined - self.failed)
+        counts = {"built": self.built, "joined": self.joined, "reused": reused, "failed": self.failed}
+        return ", ".join([f"{self.done}/{self.total} done", *(f"{count} {what}" for what, count in counts.items() if count)])
+
+    def shown(self, most: int) -> Iterator[Row]:
+        """Yield the builds to show, those that run longest first."""
+        rows = sorted(self.rows.values(), key=lambda row: row.started or 0.0)
+        yield from rows[:most]

@@ -1,0 +1,93 @@
+"""Outputs that clients hand over: folders which no realizer filled, made realizations one by one.
+
+A client is given a folder of its own, moves an output there, and says what that is a realization of. Whatever
+becomes of it, the folder stays until the connection ends: what was refused can be taken back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+import trio
+
+from pylightnix.config import cfgdeps
+from pylightnix.errors import MissingRealization
+from pylightnix.protocol.errors import MessageInvalid
+from pylightnix.refs import rref2dref
+from pylightnix.store.access import translated_errors
+from pylightnix.store.derivations import read_config
+from pylightnix.types import DRef, RRef
+from pylightnixd.hold import HeldStore
+from pylightnixd.session import Session
+
+__all__ = ["Insertions"]
+
+
+@dataclass(slots=True, eq=False)
+class Insertions:
+    """Those of all connections."""
+
+    hold: HeldStore
+    nursery: trio.Nursery
+    """Holds what removes folders, which outlives connections."""
+    _folders: dict[Session, str] = field(default_factory=dict)
+    _at_work: list[DRef] = field(default_factory=list)
+    """What realizations are being put in place of, and what they depend on."""
+
+    def open(self, session: Session) -> str:
+        """Return a connection's folder, which is made at the first call."""
+        if session not in self._folders:
+            layout = self.hold.reader.layout
+            with translated_errors(layout, "making a folder for an output that is handed over"):
+                folder = self._folders[session] = self.hold.make_folder()
+
+            def leave() -> None:
+                del self._folders[session]
+                self.nursery.start_soon(self.hold.remove, folder)
+
+            session.on_end.append(leave)
+        return self._folders[session]
+
+    def busy_with(self, drefs: Set[DRef]) -> list[DRef]:
+        """Return with which of these derivations it is at work now."""
+        return [dref for dref in self._at_work if dref in drefs]
+
+    async def insert(self, session: Session, dref: DRef, context: Mapping[DRef, Sequence[RRef]], output: str, started: float) -> RRef:
+        """Make a folder in the connection's folder a realization, durable when this returns.
+
+        Raises:
+            MessageInvalid: the connection has no folder, or the context is not one of the derivation.
+            MissingDerivation, MissingRealization: it, or what it depends on, is not in the store.
+            InvalidOutput: it cannot be stored. It is there still.
+            StoreError: the store failed.
+        """
+        folder = self._folders.get(session)
+        if folder is None:
+            raise MessageInvalid("this connection has no folder; ask for one with insert.open", "$.output")
+        work = [dref, *context]
+        self._at_work += work
+        try:
+            await self.hold.removals.wait_past(set(work))
+            deps = await self.hold.in_thread(lambda: cfgdeps(read_config(self.hold.reader.layout, dref)))
+            self._check(deps, context)
+            (rref,) = await self.hold.place(
+                dref, context, folder, [output], started=min(started, time.time()), stopped=time.time(), realizer_digest=None, dynamic={}
+            )
+            await self.hold.wait_nameable([rref])
+            return rref
+        finally:
+            for each in work:
+                self._at_work.remove(each)
+
+    def _check(self, deps: Set[DRef], context: Mapping[DRef, Sequence[RRef]]) -> None:
+        """Raise if what has these direct dependencies cannot have this context."""
+        if set(context) != deps or not all(rrefs for rrefs in context.values()):
+            raise MessageInvalid(f"expected realizations of {sorted(deps)}, found {sorted(context)}", "$.context")
+        for dep, rrefs in context.items():
+            for rref in rrefs:
+                if rref2dref(rref) != dep:
+                    raise MessageInvalid(f"{rref} is no realization of {dep}", "$.context")
+        for rref in sorted(self.hold.reader.lost_among(rref for rrefs in context.values() for rref in rrefs)):
+            raise MissingRealization(rref, self.hold.reader.layout.storage)

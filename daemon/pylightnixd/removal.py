@@ -1,0 +1,91 @@
+"""Removing realizations and derivations from the store that the daemon holds, beside everything else that it does.
+
+One removal runs at a time, in a thread with a view of its own. What keeps it apart from builds:
+
+- Who is at work is told on the trio thread in the same step in which the removal begins; with what a running
+  operation or build may touch, nothing is done.
+- An operation that begins meanwhile and needs something that is being removed waits for the end of that, which
+  is a matter of renames. All others go on.
+
+Must not know operations, nor what is worth keeping.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import trio
+
+from pylightnix.errors import PylightnixException
+from pylightnix.refs import rref2dref
+from pylightnix.store.collection import Removal, remove
+from pylightnix.store.removal import remove_tree
+from pylightnix.store.store import Store
+from pylightnix.types import DRef, RRef
+
+__all__ = ["AtWork", "Removals"]
+
+_log = logging.getLogger("pylightnixd")
+
+AtWork: TypeAlias = Callable[[Set[DRef]], Mapping[DRef, Sequence[str]]]
+"""Returns who works with any of these derivations now. Does not await."""
+
+
+@dataclass(slots=True, eq=False)
+class Removals:
+    """All removals from one store."""
+
+    store: Store
+    """A view that nothing else uses."""
+    _limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    _trash_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    _turn: trio.Lock = field(default_factory=trio.Lock)
+    _going: frozenset[DRef] = frozenset()
+    """The derivations that the removal under way is about."""
+    _ended: trio.Event = field(default_factory=trio.Event)
+
+    async def remove(
+        self, drefs: Sequence[DRef], rrefs: Sequence[RRef], only_unused: bool, *, settle: Callable[[], Awaitable[None]], at_work: AtWork
+    ) -> Removal:
+        """Remove as `pylightnix.store.collection.remove` does; the trash is left full.
+
+        Args:
+            drefs: derivations, with all their realizations.
+            rrefs: realizations.
+            only_unused: leave alone what is needed.
+            settle: waits until all that is in place is durable.
+            at_work: who is at work.
+        """
+        async with self._turn:
+            await settle()
+            self._going = frozenset({*drefs, *map(rref2dref, rrefs)})
+            busy = at_work(self._going)
+            try:
+                return await trio.to_thread.run_sync(
+                    lambda: remove(self.store, drefs, rrefs, only_unused=only_unused, at_work=busy), limiter=self._limiter
+                )
+            finally:
+                self._going = frozenset()
+                self._ended.set()
+                self._ended = trio.Event()
+
+    async def wait_past(self, drefs: Set[DRef]) -> None:
+        """Wait until nothing of these derivations is being removed.
+
+        Whoever calls counts as at work with them already, so that no later removal touches them.
+        """
+        while not self._going.isdisjoint(drefs):
+            await self._ended.wait()
+
+    async def empty_trash(self) -> None:
+        """Unlink what is in the trash, one tree at a time. Failures are logged, and tried again by the next start."""
+        layout = self.store.layout
+        try:
+            for name in await trio.to_thread.run_sync(os.listdir, layout.trash, limiter=self._trash_limiter):
+                await trio.to_thread.run_sync(remove_tree, f"{layout.trash}/{name}", limiter=self._trash_limiter)
+        except (OSError, PylightnixException) as error:
+            _log.warning("cannot empty the trash: %s", error)

@@ -1,0 +1,206 @@
+"""The settings file of `--config`: TOML, its keys named after the options.
+
+Every fault of a file is reported, with the key, what was expected and what was found. Must not know what the
+settings do, nor which of them the command line overrides.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Optional, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from pylightnix.errors import Misuse, PylightnixException, shown
+
+__all__ = ["InvalidSettings", "KeepLogs", "SettingsFile", "UnreadableSettings", "parse_bytes", "parse_seconds", "read_settings"]
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+BYTES_MAX: Final = 1 << 62
+SECONDS_EXPECTED: Final = "a number of seconds, 0 or more"
+BYTES_EXPECTED: Final = 'a number of bytes, 0 or more, or a text like "64K", "256M" or "1.5G"'
+
+
+class InvalidSettings(Misuse):
+    """A settings file is not TOML, or says what cannot be. Nothing was started, or a daemon that runs goes on as before."""
+
+    code = "invalid-settings"
+
+    def __init__(self, path: str, faults: list[str]) -> None:
+        self.path, self.faults = path, faults
+        super().__init__("\n".join(f"{path}: {fault}" for fault in faults))
+
+
+class UnreadableSettings(PylightnixException):
+    """There is no settings file where one was said to be, or it cannot be read."""
+
+    code = "unreadable-settings"
+    exit_status = 66
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(
+            f"cannot read the settings file {path}: {problem}; correct --config, or write --config=-{path} if it may be absent"
+        )
+
+
+class Seconds(float):
+    """A time that is a number, and not negative."""
+
+
+class Bytes(int):
+    """A size."""
+
+
+def parse_seconds(value: object) -> Seconds:
+    """Return a time. Raises ValueError if `value` is no number (or its text), or negative, or not a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(SECONDS_EXPECTED)
+    try:
+        seconds = Seconds(value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(SECONDS_EXPECTED) from error
+    if not seconds >= 0:  # which not-a-number is not either
+        raise ValueError(SECONDS_EXPECTED)
+    return seconds
+
+
+def parse_bytes(value: object) -> Bytes:
+    """Return a size: a whole number, or a text with one of the suffixes K, M and G, which are powers of 1024.
+
+    Raises:
+        ValueError: it is neither, or negative, or beyond all files.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= BYTES_MAX:
+        return Bytes(value)
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?([KMG]?)", value, re.ASCII | re.IGNORECASE) if isinstance(value, str) else None
+    if found is None or ("." in found[1] and not found[2]):
+        raise ValueError(BYTES_EXPECTED)
+    size = float(found[1]) * _UNITS[found[2].upper()] if "." in found[1] else int(found[1]) * _UNITS[found[2].upper()]
+    if size > BYTES_MAX:
+        raise ValueError(BYTES_EXPECTED)
+    return Bytes(size)
+
+
+Time = Annotated[Seconds, Meta(description=SECONDS_EXPECTED)]
+Size = Annotated[Bytes, Meta(description=BYTES_EXPECTED)]
+PathText = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0]*\Z", description="the path of a file or folder, as a text")]
+
+
+class KeepLogs(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """How long logs of builds are kept, and how many. What is beyond either goes, the oldest first; None for no end."""
+
+    days: Optional[Annotated[float, Meta(ge=0, description="a number of days, 0 or more")]] = None
+    size: Optional[Size] = None
+
+
+class SettingsFile(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What a settings file says; None for what it does not say. Paths are absolute."""
+
+    store: Optional[PathText] = None
+    state: Optional[PathText] = None
+    socket: Optional[PathText] = None
+    jobs: Optional[Annotated[int, Meta(ge=1, le=10_000, description="a whole number, 1 to 10000")]] = None
+    exit_when_idle: Optional[Time] = None
+    drain: Optional[Time] = None
+    timeout: Optional[Time] = None
+    silent_timeout: Optional[Time] = None
+    log_size: Optional[Size] = None
+    keep_logs: Optional[Annotated[KeepLogs, Meta(description="a table with days, size or both")]] = None
+
+
+_PATHS: Final = ("store", "state", "socket")
+
+
+def read_settings(path: str, *, may_be_absent: bool = False) -> SettingsFile:
+    """Return what the settings file at `path` says.
+
+    Relative paths in it are relative to the folder it lies in; ``~`` is the home folder.
+
+    Raises:
+        UnreadableSettings: it is not there, unless it may be absent, or cannot be read.
+        InvalidSettings: it is not TOML, or something in it is not what it may be. All faults are told.
+    """
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            said = tomllib.load(file)
+    except FileNotFoundError as error:
+        if may_be_absent:
+            return SettingsFile()
+        raise UnreadableSettings(path, "there is no such file") from error
+    except OSError as error:
+        raise UnreadableSettings(path, error.strerror or str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidSettings(path, [f"expected TOML, found what is not: {error}"]) from error
+    faults: list[str] = []
+    settings = _checked(SettingsFile, said, "", faults)
+    if faults:
+        raise InvalidSettings(path, faults)
+    folder = os.path.dirname(os.path.abspath(path))
+    changes = {name: os.path.join(folder, os.path.expanduser(found)) for name in _PATHS if (found := getattr(settings, name)) is not None}
+    return msgspec.structs.replace(settings, **changes)
+
+
+def _checked(kind: type[S], said: Mapping[str, Any], prefix: str, faults: list[str]) -> S:
+    """Return `said` as `kind`; what is wrong is added to `faults` and left out."""
+    known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    values: dict[str, Any] = {}
+    for key, value in said.items():
+        where = prefix + key
+        field = known.get(key)
+        if field is None:
+            faults.append(f"{where}: there is no such key{_suggestion(key, known, prefix)}")
+            continue
+        described = msgspec.inspect.type_info(field.type)
+        nested = _table_of(described)
+        if nested is not None and isinstance(value, dict):
+            values[field.name] = _checked(nested, value, f"{where}.", faults)
+            continue
+        try:
+            values[field.name] = msgspec.convert(value, field.type, dec_hook=_decode)
+        except msgspec.ValidationError:
+            faults.append(f"{where}: expected {_expected(described)}, found {shown(value)}")
+    return kind(**values)
+
+
+def _suggestion(key: str, known: Mapping[str, object], prefix: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key.replace("_", "-").lower(), known, n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else f"; the keys are {', '.join(prefix + name for name in known)}"
+
+
+def _decode(kind: type, value: object) -> object:
+    if kind is Seconds and isinstance(value, str):
+        raise ValueError(SECONDS_EXPECTED)  # as a text it is the command line's
+    return {Seconds: parse_seconds, Bytes: parse_bytes}[kind](value)
+
+
+def _members(kind: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
+    """Return a type and those that it is made of, outermost first."""
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return [kind, *_members(kind.type)]
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return [kind, *(member for part in kind.types for member in _members(part))]
+    return [kind]
+
+
+def _expected(kind: msgspec.inspect.Type) -> str:
+    found = [
+        (member.extra_json_schema or {}).get("description") for member in _members(kind) if isinstance(member, msgspec.inspect.Metadata)
+    ]
+    return str(found[0])
+
+
+def _table_of(kind: msgspec.inspect.Type) -> Optional[type[msgspec.Struct]]:
+    for member in _members(kind):
+        if isinstance(member, msgspec.inspect.StructType):
+            return member.cls
+    return None

@@ -1,0 +1,44 @@
+"""Messages of removing what is in a store."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+from msgspec import Meta, field
+
+from pylightnix.protocol import _values as v
+from pylightnix.protocol.limits import ROWS_PER_MESSAGE_MAX
+from pylightnix.protocol.vocabulary import Message
+
+__all__ = ["NEEDED_BY_MAX", "KeptRow", "Remove", "Removed"]
+
+NEEDED_BY_MAX: Final = 10
+"""How many of those that need something an answer names."""
+
+_SomeDRefs: TypeAlias = Annotated[list[v.DRefText], Meta(max_length=ROWS_PER_MESSAGE_MAX)]
+_SomeRRefs: TypeAlias = Annotated[list[v.RRefText], Meta(max_length=ROWS_PER_MESSAGE_MAX)]
+
+
+class Remove(Message, frozen=True, kw_only=True):
+    """Take derivations, with all their realizations, and realizations out of the store."""
+
+    drefs: _SomeDRefs = field(default_factory=list)
+    rrefs: _SomeRRefs = field(default_factory=list)
+    only_unused: bool = False
+
+
+class KeptRow(msgspec.Struct, frozen=True, array_like=True):
+    """``[ref, [name, …]]``: something that was to go, and by what it is needed."""
+
+    ref: v.Subject
+    needed_by: list[v.Text]
+
+
+class Removed(Message, frozen=True, kw_only=True):
+    """What is gone, and what is needed still."""
+
+    drefs: v.DRefs
+    rrefs: v.RRefs
+    more: v.Count = 0
+    kept: list[KeptRow] = field(default_factory=list)

@@ -1,0 +1,65 @@
+"""How long a question takes while all slots burn CPU and many clients follow chatty logs. Figures are printed.
+
+Run with ``make bench``. The test fails only beyond a generous multiple of what is aimed at: a p99 below 50 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import threading
+import time
+from pathlib import Path as FsPath
+
+import pytest
+from tests.daemon import stages
+from tests.daemon.conftest import Daemon
+from tests.daemon.wire_client import HungUp
+
+from pylightnix.protocol import messages as m
+from pylightnix.protocol.errors import ProtocolError
+
+FOLLOWERS = 8
+QUESTIONS = 1000
+AIM_SECONDS = 0.05
+
+
+@pytest.mark.slow
+def test_status_under_full_load(tmp_path: FsPath) -> None:
+    slots = len(os.sched_getaffinity(0))
+    over, heard = threading.Event(), [0] * FOLLOWERS
+
+    def follow(number: int) -> None:
+        try:
+            with daemon.client() as client:
+                operation = client.submit(stages.one(daemon.plans, stages.burns, number=number % slots))
+                client.call("subscribe", m.Subscribe(operation=operation, credit=2**31 - 1, log=True), m.Done)
+                while not over.is_set():
+                    notice = client.next_notification()
+                    if isinstance(notice.params, m.LogPiece):
+                        heard[number] += len(notice.params.data)
+        except (HungUp, OSError, ProtocolError):
+            pass
+
+    with Daemon(tmp_path / "store", "--jobs", str(slots), "--drain", "0") as daemon:
+        daemon.wait_ready()
+        threads = [threading.Thread(target=follow, args=(number,)) for number in range(FOLLOWERS)]
+        for thread in threads:
+            thread.start()
+        with daemon.client() as client:
+            while client.status().busy < slots or not all(heard):
+                time.sleep(0.01)
+            took, before = [], sum(heard)
+            for _ in range(QUESTIONS):
+                begun = time.perf_counter()
+                client.status()
+                took.append(time.perf_counter() - begun)
+            rate = (sum(heard) - before) / sum(took)
+        over.set()
+        daemon.stop()
+        for thread in threads:
+            thread.join()
+    percent = statistics.quantiles(took, n=100)
+    print(f"\nstatus, {QUESTIONS} times, {slots} slots burning, {FOLLOWERS} clients following {rate / 1e6:.1f} MB/s of logs:")
+    print(f"       p50 {percent[49] * 1e3:.1f} ms, p99 {percent[98] * 1e3:.1f} ms, max {max(took) * 1e3:.1f} ms")
+    assert percent[98] < 20 * AIM_SECONDS

@@ -1,0 +1,82 @@
+"""Logs and events as a terminal may have them: nothing in them acts, whatever they hold; and what a display makes of them."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylightnix.protocol import messages as m
+from pylightnix_client.board import Board
+from pylightnix_client.plain import last_lines, plain_line
+
+DREF = "dref:0123456789abcdef0123456789abcdef-model"
+SEQUENCES = st.sampled_from(["\x1b[2J", "\x1b]0;title\x07", "\x1b[31m", "\x1b", "\x9b1A", "\r", "\b", "\u202e", "\x00", "\ud800", "[bold]"])
+
+
+@given(st.lists(SEQUENCES | st.text(max_size=5), max_size=12).map("".join))
+def test_nothing_acts_on_a_terminal(text: str) -> None:
+    assert not [char for char in plain_line(text) if unicodedata.category(char)[0] == "C" or char in "\u2028\u2029"]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"])))
+def test_plain_text_stays(text: str) -> None:
+    assert plain_line(text) == (text if text.strip() else "")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("10 %\r50 %\r100 %\r\n", "100 %"),
+        ("\x1b[1mbold\x1b[0m", "bold"),
+        ("a\tb", "a       b"),
+        ("\x1b]8;;http://x\x1b\\link", "link"),
+        ("", ""),
+    ],
+)
+def test_a_line_is_what_a_terminal_would_leave_standing(text: str, shown: str) -> None:
+    assert plain_line(text) == shown
+
+
+def test_the_last_lines_of_a_log() -> None:
+    assert last_lines(b"a\nb\nc\n", 2, whole=True) == ["b", "c"]
+    assert last_lines(b"lf a line\nb\nc", 5, whole=False) == ["b", "c"]
+    assert last_lines(b"one line without an end", 5, whole=False) == ["one line without an end"]
+    assert last_lines(b"\xff\n", 5, whole=True) == ["\ufffd"]
+    assert last_lines(b"", 5, whole=True) == []
+
+
+def event(span: int, phase: m.EventPhase, **fields: object) -> m.Event:
+    return m.Event(**{"id": span, "kind": "build", "phase": phase, "time": 10.0, "dref": DREF, "done": 0, "total": 3, **fields})  # type: ignore[arg-type]  # as the test has it
+
+
+def test_a_board_counts_what_it_hears() -> None:
+    board = Board()
+    board.hear(event(1, "start", build="b1"))
+    board.hear(event(2, "start", build="b2", time=5.0))
+    board.hear(m.LogPiece(operation="o", build="b1", dref=DREF, data=b"first\nsecond\x1b[0m\n\n"))
+    assert [(row.name, row.line, row.started) for row in board.shown(9)] == [("model", "", 5.0), ("model", "second", 10.0)]
+    assert len(list(board.shown(1))) == 1
+    board.hear(event(1, "stop", ok=True))
+    board.hear(event(2, "stop", ok=True, joined=True))
+    board.hear(event(3, "start", build="b3"))
+    board.hear(event(3, "stop", ok=False, code="build-failed"))
+    assert (board.rows, board.totals()) == ({}, "3/3 done, 1 built, 1 joined, 1 failed")
+    board.hear(m.LogPiece(operation="o", build="b1", dref=DREF, data=b"late\n"))
+    assert board.rows == {}, "the rest of the log of a build that has ended brought it back"
+
+
+def test_a_board_counts_who_waits() -> None:
+    board = Board()
+    board.hear(m.Event(id=1, kind="wait", phase="start", time=1.0, text="2 for a CPU slot", total=2))
+    assert (board.waiting, board.waiting_for) == (2, "2 for a CPU slot")
+    board.hear(m.Event(id=1, kind="wait", phase="stop", time=1.0, total=0))
+    assert board.waiting == 0
+
+
+def test_a_build_that_ran_before_is_known_by_what_it_writes() -> None:
+    board = Board()
+    board.hear(m.LogPiece(operation="o", build="b1", dref=DREF, data=b"so far"))
+    assert [(row.line, row.started) for row in board.shown(9)] == [("so far", None)]

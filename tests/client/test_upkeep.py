@@ -1,0 +1,124 @@
+"""The commands that say what takes the room, and that get rid of it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+from typing import Any
+
+import pytest
+
+from pylightnix.refs import rref2dref
+
+
+@pytest.fixture
+def second(built: Any) -> str:
+    rref: str = built("stages.py:main")
+    return rref
+
+
+@pytest.fixture
+def first(second: str, built: Any) -> str:
+    """What `second` was made from."""
+    rref: str = built("stages.py:first")
+    return rref
+
+
+def found(program: Any, *arguments: str) -> list[str]:
+    return [line["rref"] for line in program("find", *arguments, "--json").objects]
+
+
+def test_what_takes_the_room(program: Any, first: str, second: str) -> None:
+    *usage, total = program("du", "--json").objects
+    assert [line["kind"] for line in usage] == ["usage", "usage"]
+    assert [line["bytes"] for line in usage] == sorted((line["bytes"] for line in usage), reverse=True)
+    assert {line["dref"]: list(line["realizations"]) for line in usage} == {rref2dref(rref): [rref] for rref in (first, second)}
+    assert total == {"kind": "total", "bytes": sum(line["bytes"] for line in usage)}
+    lines = program("du").lines
+    assert len(lines) == 3
+    assert lines[0].endswith("  1 realization")
+    assert lines[-1].endswith("  in all")
+
+
+def test_finding(program: Any, first: str, second: str) -> None:
+    folder = program("path", first).stdout.rstrip("\n")
+    assert program("find", "fir*").lines == [f"{first}\t{folder}"]
+    assert program("find", "first", "--json").objects == [{"kind": "found", "rref": first, "path": folder}]
+    assert found(program) == sorted([first, second])
+    assert found(program, "nothing") == []
+    assert found(program, "--newer", "1h", "s*") == [second]
+    assert found(program, "--newer", "2000-01-01") == found(program, "--newer", "2000-01-01T00:00+01:00") == sorted([first, second])
+    assert found(program, "--newer", "9000-01-01") == []
+
+
+@pytest.mark.parametrize("time", ["", "5", "h", "-5m", "5 m", "yesterday", "nand"])
+def test_no_time(program: Any, time: str) -> None:
+    ran = program("find", f"--newer={time}")
+    assert (ran.status, ran.stdout) == (2, "")
+    assert "expected a time such as" in ran.stderr
+
+
+def test_removing(program: Any, first: str, second: str) -> None:
+    refused = program("rm", first)
+    assert (refused.status, refused.stdout) == (1, "")
+    assert second in refused.stderr
+    assert program("rm", rref2dref(first), "--json").last["code"] == "in-use"
+    assert found(program) == sorted([first, second])
+    assert program("rm", second).lines == [second]
+    assert program("rm", rref2dref(second), rref2dref(first), "--json").objects == [
+        {"kind": "removed", "drefs": sorted([rref2dref(first), rref2dref(second)]), "rrefs": [first]}
+    ]
+    assert found(program) == []
+    assert program("rm", first).status == 66
+    assert program("rm").status == 2
+
+
+def test_removing_both_at_once(program: Any, first: str, second: str) -> None:
+    assert program("rm", first, second).lines == sorted([first, second])
+
+
+def test_collecting_what_no_link_keeps(program: Any, first: str, second: str) -> None:
+    keep = program.folder / "keep"
+    keep.mkdir()
+    assert program("build", "stages.py:first", "--out-link", "keep/first").status == 0
+    dry = program("gc", "--keep", "keep", "--dry-run", "--json").objects
+    assert [line["ref"] for line in dry[:-1]] == [second, rref2dref(second)]
+    assert dry[-1] == {"kind": "collected", "removed": [], "bytes": 0, "dry_run": True}
+    assert len(program("gc", "--keep", "keep", "--dry-run").lines) == 2
+    assert found(program) == sorted([first, second])
+    gone = program("gc", "--keep", "keep", "--yes", "--json").last
+    assert gone == {
+        "kind": "collected",
+        "removed": [second, rref2dref(second)],
+        "bytes": sum(line["bytes"] for line in dry[:-1]),
+        "dry_run": False,
+    }
+    assert found(program) == [first]
+    assert program("gc", "--keep", "keep", "--yes").lines == ["0 removed, 0 freed"]
+    (keep / "first").unlink()
+    assert program("gc", "--keep", "keep", "--yes").lines[-1].startswith("2 removed, ")
+    assert found(program) == []
+
+
+def test_what_is_not_done_without_a_word(program: Any, first: str) -> None:
+    for arguments in (["gc"], ["gc", "--keep", "."], ["gc", "--yes"], ["gc", "--json"], ["gc", "--yes", "--keep", "absent"]):
+        ran = program(*arguments)
+        assert ran.status == 2, arguments
+    assert first in found(program)
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", 2)])
+def test_the_answer_on_a_terminal(program: Any, first: str, answer: str, left: int) -> None:
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        program.command("gc"), stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=program.folder, env=program.environment
+    )
+    os.close(theirs)
+    os.write(ours, f"{answer}\n".encode())
+    said, asked = child.communicate(timeout=60)
+    os.close(ours)
+    assert child.returncode == 0
+    assert first in said.decode()
+    assert b"Remove these 4?" in asked
+    assert len(found(program)) == left
