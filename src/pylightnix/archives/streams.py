@@ -1,0 +1,251 @@
+"""The bytes of an archive as they come out of its compression: gzip, bzip2, xz, zstd or none.
+
+Streamed, in bounded memory whatever the archive declares, and to the end: a stream that stops early is an error, and so
+is one after which something else follows. Must not know what the bytes are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import IO, Final, Protocol
+
+from pylightnix.archives.limits import Unpacking
+
+__all__ = ["COMPRESSIONS", "ByteStream", "compression_of", "opened_stream"]
+
+_BLOCK_BYTES: Final = 1 << 16
+_ZSTD_BLOCK_BYTES: Final = 1 << 12
+"""One call expands all that it is given, by up to 32,000 times."""
+_OUTPUT_BYTES: Final = 1 << 20
+_XZ_MEMORY_BYTES: Final = 1 << 28
+"""The strongest preset of xz takes a quarter of it; a dictionary of 4 GiB is a stranger's to declare."""
+_ZSTD_WINDOW_BYTES: Final = 1 << 27
+"""What `zstd` itself takes without being told to take more."""
+
+COMPRESSIONS: Final[dict[str, bytes]] = {"gzip": b"\x1f\x8b\x08", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0", "zstd": b"\x28\xb5\x2f\xfd"}
+"""How each begins."""
+
+
+def compression_of(begin: bytes) -> str | None:
+    """Return the compression of something that begins with these bytes, or None."""
+    return next((kind for kind, magic in COMPRESSIONS.items() if begin.startswith(magic)), None)
+
+
+class _Decoder(Protocol):
+    """Decompresses one stream."""
+
+    @property
+    def hungry(self) -> bool:
+        """Whether it can do nothing without more input."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream is at its end."""
+
+    @property
+    def rest(self) -> bytes:
+        """What was given to it and lies behind that end."""
+
+    def feed(self, block: bytes) -> bytes: ...
+
+
+class _Gzip:
+    def __init__(self) -> None:
+        import zlib
+
+        self._zlib = zlib.decompressobj(wbits=31)  # 31: with the header and the checksum of gzip
+        self._left = b""
+        self._full = False
+
+    @property
+    def hungry(self) -> bool:
+        return not (self._left or self._full)
+
+    @property
+    def ended(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def rest(self) -> bytes:
+        return self._zlib.unused_data
+
+    def feed(self, block: bytes) -> bytes:
+        found = self._zlib.decompress(self._left + block, _OUTPUT_BYTES)
+        self._left, self._full = self._zlib.unconsumed_tail, len(found) == _OUTPUT_BYTES
+        return found
+
+
+class _Standard(Protocol):
+    """How decompressors of the standard library look."""
+
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _OfStandard:
+    def __init__(self, decompressor: _Standard) -> None:
+        self._decompressor = decompressor
+
+    @property
+    def hungry(self) -> bool:
+        return self._decompressor.needs_input
+
+    @property
+    def ended(self) -> bool:
+        return self._decompressor.eof
+
+    @property
+    def rest(self) -> bytes:
+        return self._decompressor.unused_data
+
+    def feed(self, block: bytes) -> bytes:
+        return self._decompressor.decompress(block, _OUTPUT_BYTES)
+
+
+class _Zstd:
+    hungry = True
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self._zstd = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
+
+    @property
+    def ended(self) -> bool:
+        return bool(self._zstd.eof)
+
+    @property
+    def rest(self) -> bytes:
+        return self._zstd.unused_data
+
+    def feed(self, block: bytes) -> bytes:
+        return self._zstd.decompress(block)
+
+
+def _bzip2() -> _Decoder:
+    import bz2
+
+    return _OfStandard(bz2.BZ2Decompressor())
+
+
+def _xz() -> _Decoder:
+    import lzma
+
+    return _OfStandard(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES))
+
+
+_DECODERS: Final[dict[str, Callable[[], _Decoder]]] = {"gzip": _Gzip, "bzip2": _bzip2, "xz": _xz, "zstd": _Zstd}
+
+
+def _damages() -> tuple[type[Exception], ...]:
+    """Return what decoders raise on bytes that are not theirs; that of bzip2 raises `OSError`."""
+    import lzma
+    import zlib
+
+    import zstandard
+
+    return (zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, OSError, ValueError)
+
+
+class ByteStream:
+    """Bytes in their order, each once. Errors of the file that they lie in are raised as they are."""
+
+    def __init__(self, read: Callable[[int], bytes], unpacking: Unpacking) -> None:
+        self._read = read
+        self._unpacking = unpacking
+        self._ahead = b""
+
+    def read(self, size: int) -> bytes:
+        """Return some bytes, `size` at most, and none at the end."""
+        if not self._ahead:
+            self._ahead = self._read(size)
+        found, self._ahead = self._ahead[:size], self._ahead[size:]
+        return found
+
+    def peek(self, size: int) -> bytes:
+        """Return the next bytes, fewer only at the end, and leave them to be read."""
+        while len(self._ahead) < size and (more := self._read(_BLOCK_BYTES)):
+            self._ahead += more
+        return self._ahead[:size]
+
+    def take(self, size: int) -> bytes:
+        """Return exactly so many bytes; raises `UnpackFailed` if there are fewer. For small pieces."""
+        pieces = []
+        while size:
+            piece = self.read(size)
+            if not piece:
+                raise self._unpacking.failed("the archive ends early, in the middle of it", "it was cut short; fetch it again")
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def drain(self) -> None:
+        """Read what is left, so that its checksums are compared."""
+        while self.read(_OUTPUT_BYTES):
+            pass
+
+
+def opened_stream(file: IO[bytes], kind: str | None, unpacking: Unpacking) -> ByteStream:
+    """Return the bytes of a file, decompressed from `kind` unless that is None. They are counted."""
+    if kind is None:
+
+        def counted(size: int) -> bytes:
+            found = file.read(size)
+            unpacking.count_bytes(len(found))
+            return found
+
+        return ByteStream(counted, unpacking)
+    return ByteStream(_Inflating(file, kind, unpacking).read, unpacking)
+
+
+class _Inflating:
+    """Decompresses the streams in a file, one behind the other, as compressors make of several files."""
+
+    def __init__(self, file: IO[bytes], kind: str, unpacking: Unpacking) -> None:
+        self._file, self._kind, self._unpacking = file, kind, unpacking
+        self._raw = b""
+        self._decoder: _Decoder | None = _DECODERS[kind]()
+        self._damages = _damages()
+        self._block_bytes = _ZSTD_BLOCK_BYTES if kind == "zstd" else _BLOCK_BYTES
+
+    def read(self, size: int) -> bytes:
+        """Return some bytes, as many as come at once, and none at the end."""
+        while self._decoder is not None:
+            if self._decoder.ended:
+                self._raw = self._decoder.rest + self._raw
+                self._decoder = self._next()
+                continue
+            found = self._feed(self._decoder)
+            if found:
+                self._unpacking.count_bytes(len(found))
+                return found
+        return b""
+
+    def _feed(self, decoder: _Decoder) -> bytes:
+        block = b""
+        if decoder.hungry:
+            block = self._raw[: self._block_bytes] or self._file.read(self._block_bytes)
+            self._raw = self._raw[self._block_bytes :]
+            if not block:
+                raise self._unpacking.failed(f"its {self._kind} data end early", "it was cut short; fetch it again")
+        try:
+            return decoder.feed(block)
+        except self._damages as error:
+            raise self._unpacking.failed(f"its {self._kind} data are damaged ({error})") from error
+
+    def _next(self) -> _Decoder | None:
+        """Return a decoder of the next stream, None behind the last. Zeros may stand between them, as on tapes."""
+        magic = COMPRESSIONS[self._kind]
+        self._raw = self._raw.lstrip(b"\0")
+        while len(self._raw) < len(magic) and (more := self._file.read(_BLOCK_BYTES)):
+            self._raw = (self._raw + more).lstrip(b"\0")
+        if not self._raw:
+            return None
+        if not self._raw.startswith(magic):
+            raise self._unpacking.failed(f"something that is not {self._kind} follows its {self._kind} data")
+        return _DECODERS[self._kind]()

@@ -1,0 +1,91 @@
+"""Unpacking zip archives. What the list at the end of the archive names counts; checksums are compared."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+import zlib
+from typing import IO, Final
+
+from pylightnix.archives.draft import TreeDraft
+from pylightnix.archives.limits import Unpacking
+from pylightnix.tree_writer import TARGET_BYTES, write_all
+
+__all__ = ["unpack_zip"]
+
+_UNIX: Final = 3
+_ENCRYPTED: Final = 0x1
+_UTF8: Final = 0x800
+_UNICODE_PATH: Final = 0x7075
+_BLOCK_BYTES: Final = 1 << 16
+_SMALL_BLOCK_BYTES: Final = 1 << 12
+"""Of other methods than these, `zipfile` expands all that it reads at once."""
+_BOUNDED: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+def unpack_zip(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking) -> None:
+    """Unpack an archive into a draft.
+
+    Raises:
+        UnpackFailed: it is damaged, encrypted, or holds what has no place in a tree.
+        OSError: it cannot be read, or the tree not written.
+    """
+    import lzma
+    import struct
+
+    damages = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OverflowError, IndexError, struct.error)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                _unpack(archive, info, draft, unpacking)
+    except NotImplementedError as error:
+        raise unpacking.failed(f"it is compressed in a way that is not known here ({error})", "pack it again with plain zip") from error
+    except damages as error:
+        raise unpacking.failed(f"its zip data are damaged ({error})") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise unpacking.failed(f"its bzip2 data are damaged ({error})") from error
+    unpacking.entry = None
+
+
+def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, draft: TreeDraft, unpacking: Unpacking) -> None:
+    unpacking.entry = name = _name(info)
+    mode = info.external_attr >> 16 if info.create_system == _UNIX else 0
+    if info.flag_bits & _ENCRYPTED:
+        raise unpacking.failed("it is encrypted", "decrypt the archive first, or pack it again without a password")
+    if name.endswith(b"/") or stat.S_ISDIR(mode):
+        draft.folder(name)
+    elif stat.S_ISLNK(mode):
+        with archive.open(info) as content:
+            target = content.read(TARGET_BYTES + 1)
+        unpacking.count_bytes(len(target))
+        draft.link(name, target)
+    elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+        raise unpacking.failed("it is a special file; expected a file, a folder or a link", "leave it out when packing")
+    elif mode & (stat.S_ISUID | stat.S_ISGID):
+        raise unpacking.failed("it has a set-user-id or set-group-id bit", "pack it again without (chmod ug-s)")
+    else:
+        block_bytes = _BLOCK_BYTES if info.compress_type in _BOUNDED else _SMALL_BLOCK_BYTES
+        executable = bool(mode & stat.S_IXUSR)
+        with archive.open(info) as content, draft.file(name, executable=executable, size=info.file_size) as fd:
+            while block := content.read(block_bytes):
+                unpacking.count_bytes(len(block))
+                write_all(fd, block)
+
+
+def _name(info: zipfile.ZipInfo) -> bytes:
+    """Return an entry's name in UTF-8: marked so, or in an extra field beside it, else in the code page of DOS."""
+    name = info.orig_filename
+    if info.flag_bits & _UTF8:
+        return name.encode("utf-8", "surrogateescape")
+    return _unicode_path(info.extra, name.encode("cp437")) or name.encode("utf-8")
+
+
+def _unicode_path(extra: bytes, name: bytes) -> bytes | None:
+    while len(extra) >= 4:
+        kind, size = int.from_bytes(extra[:2], "little"), int.from_bytes(extra[2:4], "little")
+        content, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == _UNICODE_PATH and content[:1] == b"\1" and content[1:5] == zlib.crc32(name).to_bytes(4, "little"):
+            return content[5:]
+    return None
