@@ -22,8 +22,8 @@ import trio
 from pylightnix.config import canonical_bytes
 from pylightnix.errors import InvalidOutput, StoreError
 from pylightnix.planner.messages import Built, Candidate, CandidatesFound, Fact, Failed
-from pylightnix.protocol.errors import BuildDied, ProtocolError, TooMany, WorkerFailed
-from pylightnix.protocol.messages import FailedRow, RealizerSpec
+from pylightnix.protocol.errors import BeyondBudget, BuildDied, ProtocolError, TooMany, WorkerFailed
+from pylightnix.protocol.messages import FailedRow, RealizerSpec, Resources
 from pylightnix.protocol.worker_messages import BuildEnded
 from pylightnix.refs import isrref, rref2dref
 from pylightnix.store.kept import keep_failed
@@ -31,14 +31,17 @@ from pylightnix.travel import Environment
 from pylightnix.types import DRef, RRef
 from pylightnix.worker.children import how_it_ended
 from pylightnixd.claims import Abandoned, Caller, Claim, Delivery, claim_row, left_names
+from pylightnixd.durations import Durations
 from pylightnixd.hold import HeldStore
+from pylightnixd.limits import Limits, OwnLimits
 from pylightnixd.logfolder import COMPRESS_BYTES, LogFolder, LogPlace
 from pylightnixd.logs import BuildLog
 from pylightnixd.report import REPORT_BYTES_MAX, BuildReport, FailedBuild, failed_row, parse_report
+from pylightnixd.resources import NO_NEEDS, Budget, Needs, described, device_variables
 from pylightnixd.table import BuildKey, BuildState, BuildTable, CancelBuild, Release, Resume
 from pylightnixd.workers import Worker, WorkerLost, WorkerPool
 
-__all__ = ["BuildJob", "Builds", "Limits", "Waiter"]
+__all__ = ["BuildJob", "Builds", "RunningBuild", "Waiter"]
 
 _log = logging.getLogger("pylightnixd")
 
@@ -47,18 +50,6 @@ SCAN_SECONDS: Final = 5.0
 LOST_WORKER_TRIES: Final = 3
 LOST_WORKER_BACKOFF_SECONDS: Final = 0.2
 DRAIN_SECONDS: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds on every build that a worker runs. Zero is none."""
-
-    timeout_seconds: float = 0.0
-    """How long it may take."""
-    silent_timeout_seconds: float = 0.0
-    """How long it may say nothing."""
-    log_bytes: int = 256 << 20
-    """How much it may say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +69,19 @@ class BuildJob:
     """Who alone can run it; None if a worker can."""
     samples: int = 1
     """How many of its samples may be made side by side, if there are slots for them."""
+    needs: Needs = Needs()  # noqa: RUF009  # it is frozen
+    """What each of these takes of the host."""
+    own_limits: OwnLimits = OwnLimits()  # noqa: RUF009  # it is frozen
+    in_fresh_worker: bool = False
+    """Whether it needs an interpreter that has run nothing before."""
+    priority: int = 0
+    path_seconds: float = 0.0
+    """How long it and what must follow it will probably take, along the longest way."""
+
+    @property
+    def claims(self) -> Needs:
+        """What the build takes of the host: what a caller builds is on its own account."""
+        return self.needs if self.caller is None else NO_NEEDS
 
 
 class Waiter(Protocol):
@@ -142,6 +146,7 @@ class Builds:
     table: BuildTable
     logs: LogFolder
     limits: Limits
+    durations: Durations
     instance: str
     """Tells the builds of this daemon's life from those of others, in names of logs."""
     running: dict[str, RunningBuild] = field(default_factory=dict)
@@ -160,12 +165,22 @@ class Builds:
 
     # --- what operations call -----------------------------------------------------------------------
 
-    def want(self, waiter: Waiter, job: BuildJob, known: Optional[Sequence[Candidate]], path_seconds: float = 0.0) -> str:
-        """Have `job` built for `waiter`, or let it share the build that there is; return the build's name."""
-        forced = known is None
-        cpus = 1 if job.caller is None else 0
+    def want(self, waiter: Waiter, job: BuildJob, known: Optional[Sequence[Candidate]]) -> str:
+        """Have `job` built for `waiter`, or let it share the build that there is; return the build's name.
+
+        Raises:
+            BeyondBudget: it takes more of something than there is at all.
+        """
+        self.table.budget.check(job.key.dref, job.claims)
         joined = self.table.want(
-            trio.current_time(), waiter.id, job.key, forced=forced, cpus=cpus, samples=job.samples, path_seconds=path_seconds
+            trio.current_time(),
+            waiter.id,
+            job.key,
+            forced=known is None,
+            needs=job.claims,
+            samples=job.samples,
+            path_seconds=job.path_seconds,
+            priority=job.priority,
         )
         self._interests.setdefault(joined.build, {})[waiter.id] = _Interest(waiter, job, known, joined.new)
         if joined.new:
@@ -271,6 +286,22 @@ class Builds:
         self._interests.pop(build, None)
         self._jobs.pop(build, None)
 
+    def waits_for(self, needs: Needs) -> str:
+        """Say what a build that takes `needs` waits for now."""
+        if not needs.cpus:
+            return "the program that asked for it, which is building something else"
+        lacking = self.table.lacking(needs)
+        return " and ".join(map(described, lacking)) or "its turn"
+
+    def resources_of(self, build: str) -> Optional[Resources]:
+        """Return what a build takes of the host, None if it takes nothing or has ended."""
+        entry = self.table.entry(build)
+        if entry is None or not entry.cpus:
+            return None
+        return Resources(
+            cpus=entry.cpus, memory=entry.needs.memory, tags=dict(entry.needs.tags), devices={t: list(n) for t, n in entry.devices.items()}
+        )
+
     def log_of(self, ref: str) -> Optional[LogPlace]:
         """Return where the latest log is of a build, or of what builds a derivation; None if there is none."""
         dref = str(rref2dref(ref)) if isrref(ref) else ref
@@ -366,10 +397,22 @@ class Builds:
             running.cancelled = True
             running.kill.set()
 
-    def take_settings(self, jobs: int, limits: Limits) -> None:
-        """Change how many builds may run, and what is allowed to those that begin from now on."""
-        self.table.resize(jobs)
+    def take_settings(self, budget: Budget, limits: Limits) -> None:
+        """Change what there is for builds, and what is allowed to those that begin from now on.
+
+        Those that wait, and for which there is not enough any more, fail.
+        """
+        self.table.resize(budget)
         self.limits = limits
+        for entry in self.table.impossible():
+            interests = self._interests.get(entry.id, {})
+            self.table.drop(entry.id)
+            self._forget(entry.id)
+            try:
+                budget.check(entry.key.dref, entry.needs)
+            except BeyondBudget as error:
+                for interest in interests.values():
+                    interest.waiter.post(Failed(entry.key.dref, FailedBuild(failed_row(entry.key.dref, error))))
         self._wake()
 
     def interrupt_all(self) -> None:
@@ -438,7 +481,7 @@ class Builds:
             return await self._in_caller(running, running.claim)
         fresh = False
         for attempt in range(1, LOST_WORKER_TRIES + 1):
-            worker = await self.pool.worker_for(running.job.environment)
+            worker = await self._worker(running.job)
             try:
                 failure = await self._attempt(running, worker)
             except WorkerLost as error:
@@ -452,6 +495,11 @@ class Builds:
                 continue
             return failure
         raise AssertionError("BUG: attempts ran out without an answer")
+
+    async def _worker(self, job: BuildJob) -> Worker:
+        if job.in_fresh_worker:
+            return await self.pool.fresh_worker(job.environment)
+        return await self.pool.worker_for(job.environment)
 
     async def _attempt(self, running: RunningBuild, worker: Worker) -> Optional[FailedRow]:
         folder = self.hold.make_folder()
@@ -472,11 +520,14 @@ class Builds:
                 manifest=report.manifest,
                 dynamic=running.realized,
             )
+            self.durations.record(running.job.key.dref, report.stopped - report.started)
             return None
         except InvalidOutput as error:
             return failed_row(running.job.key.dref, error)
         finally:
             running.worker = None
+            if running.job.in_fresh_worker:
+                self.pool.retire(worker)
             # Shielded, and not bounded: a thread that removes files cannot be abandoned half-way.
             with trio.CancelScope(shield=True):
                 await self.hold.remove(folder)  # noqa: ASYNC102
@@ -531,6 +582,7 @@ class Builds:
             )
         except InvalidOutput as error:
             return failed_row(dref, error)
+        self.durations.record(dref, stopped - started)
         return None
 
     async def _clear_when_over(self, caller: Caller, claim: Claim, folder: str) -> None:
@@ -574,6 +626,7 @@ class Builds:
                     "digest": job.digest,
                     "at_once": self._samples_at_once(running),
                     "token": running.token,
+                    "variables": self._variables(running),
                 }
                 forked = await worker.call("build", params, (log_write, status_write))
                 running.pid = int(forked["pid"])
@@ -598,6 +651,11 @@ class Builds:
             raise WorkerLost(f"worker {worker.process.pid} is gone")
         return ended, parse_report(bytes(said))
 
+    def _variables(self, running: RunningBuild) -> dict[str, str]:
+        """Return the environment variables that tell a build what it was given of the host."""
+        entry = self.table.entry(running.id)
+        return device_variables(entry.devices) if entry is not None else {}
+
     def _samples_at_once(self, running: RunningBuild) -> int:
         entry = self.table.entry(running.id)
         return entry.samples if entry is not None else 1
@@ -617,18 +675,16 @@ class Builds:
             pass  # then the build is dead, or has ended by itself
 
     async def _reason_to_kill(self, running: RunningBuild) -> str:
-        begun, limits = time.monotonic(), self.limits
+        begun, own = time.monotonic(), running.job.own_limits
+        total, silent = self.limits.timeout(own), self.limits.silent_timeout(own)
         while True:
             now = time.monotonic()
             entry = self.table.entry(running.id)
             last_output = now if entry is not None and entry.waits else running.log.last_output
             due = [
-                (at + seconds, f"{why} {seconds:g} s")
-                for at, seconds, why in (
-                    (begun, limits.timeout_seconds, "took longer than the daemon's timeout of"),
-                    (last_output, limits.silent_timeout_seconds, "said nothing for the daemon's silent-timeout of"),
-                )
-                if seconds > 0
+                (at + bound.seconds, f"{why} {bound.whose} of {bound.seconds:g} s")
+                for at, bound, why in ((begun, total, "took longer than"), (last_output, silent, "said nothing for"))
+                if bound.seconds > 0
             ]
             for at, why in due:
                 if now >= at:

@@ -19,23 +19,26 @@ from pylightnix.errors import PylightnixException
 from pylightnix.storage import fsroot, fsstorage, mkSS, store_layout
 from pylightnix.store.access import make_folders
 from pylightnix.store.layout import StoreLayout
-from pylightnixd.builds import Limits
+from pylightnixd.limits import Limits
 from pylightnixd.listening import LINK_NAME, check_socket_path, listen_at, usual_socket_path
 from pylightnixd.logfolder import Keep
 from pylightnixd.notify import Notifier, listening_fds
+from pylightnixd.resources import Budget
 from pylightnixd.server import DRAIN_SECONDS, Settings, serve
-from pylightnixd.settings_file import SettingsFile, parse_bytes, parse_seconds, read_settings
+from pylightnixd.settings_file import SettingsFile, parse_bytes, parse_seconds, parse_tag, read_settings
 
 __all__ = ["main"]
 
 
 class _Quantity(click.ParamType):  # type: ignore[type-arg]  # only new versions of click make it generic
-    """A size or a time, as in the settings file."""
+    """A size, a time or a tag, as in the settings file."""
 
-    def __init__(self, name: str, parse: Callable[[object], float]) -> None:
+    def __init__(self, name: str, parse: Callable[[object], Any]) -> None:
         self.name, self._parse = name, parse
 
-    def convert(self, value: object, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
+    def convert(self, value: object, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> Any:
+        if isinstance(value, tuple):  # click converts what it has converted already
+            return value
         try:
             return self._parse(value)
         except ValueError as error:
@@ -44,6 +47,7 @@ class _Quantity(click.ParamType):  # type: ignore[type-arg]  # only new versions
 
 SECONDS: Final = _Quantity("seconds", parse_seconds)
 BYTES: Final = _Quantity("bytes", parse_bytes)
+TAG: Final = _Quantity("tag", parse_tag)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,10 +56,14 @@ BYTES: Final = _Quantity("bytes", parse_bytes)
 @click.option("--socket", metavar="PATH", help=f"Where to listen. Default: {LINK_NAME} in the state folder.")
 @click.option("--state", metavar="DIR", help="Keep index, lock, socket and logs here rather than in the root.")
 @click.option("--jobs", "-j", type=click.IntRange(1, 10_000), help="CPU slots: how many builds run at once. Default: the number of CPUs.")
+@click.option("--memory", type=BYTES, metavar="BYTES", help="Memory that builds may ask for together. Default: 0, which is no bound.")
+@click.option("--tag", "tags", type=TAG, multiple=True, metavar="NAME=N", help="What else builds may ask for: gpu=2. May be given again.")
 @click.option("--timeout", type=SECONDS, metavar="SECONDS", help="Kill builds that take longer. Default: 0, which is never.")
 @click.option(
     "--silent-timeout", type=SECONDS, metavar="SECONDS", help="Kill builds that say nothing for so long. Default: 0, which is never."
 )
+@click.option("--timeout-max", type=SECONDS, metavar="SECONDS", help="The most that stages may ask for with timeout_seconds.")
+@click.option("--silent-timeout-max", type=SECONDS, metavar="SECONDS", help="The same with silent_timeout_seconds.")
 @click.option("--log-size", type=BYTES, metavar="BYTES", help="Kill builds that say more; with K, M or G. Default: 256M. 0 is no end.")
 @click.option("--exit-when-idle", type=SECONDS, metavar="SECONDS", help="End after so long without client and operation. Default: never.")
 @click.option("--drain", type=SECONDS, metavar="SECONDS", help="How long builds may go on after SIGTERM. Default: 30.")
@@ -70,6 +78,7 @@ def main(config: Optional[str], foreground: bool, **options: Any) -> None:
 
         # Absolute now, for it is read again when this process is elsewhere.
         options.update({name: os.path.abspath(options[name]) for name in ("store", "state", "socket") if options[name]})
+        options["tags"] = dict(options["tags"]) or None
 
         def read() -> Settings:
             said = read_settings(path, may_be_absent=may_be_absent) if path else SettingsFile()
@@ -105,8 +114,10 @@ def _settings(said: SettingsFile, fds: list[int]) -> Settings:
         layout=layout,
         socket_path=path,
         socket_is_ours=not fds,
-        jobs=said.jobs or len(os.sched_getaffinity(0)),
+        budget=Budget(said.jobs or len(os.sched_getaffinity(0)), said.memory or None, said.tags or {}),
         limits=Limits(
+            timeout_max_seconds=_or(said.timeout_max, limits.timeout_max_seconds),
+            silent_timeout_max_seconds=_or(said.silent_timeout_max, limits.silent_timeout_max_seconds),
             timeout_seconds=_or(said.timeout, limits.timeout_seconds),
             silent_timeout_seconds=_or(said.silent_timeout, limits.silent_timeout_seconds),
             log_bytes=int(_or(said.log_size, limits.log_bytes)),

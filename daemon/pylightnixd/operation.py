@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,7 +21,7 @@ import trio
 
 from pylightnix.config import Config, canonical_bytes, cfgdeps, cfgname, mkconfig
 from pylightnix.context import context_key
-from pylightnix.errors import ForeignDerivation, InvalidConfig, PylightnixException, StoreError
+from pylightnix.errors import ForeignDerivation, InvalidConfig, PylightnixException, SandboxUnavailable, StoreError
 from pylightnix.nesting import nesting
 from pylightnix.planner.graph import dependency_order
 from pylightnix.planner.messages import (
@@ -41,18 +41,21 @@ from pylightnix.planner.messages import (
     StartBuild,
     Withdrawn,
 )
+from pylightnix.planner.paths import path_seconds
 from pylightnix.planner.plan import Plan, PlanOutcome
-from pylightnix.protocol.errors import CannotTravel, OperationCancelled
-from pylightnix.protocol.messages import DerivationSpec, Event, EventKind, EventPhase, SubmitOpen
+from pylightnix.protocol.errors import BeyondBudget, CannotTravel, OperationCancelled
+from pylightnix.protocol.messages import DerivationSpec, Event, EventKind, EventPhase, Resources, Steering, SubmitOpen
 from pylightnix.store.derivations import derivation_ref
 from pylightnix.travel import Environment, build_environment_key, builtin_matcher
 from pylightnix.types import DRef, RRef
 from pylightnixd.builds import BuildJob, Builds, RunningBuild
 from pylightnixd.claims import HUNG_UP, Caller
 from pylightnixd.hold import HeldStore
+from pylightnixd.limits import OwnLimits
 from pylightnixd.matching import MatcherChild
 from pylightnixd.pausing import Pauses
 from pylightnixd.report import FailedBuild, failed_row
+from pylightnixd.resources import Needs
 from pylightnixd.table import BuildKey
 
 __all__ = ["Operation", "OperationState"]
@@ -120,8 +123,11 @@ class Operation:
     """Builds that are held back, for as many as were allowed are at work."""
     _at_work: dict[DRef, None] = field(default_factory=dict)
     """Builds that are wanted and have not ended."""
-    _waiting: dict[DRef, bool] = field(default_factory=dict)
-    """Builds that are wanted and have not begun -> whether for their caller."""
+    _waiting: dict[DRef, Needs] = field(default_factory=dict)
+    """Builds that are wanted and have not begun -> what they will take."""
+    _waiting_by_needs: Counter[Needs] = field(default_factory=Counter)
+    _path_seconds: dict[DRef, float] = field(default_factory=dict)
+    """How long it will probably take from the start of each to the end of all, along the longest way."""
     _waiting_told: tuple[int, int] = (0, 0)
     _wait_span: int = 0
     _wait_scheduled: bool = False
@@ -177,8 +183,8 @@ class Operation:
         if running.id not in self.running:
             self.running[running.id] = running
             span = self._build_spans[dref] = next(self._spans)
-            self._tell("build", "start", span, dref=dref, build=running.id)
-            self._waiting.pop(dref, None)
+            self._tell("build", "start", span, dref=dref, build=running.id, resources=self.builds.resources_of(running.id))
+            self._end_waiting(dref)
             for watch in list(self.log_watchers.values()):
                 watch(running)
 
@@ -208,6 +214,7 @@ class Operation:
         code: Optional[str] = None,
         total: Optional[int] = None,
         joined: Optional[bool] = None,
+        resources: Optional[Resources] = None,
     ) -> None:
         plan = self.plan
         event = Event(
@@ -223,6 +230,7 @@ class Operation:
             total=total if total is not None else plan.total if plan else None,
             code=code,
             joined=joined,
+            resources=resources,
         )
         for watch in list(self.watchers.values()):
             watch(event)
@@ -292,8 +300,9 @@ class Operation:
             for dep in below:
                 if dep not in deps:
                     raise ForeignDerivation(dep, dref)
+        order = dependency_order(targets, deps)
         plan = self.plan = Plan(
-            dependency_order(targets, deps),
+            order,
             deps,
             forced=[DRef(d) for d in self.request.forced],
             ask=[DRef(d) for d in self.request.ask],
@@ -302,6 +311,8 @@ class Operation:
             dry_run=self.request.dry_run,
             keep_going=self.request.keep_going,
         )
+        if not self.request.dry_run:
+            self._path_seconds = path_seconds(order, deps, self.builds.durations.expected(order))
         losses = self.hold.losses
         actions: deque[Action] = deque(plan.start())
         steps = 0
@@ -355,10 +366,10 @@ class Operation:
         held, now = len(self._held), (len(self._held), len(self._waiting))
         if now == self._waiting_told:
             return
-        reasons = [(held, f"one of {self.request.jobs} builds at a time to end")]
-        callers = sum(self._waiting.values())
-        reasons += [(len(self._waiting) - callers, "a CPU slot"), (callers, "the program that asked, which is building something else")]
-        text = ", ".join(f"{number} for {what}" for number, what in reasons if number)
+        reasons = Counter({f"one of {self.request.jobs} builds at a time to end": held})
+        for needs, number in self._waiting_by_needs.items():
+            reasons[self.builds.waits_for(needs)] += number
+        text = ", ".join(f"{number} for {what}" for what, number in reasons.items() if number)
         phase: EventPhase = "start" if self._waiting_told == (0, 0) else "stop" if now == (0, 0) else "progress"
         self._wait_span = next(self._spans) if phase == "start" else self._wait_span
         self._waiting_told = now
@@ -369,7 +380,7 @@ class Operation:
         dref = getattr(fact, "dref", None)
         if dref is not None:
             self._at_work.pop(dref, None)
-            self._waiting.pop(dref, None)
+            self._end_waiting(dref)
         if isinstance(fact, Failed) and not (self.request.keep_going or self.request.ask_on_failure):
             self._stopping = True
             for action in self._held:
@@ -455,12 +466,28 @@ class Operation:
             now = self.hold.candidates(action.dref, action.context)
             if now != list(action.known):
                 return CandidatesFound(action.dref, now)
-        self._waiting[action.dref] = spec.realizer.kind == "caller"
-        self.builds.want(self, self._job(action, spec), action.known)
+        job = self._job(action, spec)
+        self._begin_waiting(action.dref, job.claims)
+        try:
+            if spec.steering is not None and spec.steering.sandbox is not None:
+                raise SandboxUnavailable(spec.steering.sandbox, action.dref)
+            self.builds.want(self, job, action.known)
+        except (BeyondBudget, SandboxUnavailable) as error:
+            return Failed(action.dref, FailedBuild(failed_row(action.dref, error)))
         return None
 
+    def _begin_waiting(self, dref: DRef, needs: Needs) -> None:
+        self._end_waiting(dref)
+        self._waiting[dref] = needs
+        self._waiting_by_needs[needs] += 1
+
+    def _end_waiting(self, dref: DRef) -> None:
+        needs = self._waiting.pop(dref, None)
+        if needs is not None:
+            self._waiting_by_needs[needs] -= 1
+
     def _job(self, action: StartBuild, spec: DerivationSpec) -> BuildJob:
-        environment = self.environment()
+        environment, steering = self.environment(), spec.steering or Steering()
         blob = bytes(self.blobs[spec.realizer.blob]) if spec.realizer.blob else None
         return BuildJob(
             key=BuildKey(
@@ -479,6 +506,11 @@ class Operation:
             operation=self.id,
             caller=self.caller if spec.realizer.kind == "caller" else None,
             samples=min(spec.samples, self.request.jobs or spec.samples),
+            needs=Needs(steering.cpus, steering.memory, tuple(sorted(steering.tags.items()))),
+            own_limits=OwnLimits(steering.timeout_seconds, steering.silent_timeout_seconds),
+            in_fresh_worker=steering.worker == "fresh",
+            priority=steering.priority,
+            path_seconds=self._path_seconds.get(action.dref, 0.0),
         )
 
     async def _commit(self, plan: Plan, losses: int) -> Fact:

@@ -397,6 +397,7 @@ class Requests:
                     started=running.started if running else None,
                     user=", ".join(users),
                     waiting_for=self._waiting_for(entry),
+                    resources=self.builds.resources_of(entry.id),
                 )
             )
         return m.Processes(operations=operations, builds=lines)
@@ -404,9 +405,7 @@ class Requests:
     def _waiting_for(self, entry: TableEntry) -> str:
         if entry.state is not BuildState.queued:
             return "what its realizer has asked for" if entry.waits else "slots to go on" if entry.lent else ""
-        if not entry.cpus:
-            return "the program that asked for it, which is building something else"
-        return f"a CPU slot ({self.builds.table.busy} of {self.builds.table.slots} are taken)"
+        return self.builds.waits_for(entry.needs)
 
     async def status(self, session: Session, params: m.Status) -> m.DaemonStatus:
         table = self.builds.table

@@ -11,7 +11,7 @@ from typing import Final, Optional
 
 from pylightnix.protocol.errors import BeyondBudget
 
-__all__ = ["CPUS", "Budget", "MEMORY", "Needs", "NO_NEEDS", "Spare", "TAG_PREFIX", "device_variables"]
+__all__ = ["CPUS", "Budget", "MEMORY", "Needs", "NO_NEEDS", "Spare", "TAG_PREFIX", "described", "device_variables"]
 
 CPUS: Final = "cpus"
 MEMORY: Final = "memory"
@@ -103,6 +103,11 @@ class Spare:
     def times(self, needs: Needs, limit: int) -> int:
         """Return how often there is enough for `needs`, up to `limit`."""
         return min([limit, *(int(left // n) for kind, n in needs.amounts().items() if (left := self.of(kind)) != float("inf"))])
+
+
+def described(kind: str) -> str:
+    """Return what it is called that there is not enough of, in a sentence."""
+    return {CPUS: "a CPU slot", MEMORY: "memory"}.get(kind, kind.removeprefix(TAG_PREFIX))
 
 
 def device_variables(devices: Mapping[str, tuple[int, ...]]) -> dict[str, str]:

@@ -31,12 +31,15 @@ from pylightnix.store.access import user_name
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.store import open_store_alone
 from pylightnix.worker.linux import become_subreaper
-from pylightnixd.builds import Builds, Limits
+from pylightnixd.builds import Builds
+from pylightnixd.durations import Durations
 from pylightnixd.hold import HeldStore
+from pylightnixd.limits import Limits
 from pylightnixd.listening import LINK_NAME, Peer, listener_of, peer_of
 from pylightnixd.logfolder import Keep, LogFolder, remove_logs
 from pylightnixd.notify import Notifier
 from pylightnixd.requests import BEGINNING, RETRY_AFTER_SECONDS, Requests
+from pylightnixd.resources import Budget
 from pylightnixd.session import Session
 from pylightnixd.table import BuildTable
 from pylightnixd.workers import WorkerPool
@@ -60,7 +63,7 @@ class Settings:
 
     layout: StoreLayout
     socket_path: str
-    jobs: int
+    budget: Budget
     limits: Limits
     keep_logs: Keep = field(default_factory=Keep)
     socket_is_ours: bool = True
@@ -115,8 +118,9 @@ class _Server:
         async with trio.open_nursery() as worker_nursery:
             pool = WorkerPool(worker_nursery, self.hold.reader.owner.fd, logs.path)
             async with trio.open_nursery() as work:
-                table = BuildTable(self.settings.jobs, self.settings.grace_seconds)
-                builds = Builds(self.hold, pool, table, logs, self.settings.limits, self.instance)
+                table = BuildTable(self.settings.budget, self.settings.grace_seconds)
+                durations = Durations.of(self.hold.reader.index)
+                builds = Builds(self.hold, pool, table, logs, self.settings.limits, durations, self.instance)
                 requests = Requests(self.hold, builds, work)
                 await work.start(self.hold.run_committer)
                 work.start_soon(builds.run, work)
@@ -205,7 +209,7 @@ class _Server:
             if getattr(old, name) != getattr(new, name):
                 _log.warning("%s cannot change while the daemon runs; start it again to have %s", name, getattr(new, name))
         self.settings = replace(new, **{name: getattr(old, name) for name in FIXED})
-        builds.take_settings(self.settings.jobs, self.settings.limits)
+        builds.take_settings(self.settings.budget, self.settings.limits)
         self.told.set()
         self.told = trio.Event()
         _log.info("settings read again")

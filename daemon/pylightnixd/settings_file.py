@@ -16,13 +16,25 @@ from msgspec import Meta
 
 from pylightnix.errors import Misuse, PylightnixException, shown
 
-__all__ = ["InvalidSettings", "KeepLogs", "SettingsFile", "UnreadableSettings", "parse_bytes", "parse_seconds", "read_settings"]
+__all__ = [
+    "InvalidSettings",
+    "KeepLogs",
+    "SettingsFile",
+    "UnreadableSettings",
+    "parse_bytes",
+    "parse_seconds",
+    "parse_tag",
+    "read_settings",
+]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 BYTES_MAX: Final = 1 << 62
 SECONDS_EXPECTED: Final = "a number of seconds, 0 or more"
+TAG_NUMBER_MAX: Final = 10_000
+TAG_EXPECTED: Final = f'a lower-case name and a whole number up to {TAG_NUMBER_MAX}, like "gpu=2"'
+TAGS_EXPECTED: Final = "a table of lower-case names with whole numbers up to 10000, like { gpu = 2 }"
 BYTES_EXPECTED: Final = 'a number of bytes, 0 or more, or a text like "64K", "256M" or "1.5G"'
 
 
@@ -87,9 +99,22 @@ def parse_bytes(value: object) -> Bytes:
     return Bytes(size)
 
 
+def parse_tag(value: object) -> tuple[str, int]:
+    """Return name and number of a text like ``gpu=2``. Raises ValueError if it is no such thing."""
+    found = re.fullmatch(r"([a-z][a-z0-9_]{0,63})=(\d{1,5})", value, re.ASCII) if isinstance(value, str) else None
+    if found is None or int(found[2]) > TAG_NUMBER_MAX:
+        raise ValueError(TAG_EXPECTED)
+    return found[1], int(found[2])
+
+
 Time = Annotated[Seconds, Meta(description=SECONDS_EXPECTED)]
 Size = Annotated[Bytes, Meta(description=BYTES_EXPECTED)]
 PathText = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0]*\Z", description="the path of a file or folder, as a text")]
+
+
+TagName = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_]{0,63}\Z")]
+TagNumber = Annotated[int, Meta(ge=0, le=TAG_NUMBER_MAX)]
+Tags = Annotated[dict[TagName, TagNumber], Meta(description=TAGS_EXPECTED)]
 
 
 class KeepLogs(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -110,6 +135,10 @@ class SettingsFile(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     drain: Optional[Time] = None
     timeout: Optional[Time] = None
     silent_timeout: Optional[Time] = None
+    timeout_max: Optional[Time] = None
+    silent_timeout_max: Optional[Time] = None
+    memory: Optional[Size] = None
+    tags: Optional[Tags] = None
     log_size: Optional[Size] = None
     keep_logs: Optional[Annotated[KeepLogs, Meta(description="a table with days, size or both")]] = None
 

@@ -189,9 +189,9 @@ class BuildTable:
         """How many builds wait for slots."""
         return sum(entry.state is BuildState.queued for entry in self._entries.values())
 
-    def lacking(self, entry: TableEntry) -> list[str]:
+    def lacking(self, needs: Needs) -> list[str]:
         """Return the kinds of which a build that waits takes more than is free now; none if it waits for those before it."""
-        return sorted(Spare(self.budget, self._taken).lacks(entry.needs))
+        return sorted(Spare(self.budget, self._taken).lacks(needs))
 
     def impossible(self) -> list[TableEntry]:
         """Return the builds that wait and could never start, for the budget became smaller."""

@@ -206,6 +206,14 @@ class WorkerPool:
             if not starting.locked() and self._starting.get(key) is starting:
                 del self._starting[key]  # whoever waits for it would hold it by now
 
+    async def fresh_worker(self, environment: Environment) -> Worker:
+        """Return a worker that nobody else is given; whoever asked for it retires it.
+
+        Raises:
+            WorkerFailed: it does not start.
+        """
+        return await self._start(worker_key(environment), environment)
+
     def retire(self, worker: Worker) -> None:
         """Give a worker no more builds, and end it when those that it has are done."""
         worker.retired = True

@@ -37,7 +37,8 @@ def file(tmp_path: Path) -> Path:
 def test_every_key(file: Path) -> None:
     file.write_text(
         'store = "s"\nstate = "/state"\nsocket = "~/sock"\njobs = 3\nexit-when-idle = 1\ndrain = 0.5\n'
-        'timeout = 10\nsilent-timeout = 5.5\nlog-size = "1.5K"\nkeep-logs = { days = 3, size = "2g" }\n'
+        'timeout = 10\nsilent-timeout = 5.5\ntimeout-max = 20\nsilent-timeout-max = 30\nmemory = "1K"\ntags = { gpu = 2 }\n'
+        'log-size = "1.5K"\nkeep-logs = { days = 3, size = "2g" }\n'
     )
     assert read_settings(str(file)) == SettingsFile(
         store=str(file.parent / "s"),
@@ -48,6 +49,10 @@ def test_every_key(file: Path) -> None:
         drain=parse_seconds(0.5),
         timeout=parse_seconds(10),
         silent_timeout=parse_seconds(5.5),
+        timeout_max=parse_seconds(20),
+        silent_timeout_max=parse_seconds(30),
+        memory=parse_bytes(1024),
+        tags={"gpu": 2},
         log_size=parse_bytes(1536),
         keep_logs=KeepLogs(days=3, size=parse_bytes(2 << 30)),
     )
@@ -72,6 +77,20 @@ def test_all_faults_are_told_together(file: Path) -> None:
     assert told["log-size"] == 'expected a number of bytes, 0 or more, or a text like "64K", "256M" or "1.5G", found 1.5'
     wrong = ["jbos", "store", "socket", "jobs", "timeout", "silent_timeout", "exit-when-idle", "drain", "log-size", "nonsense"]
     assert sorted(told) == sorted([*wrong, "keep-logs.days", "keep-logs.sizze", "keep-logs.size"])
+
+
+@pytest.mark.parametrize("tags", ["3", "{ GPU = 1 }", "{ gpu = -1 }", "{ gpu = 10001 }", '{ gpu = "1" }', "{ gpu = true }", '{ "" = 1 }'])
+def test_what_are_no_tags(file: Path, tags: str) -> None:
+    file.write_text(f"tags = {tags}")
+    with pytest.raises(InvalidSettings, match=r"tags: expected a table of lower-case names .* up to 10000, like \{ gpu = 2 \}"):
+        read_settings(str(file))
+
+
+@pytest.mark.parametrize("option", ["gpu", "gpu=", "gpu=-1", "GPU=1", "=1", "gpu=10001", "gpu=1.5", "gpu=1,port=2"])
+def test_what_is_no_tag(option: str) -> None:
+    ended = run("--tag", option)
+    assert ended.returncode == 2
+    assert "expected a lower-case name and a whole number" in ended.stderr
 
 
 @pytest.mark.parametrize("text", ["jobs", "jobs = 1\njobs = 2", "a = " + "[" * 5000, "\x00"])

@@ -97,7 +97,7 @@ def test_memory_bounds_what_runs() -> None:
     table = BuildTable(Budget(4, 100), 1.0)
     first, second = (table.want(0, "o", _key(name), needs=Needs(1, 60)).build for name in "ab")
     assert table.actions(0) == [Release(first)]
-    assert table.lacking(_entry(table, second)) == ["memory"]
+    assert table.lacking(_entry(table, second).needs) == ["memory"]
     table.ended(first)
     assert table.actions(1) == [Release(second)]
 
@@ -113,7 +113,7 @@ def test_devices_are_given_by_number_and_not_twice() -> None:
     builds = [table.want(0, "o", _key(name), needs=Needs(tags=(("gpu", n),))).build for name, n in [("a", 1), ("b", 2), ("c", 1)]]
     assert table.actions(0) == [Release(build) for build in builds[:2]]
     assert [_entry(table, build).devices for build in builds[:2]] == [{"gpu": (0,)}, {"gpu": (1, 2)}]
-    assert table.lacking(_entry(table, builds[2])) == ["tags.gpu"]
+    assert table.lacking(_entry(table, builds[2]).needs) == ["tags.gpu"]
     table.ended(builds[1])
     assert table.actions(1) == [Release(builds[2])]
     assert _entry(table, builds[2]).devices == {"gpu": (1,)}

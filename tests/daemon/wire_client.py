@@ -10,12 +10,14 @@ from types import TracebackType
 from typing import Any, Optional, TypeVar
 
 from pylightnix import Closure, Derivation, DRef, RRef
+from pylightnix.options import options_of
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.client import ClientConnection
 from pylightnix.protocol.connection import ConnectionEnded, NotificationReceived, ProtocolFailed, RequestFailed, ResponseReceived, Welcomed
 from pylightnix.registry import RegisteredDerivation
 from pylightnix.samples import samples_of
 from pylightnix.travel import Packed, PackedMatcher, capture_environment, pack_matcher, pack_realizer
+from pylightnix_client.submission import steering_of
 
 DEADLINE_SECONDS = 60.0
 
@@ -138,6 +140,7 @@ class WireClient:
         specs = []
         for derivation in closure.derivations:
             realizer, matcher = pack_realizer(derivation.realizer), pack_matcher(derivation.matcher)
+            options = options_of(derivation.realizer)
             blobs = [self._blob(operation, packed, sent) for packed in (realizer, matcher)]
             specs.append(
                 m.DerivationSpec(
@@ -146,6 +149,8 @@ class WireClient:
                     realizer=m.RealizerSpec(kind=realizer.kind, blob=blobs[0], reason=realizer.reason),  # type: ignore[arg-type]  # the daemon checks
                     digest=digest,
                     samples=samples_of(derivation.realizer),
+                    declared=list(options.env),
+                    steering=steering_of(options),
                 )
             )
         for start in range(0, len(specs), 1000):
