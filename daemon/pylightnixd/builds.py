@@ -1,131 +1,46 @@
-"""Running builds: from the table's word to outputs in place, and the news to every operation that waits.
+"""Running builds: from the table's word to the news to every operation that waits.
 
-A build runs in a worker, or in the caller's own process where its realizer cannot leave that; see `claims`.
-One task per running build. Whatever happens in it ends as a fact for the operations: nothing that a
-builder does can raise out of here. The order within a build: fork, drain its log, wait until all its
-processes are dead, read its report, take over, put in place, tell.
+A build runs in a worker, or in the caller's own process where its realizer cannot leave that. One task per running
+build; whatever happens in it ends as a fact for the operations. Must not know how a build is run: see `worker_builds`
+and `caller_builds`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Optional, Protocol, Union
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field
+from typing import Final, Optional
 
 import trio
 
-from pylightnix.config import canonical_bytes
-from pylightnix.errors import InvalidOutput, StoreError
+from pylightnix.errors import StoreError
 from pylightnix.planner.messages import Built, Candidate, CandidatesFound, Fact, Failed
-from pylightnix.protocol.errors import BeyondBudget, BuildDied, ProtocolError, TooMany, WorkerFailed
-from pylightnix.protocol.messages import FailedRow, RealizerSpec, Resources
-from pylightnix.protocol.worker_messages import BuildEnded
+from pylightnix.protocol.errors import BeyondBudget, ProtocolError, WorkerFailed
+from pylightnix.protocol.messages import FailedRow, Resources
 from pylightnix.refs import isrref, rref2dref
-from pylightnix.store.kept import keep_failed
-from pylightnix.travel import Environment
-from pylightnix.types import DRef, RRef
-from pylightnix.worker.children import how_it_ended
-from pylightnixd.claims import Abandoned, Caller, Claim, Delivery, claim_row, left_names
+from pylightnix.types import DRef
+from pylightnixd.caller_builds import CallerBuilds
+from pylightnixd.claims import Abandoned, Caller
 from pylightnixd.durations import Durations
 from pylightnixd.hold import HeldStore
-from pylightnixd.limits import Limits, OwnLimits
+from pylightnixd.jobs import BuildJob, RunningBuild, Waiter
+from pylightnixd.limits import Limits
 from pylightnixd.logfolder import COMPRESS_BYTES, LogFolder, LogPlace
 from pylightnixd.logs import BuildLog
-from pylightnixd.report import REPORT_BYTES_MAX, BuildReport, FailedBuild, failed_row, parse_report
-from pylightnixd.resources import NO_NEEDS, Budget, Needs, described, device_variables
-from pylightnixd.table import BuildKey, BuildState, BuildTable, CancelBuild, Release, Resume
-from pylightnixd.workers import Worker, WorkerLost, WorkerPool
+from pylightnixd.report import FailedBuild, failed_row
+from pylightnixd.resources import Budget, Needs, described
+from pylightnixd.table import BuildState, BuildTable, CancelBuild, Release, Resume
+from pylightnixd.worker_builds import WorkerBuilds
+from pylightnixd.workers import WorkerPool
 
-__all__ = ["BuildJob", "Builds", "RunningBuild", "Waiter"]
+__all__ = ["Builds"]
 
 _log = logging.getLogger("pylightnixd")
 
 SCAN_SECONDS: Final = 5.0
 """How often the table is looked at although nothing woke us; finding work then counts as a bug."""
-LOST_WORKER_TRIES: Final = 3
-LOST_WORKER_BACKOFF_SECONDS: Final = 0.2
-DRAIN_SECONDS: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class BuildJob:
-    """All that is needed to run a build; who joins it runs the first one's job, equal by its key."""
-
-    key: BuildKey
-    context: Mapping[Any, Sequence[Any]]
-    realizer: RealizerSpec
-    blob: Optional[bytes]
-    digest: Optional[str]
-    arguments: Optional[bytes]
-    environment: Environment
-    operation: str
-    """Whose job it is."""
-    caller: Optional[Caller] = None
-    """Who alone can run it; None if a worker can."""
-    samples: int = 1
-    """How many of its samples may be made side by side, if there are slots for them."""
-    needs: Needs = Needs()  # noqa: RUF009  # it is frozen
-    """What each of these takes of the host."""
-    own_limits: OwnLimits = OwnLimits()  # noqa: RUF009  # it is frozen
-    in_fresh_worker: bool = False
-    """Whether it needs an interpreter that has run nothing before."""
-    priority: int = 0
-    path_seconds: float = 0.0
-    """How long it and what must follow it will probably take, along the longest way."""
-
-    @property
-    def claims(self) -> Needs:
-        """What the build takes of the host: what a caller builds is on its own account."""
-        return self.needs if self.caller is None else NO_NEEDS
-
-
-class Waiter(Protocol):
-    """An operation, as far as builds are concerned."""
-
-    id: str
-    parent: Optional[RunningBuild]
-    """The build whose realizer wants it; None for a client's own."""
-
-    def post(self, fact: Fact) -> None:
-        """Take a fact in; must not await."""
-
-    def build_started(self, running: RunningBuild) -> None:
-        """Learn that a build that it waits for has begun."""
-
-    def build_abandoned(self, dref: DRef) -> None:
-        """Learn that nobody runs the build of `dref` any more, though nothing failed; it is to ask for it again."""
-
-
-@dataclass(slots=True, eq=False)
-class RunningBuild:
-    """A build that was released."""
-
-    id: str
-    job: BuildJob
-    log: BuildLog
-    started: float
-    """UTC seconds since the epoch."""
-    pid: Optional[int] = None
-    worker: Optional[Worker] = None
-    cancelled: bool = False
-    kill: trio.Event = field(default_factory=trio.Event)
-    """Set when the build is to be killed: it was cancelled, or its log is too long."""
-    killed_because: Optional[str] = None
-    claim: Optional[Claim] = None
-    """What its caller was given, where a caller runs it."""
-    abandoned: bool = False
-    """Whether its caller went away before it had built."""
-    token: Optional[str] = None
-    """By which its realizer tells that it is this build that wants something; another one for each attempt."""
-    realized: dict[DRef, set[RRef]] = field(default_factory=dict)
-    """What was realized for its realizer: its dynamic dependencies."""
-    resumes: deque[trio.Event] = field(default_factory=deque)
-    """Those whose waits are over and who go on when there are slots for them."""
 
 
 @dataclass(slots=True)
@@ -142,13 +57,15 @@ class Builds:
     """All builds of one daemon, queued and running."""
 
     hold: HeldStore
-    pool: WorkerPool
     table: BuildTable
+    pool: WorkerPool
+    limits: InitVar[Limits]
     logs: LogFolder
-    limits: Limits
     durations: Durations
     instance: str
     """Tells the builds of this daemon's life from those of others, in names of logs."""
+    nursery: trio.Nursery
+    """Holds the builds."""
     running: dict[str, RunningBuild] = field(default_factory=dict)
     lost_wakeups: int = 0
     stopping: bool = False
@@ -160,8 +77,12 @@ class Builds:
     _jobs: dict[str, BuildJob] = field(default_factory=dict)
     _changed: trio.Event = field(default_factory=trio.Event)
     _ended: trio.Event = field(default_factory=trio.Event)
-    _nursery: Optional[trio.Nursery] = None
-    """Holds the builds; open while `run` runs."""
+    _in_workers: WorkerBuilds = field(init=False)
+    _in_callers: CallerBuilds = field(init=False)
+
+    def __post_init__(self, limits: Limits) -> None:
+        self._in_workers = WorkerBuilds(self.hold, self.pool, self.table, self.durations, limits, self._wake)
+        self._in_callers = CallerBuilds(self.hold, self.durations, self._wake, self.nursery)
 
     # --- what operations call -----------------------------------------------------------------------
 
@@ -312,19 +233,18 @@ class Builds:
 
     # --- the loop -------------------------------------------------------------------------------------
 
-    async def run(self, nursery: trio.Nursery) -> None:
+    async def run(self) -> None:
         """Start and cancel builds as the table says, for as long as the daemon lives and is not stopping."""
-        self._nursery = nursery
         while not self.stopping:
             for action in self.table.actions(trio.current_time()):
                 if isinstance(action, Release):
-                    self._release(action.build, nursery)
+                    self._release(action.build)
                 elif isinstance(action, CancelBuild):
                     self.cancel(action.build)
                 elif isinstance(action, Resume):
                     self.running[action.build].resumes.popleft().set()
             for caller in list(self._callers):
-                self._give_claim(caller, nursery)
+                self._give_claim(caller)
             deadline = self.table.deadline()
             until = min(trio.current_time() + SCAN_SECONDS, deadline if deadline is not None else float("inf"))
             with trio.move_on_at(until) as scope:
@@ -334,11 +254,11 @@ class Builds:
                 self.lost_wakeups += 1
                 _log.error("BUG: a build could start and nobody had been woken for it")
 
-    def _release(self, build: str, nursery: trio.Nursery) -> None:
+    def _release(self, build: str) -> None:
         if self._is_wanted_still(build):
-            self._begin(build, self._jobs[build], nursery)
+            self._begin(build, self._jobs[build])
 
-    def _give_claim(self, caller: Caller, nursery: trio.Nursery) -> None:
+    def _give_claim(self, caller: Caller) -> None:
         """Have a caller run the next build that waits for it, unless it is at work."""
         while caller.is_free and caller.queue:
             build = next(iter(caller.queue))
@@ -351,7 +271,7 @@ class Builds:
                 self._ask_again_if_stranded(build)
                 continue
             self.table.start(trio.current_time(), build)
-            self._begin(build, mine[0], nursery)
+            self._begin(build, mine[0])
         if not caller.queue:
             self._callers.pop(caller, None)
 
@@ -374,14 +294,14 @@ class Builds:
                 return False
         return True
 
-    def _begin(self, build: str, job: BuildJob, nursery: trio.Nursery) -> None:
-        log = BuildLog(self.logs.path_of(build, job.key.dref), self.limits.log_bytes or 1 << 62)
+    def _begin(self, build: str, job: BuildJob) -> None:
+        log = BuildLog(self.logs.path_of(build, job.key.dref), self._in_workers.limits.log_bytes or 1 << 62)
         running = self.running[build] = RunningBuild(build, job, log, time.time())
         log.on_overflow = running.kill.set
         if job.caller is not None:
             running.claim = job.caller.take(f"{self.instance}-{build}", job.key.dref)
             running.token = running.claim.id
-        nursery.start_soon(self._run, running)
+        self.nursery.start_soon(self._run, running)
 
     def _look(self, job: BuildJob) -> Fact:
         """Return what there is to match now, or why that cannot be told."""
@@ -403,7 +323,7 @@ class Builds:
         Those that wait, and for which there is not enough any more, fail.
         """
         self.table.resize(budget)
-        self.limits = limits
+        self._in_workers.limits = limits
         for entry in self.table.impossible():
             interests = self._interests.get(entry.id, {})
             self.table.drop(entry.id)
@@ -431,7 +351,7 @@ class Builds:
         dref = running.job.key.dref
         failure: Optional[FailedRow] = None
         try:
-            failure = await self._attempts(running)
+            failure = await self._build(running)
         except Abandoned:
             running.abandoned = True
         except (StoreError, WorkerFailed, ProtocolError, OSError) as error:
@@ -447,6 +367,14 @@ class Builds:
                     size = await self.hold.in_thread(lambda: self.logs.compress(running.log.path))  # noqa: ASYNC102  # it ends by itself
                     if size is not None:
                         self.logs.compressed(running.log.path, size)
+
+    async def _build(self, running: RunningBuild) -> Optional[FailedRow]:
+        running.log.open()
+        for interest in self._interests.get(running.id, {}).values():
+            interest.waiter.build_started(running)
+        if running.claim is not None:
+            return await self._in_callers.build(running, running.claim)
+        return await self._in_workers.build(running)
 
     def _end(self, running: RunningBuild, failure: Optional[FailedRow]) -> None:
         del self.running[running.id]
@@ -469,284 +397,3 @@ class Builds:
                 interest.waiter.post(Built(dref, joined=not interest.caused))
             else:
                 interest.waiter.post(self._look(running.job))
-
-    # --- one build ------------------------------------------------------------------------------------
-
-    async def _attempts(self, running: RunningBuild) -> Optional[FailedRow]:
-        """Run a build until it has built or failed for good; lost workers and changed code are tried again."""
-        running.log.open()
-        for interest in self._interests.get(running.id, {}).values():
-            interest.waiter.build_started(running)
-        if running.claim is not None:
-            return await self._in_caller(running, running.claim)
-        fresh = False
-        for attempt in range(1, LOST_WORKER_TRIES + 1):
-            worker = await self._worker(running.job)
-            try:
-                failure = await self._attempt(running, worker)
-            except WorkerLost as error:
-                if attempt == LOST_WORKER_TRIES or running.cancelled:
-                    return failed_row(running.job.key.dref, WorkerFailed(running.job.environment.interpreter, f"was lost ({error})", ""))
-                await trio.sleep(LOST_WORKER_BACKOFF_SECONDS * attempt)
-                continue
-            if failure is not None and failure.code == "code-changed" and not fresh:
-                self.pool.retire(worker)
-                fresh = True
-                continue
-            return failure
-        raise AssertionError("BUG: attempts ran out without an answer")
-
-    async def _worker(self, job: BuildJob) -> Worker:
-        if job.in_fresh_worker:
-            return await self.pool.fresh_worker(job.environment)
-        return await self.pool.worker_for(job.environment)
-
-    async def _attempt(self, running: RunningBuild, worker: Worker) -> Optional[FailedRow]:
-        folder = self.hold.make_folder()
-        running.worker, running.token = worker, secrets.token_hex(16)
-        running.realized.clear()
-        try:
-            ended, report = await self._in_worker(running, worker, folder)
-            if report is None or report.error is not None:
-                return await self._failure(running, ended, report, folder)
-            await self.hold.place(
-                running.job.key.dref,
-                running.job.context,
-                folder,
-                report.outputs,
-                started=report.started,
-                stopped=report.stopped,
-                realizer_digest=running.job.digest,
-                manifest=report.manifest,
-                dynamic=running.realized,
-            )
-            self.durations.record(running.job.key.dref, report.stopped - report.started)
-            return None
-        except InvalidOutput as error:
-            return failed_row(running.job.key.dref, error)
-        finally:
-            running.worker = None
-            if running.job.in_fresh_worker:
-                self.pool.retire(worker)
-            # Shielded, and not bounded: a thread that removes files cannot be abandoned half-way.
-            with trio.CancelScope(shield=True):
-                await self.hold.remove(folder)  # noqa: ASYNC102
-
-    # --- one build in a caller ------------------------------------------------------------------------
-
-    async def _in_caller(self, running: RunningBuild, claim: Claim) -> Optional[FailedRow]:
-        """Have a caller build, and put in place what it made.
-
-        Raises:
-            Abandoned: it went away, or its operation did.
-        """
-        job, caller = running.job, running.job.caller
-        if caller is None:
-            raise AssertionError("BUG: a claim, and nobody to have it")
-        folder: Optional[str] = None
-        offered = False
-        try:
-            await self.hold.wait_nameable(RRef(rref) for rrefs in job.context.values() for rref in rrefs)
-            folder = self.hold.make_folder()
-            if not running.kill.is_set():
-                caller.offer(claim, job.operation, job.context, folder)
-                offered = True
-                await _first(running.kill, claim.over)
-            if claim.answer is None:
-                raise Abandoned
-            return await self._take(running, claim, claim.answer, folder)
-        except TooMany as error:
-            return failed_row(job.key.dref, error)
-        finally:
-            claim.dropped = True
-            if folder is not None and offered and not claim.over.is_set() and self._nursery is not None:
-                self._nursery.start_soon(self._clear_when_over, caller, claim, folder)
-            else:
-                await self._clear(caller, claim, folder)  # noqa: ASYNC102  # shielded there
-
-    async def _take(self, running: RunningBuild, claim: Claim, answer: Union[Delivery, FailedRow], folder: str) -> Optional[FailedRow]:
-        job, dref = running.job, running.job.key.dref
-        if isinstance(answer, FailedRow):
-            return await self._failed_in(folder, dref, left_names(answer, folder), lambda kept: claim_row(answer, dref, kept))
-        try:
-            started, stopped = answer.started, answer.stopped
-            await self.hold.place(
-                dref,
-                job.context,
-                folder,
-                answer.outputs,
-                started=started,
-                stopped=stopped,
-                realizer_digest=job.digest,
-                dynamic=running.realized,
-            )
-        except InvalidOutput as error:
-            return failed_row(dref, error)
-        self.durations.record(dref, stopped - started)
-        return None
-
-    async def _clear_when_over(self, caller: Caller, claim: Claim, folder: str) -> None:
-        """Wait until nobody writes into the folder of a claim any more, and remove it."""
-        try:
-            await claim.over.wait()
-        finally:
-            await self._clear(caller, claim, folder)  # noqa: ASYNC102  # shielded there
-
-    async def _clear(self, caller: Caller, claim: Claim, folder: Optional[str]) -> None:
-        with trio.CancelScope(shield=True):
-            try:
-                if folder is not None:
-                    await self.hold.remove(folder)
-            except StoreError as error:  # the program may still write there; the next start removes it
-                _log.warning("cannot remove the folder of a claim that has ended: %s", error)
-        caller.end_claim(claim)
-        self._wake()
-
-    # --- one build in a worker ------------------------------------------------------------------------
-
-    async def _in_worker(self, running: RunningBuild, worker: Worker, folder: str) -> tuple[BuildEnded, Optional[BuildReport]]:
-        """Have the worker fork a build, and wait until all its processes are dead."""
-        job = running.job
-        log_read, log_write = os.pipe2(os.O_CLOEXEC)
-        status_read, status_write = os.pipe2(os.O_CLOEXEC)
-        said = bytearray()
-        async with trio.lowlevel.FdStream(log_read) as log_stream, trio.lowlevel.FdStream(status_read) as status_stream:
-            try:
-                worker.expect_end(running.id)
-                params = {
-                    "build": running.id,
-                    "folder": folder,
-                    "root": self.hold.reader.layout.state,
-                    "storage": self.hold.reader.layout.storage,
-                    "dref": job.key.dref,
-                    "context": canonical_bytes({str(d): sorted(map(str, rrefs)) for d, rrefs in job.context.items()}),
-                    "realizer": job.blob,
-                    "kind": job.realizer.kind,
-                    "args": job.arguments,
-                    "digest": job.digest,
-                    "at_once": self._samples_at_once(running),
-                    "token": running.token,
-                    "variables": self._variables(running),
-                }
-                forked = await worker.call("build", params, (log_write, status_write))
-                running.pid = int(forked["pid"])
-            except BaseException:
-                worker.forget(running.id)
-                raise
-            finally:
-                os.close(log_write)
-                os.close(status_write)
-            async with trio.open_nursery() as nursery:
-                drained = trio.Event()
-                nursery.start_soon(_drain, running.log, log_stream, self._report_reader(running, status_stream, said), drained)
-                nursery.start_soon(self._kill_when_due, running, worker)
-                ended = await _ended(worker, running.id)
-                # All its processes are dead, so both pipes end; should one have escaped with a pipe in its
-                # hand, it does not hold us.
-                with trio.move_on_after(DRAIN_SECONDS):
-                    await drained.wait()
-                nursery.cancel_scope.cancel()
-        if ended is None:
-            await worker.gone.wait()  # only then is nobody writing into the folder
-            raise WorkerLost(f"worker {worker.process.pid} is gone")
-        return ended, parse_report(bytes(said))
-
-    def _variables(self, running: RunningBuild) -> dict[str, str]:
-        """Return the environment variables that tell a build what it was given of the host."""
-        entry = self.table.entry(running.id)
-        return device_variables(entry.devices) if entry is not None else {}
-
-    def _samples_at_once(self, running: RunningBuild) -> int:
-        entry = self.table.entry(running.id)
-        return entry.samples if entry is not None else 1
-
-    def _report_reader(self, running: RunningBuild, stream: trio.abc.ReceiveStream, said: bytearray) -> Callable[[], Awaitable[None]]:
-        def take_left(left: int) -> None:
-            self.table.samples_left(running.id, left)
-            self._wake()
-
-        return lambda: _read_report(stream, said, take_left)
-
-    async def _kill_when_due(self, running: RunningBuild, worker: Worker) -> None:
-        running.killed_because = await self._reason_to_kill(running)
-        try:
-            await worker.call("kill", {"build": running.id})
-        except (WorkerLost, WorkerFailed):
-            pass  # then the build is dead, or has ended by itself
-
-    async def _reason_to_kill(self, running: RunningBuild) -> str:
-        begun, own = time.monotonic(), running.job.own_limits
-        total, silent = self.limits.timeout(own), self.limits.silent_timeout(own)
-        while True:
-            now = time.monotonic()
-            entry = self.table.entry(running.id)
-            last_output = now if entry is not None and entry.waits else running.log.last_output
-            due = [
-                (at + bound.seconds, f"{why} {bound.whose} of {bound.seconds:g} s")
-                for at, bound, why in ((begun, total, "took longer than"), (last_output, silent, "said nothing for"))
-                if bound.seconds > 0
-            ]
-            for at, why in due:
-                if now >= at:
-                    return why
-            with trio.move_on_after(min((at - now for at, _ in due), default=float("inf"))):
-                await running.kill.wait()
-                return "was cancelled" if running.cancelled else f"wrote more than the daemon's log-size of {running.log.cap_bytes} bytes"
-
-    async def _failure(self, running: RunningBuild, ended: BuildEnded, report: Optional[BuildReport], folder: str) -> FailedRow:
-        """Say what went wrong in a build, and keep what it left if its error says where that is."""
-        dref = running.job.key.dref
-        if report is None or report.error is None:
-            how = running.killed_because or how_it_ended(ended.exit_code, ended.signal)
-            return failed_row(dref, BuildDied(str(dref), how, running.id))
-        left = [str(name) for name in report.error.get("outpaths") or () if isinstance(name, str)]
-        told = report.error
-        return await self._failed_in(folder, dref, left, lambda kept: failed_row(dref, told, **({"outpaths": kept} if kept else {})))
-
-    async def _failed_in(self, folder: str, dref: DRef, left: Sequence[str], row: Callable[[list[str]], FailedRow]) -> FailedRow:
-        """Keep the build folder of a failure if something was left in it; return the row that tells where that is."""
-        if not left:
-            return row([])
-        kept = await self.hold.in_thread(lambda: keep_failed(self.hold.reader.layout, dref, folder))
-        return row([os.path.join(kept, name) for name in left])
-
-
-async def _first(*events: trio.Event) -> None:
-    """Wait until one of these is set."""
-    async with trio.open_nursery() as nursery:
-
-        async def watch(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        for event in events:
-            nursery.start_soon(watch, event)
-
-
-async def _ended(worker: Worker, build: str) -> Optional[BuildEnded]:
-    """Wait for the end of a build; None if the worker took it with it."""
-    try:
-        return await worker.wait_ended(build)
-    except (WorkerLost, ProtocolError):
-        return None
-
-
-async def _drain(
-    log: BuildLog, log_stream: trio.abc.ReceiveStream, read_report: Callable[[], Awaitable[None]], drained: trio.Event
-) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(log.drain, log_stream)
-        nursery.start_soon(read_report)
-    drained.set()
-
-
-async def _read_report(stream: trio.abc.ReceiveStream, said: bytearray, take_left: Callable[[int], None]) -> None:
-    """Read the report into `said`; what comes before it are numbers of samples that are left, one byte each."""
-    while data := await stream.receive_some(1 << 16):
-        while not said and data and data[0] < 0x80:  # no map begins like this
-            take_left(data[0])
-            data = data[1:]
-        if len(said) + len(data) > REPORT_BYTES_MAX:
-            said.clear()
-            return
-        said += data

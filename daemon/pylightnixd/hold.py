@@ -27,6 +27,7 @@ from pylightnix.config import Config, canonical_bytes, cfgname
 from pylightnix.errors import PylightnixException, StoreError
 from pylightnix.planner.messages import Candidate
 from pylightnix.store.derivations import derivation_ref, write_derivation
+from pylightnix.store.kept import keep_failed
 from pylightnix.store.removal import remove_tree
 from pylightnix.store.store import Store, another_view
 from pylightnix.types import DRef, RRef
@@ -141,6 +142,13 @@ class HeldStore:
     async def remove(self, folder: str) -> None:
         """Remove a build folder, in a thread."""
         await self.in_thread(lambda: remove_tree(folder))
+
+    async def keep_failed(self, dref: DRef, folder: str, names: Sequence[str]) -> list[str]:
+        """Keep a build folder, if a failed build has left something in it, `names`; return where these are now."""
+        if not names:
+            return []
+        kept = await self.in_thread(lambda: keep_failed(self.reader.layout, dref, folder))
+        return [os.path.join(kept, name) for name in names]
 
     # --- durability -----------------------------------------------------------------------------------
 

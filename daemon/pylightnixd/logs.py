@@ -41,6 +41,7 @@ class BuildLog:
     """When the build last said something, monotonic seconds."""
     on_overflow: Callable[[], None] = lambda: None
     """Called when the build says more than `cap_bytes`."""
+    overflowed: bool = False
     finished: bool = False
     _gap: bool = False
     _more: trio.Event = field(default_factory=trio.Event)
@@ -54,6 +55,7 @@ class BuildLog:
         self.last_output = time.monotonic()
         room = self.cap_bytes - self.size
         if len(data) > room:
+            self.overflowed = True
             self.on_overflow()
             data = data[: max(0, room)]
         view = memoryview(data)

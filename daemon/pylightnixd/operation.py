@@ -48,9 +48,10 @@ from pylightnix.protocol.messages import DerivationSpec, Event, EventKind, Event
 from pylightnix.store.derivations import derivation_ref
 from pylightnix.travel import Environment, build_environment_key, builtin_matcher
 from pylightnix.types import DRef, RRef
-from pylightnixd.builds import BuildJob, Builds, RunningBuild
+from pylightnixd.builds import Builds
 from pylightnixd.claims import HUNG_UP, Caller
 from pylightnixd.hold import HeldStore
+from pylightnixd.jobs import BuildJob, RunningBuild
 from pylightnixd.limits import OwnLimits
 from pylightnixd.matching import MatcherChild
 from pylightnixd.pausing import Pauses

@@ -120,10 +120,10 @@ class _Server:
             async with trio.open_nursery() as work:
                 table = BuildTable(self.settings.budget, self.settings.grace_seconds)
                 durations = Durations.of(self.hold.reader.index)
-                builds = Builds(self.hold, pool, table, logs, self.settings.limits, durations, self.instance)
+                builds = Builds(self.hold, table, pool, self.settings.limits, logs, durations, self.instance, work)
                 requests = Requests(self.hold, builds, work)
                 await work.start(self.hold.run_committer)
-                work.start_soon(builds.run, work)
+                work.start_soon(builds.run)
                 work.start_soon(self._signals, builds)
                 work.start_soon(self._collect_logs, logs)
                 work.start_soon(self._tell_supervisor, requests)

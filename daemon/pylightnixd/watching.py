@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from pylightnix.protocol.messages import Ended, Event, Events, LogPiece
-from pylightnixd.builds import RunningBuild
+from pylightnixd.jobs import RunningBuild
 from pylightnixd.logs import read_log
 from pylightnixd.operation import Operation
 from pylightnixd.session import Session

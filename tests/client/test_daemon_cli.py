@@ -14,6 +14,8 @@ import pytest
 from tests.client import daemons
 
 from pylightnix import StorageSettings
+from pylightnix.protocol import messages as m
+from pylightnix_client.commands.daemon import amounts
 
 
 class Answer(NamedTuple):
@@ -210,6 +212,7 @@ def test_an_operation_is_listed_attached_to_and_cancelled(
     found = {item["kind"]: item for item in run("ps", "--json").objects}
     name, build = found["operation"]["operation"], found["build"]
     assert build["operations"] == [name]
+    assert build["resources"] == {"cpus": 1}
     assert {line.split()[0] for line in run("ps").stdout.splitlines()} == {"operation", "build"}
     attached = subprocess.Popen(
         command(served.root, "attach", name, "--json"), stdout=subprocess.PIPE, cwd=folder, env=daemons.environment(), text=True
@@ -227,6 +230,17 @@ def test_an_operation_is_listed_attached_to_and_cancelled(
     out, _ = child.communicate(timeout=daemons.SECONDS)
     assert child.returncode != 0
     assert "cancelled" in out
+
+
+@pytest.mark.parametrize(
+    ("resources", "text"),
+    [
+        (m.Resources(cpus=3), "3 slots"),
+        (m.Resources(cpus=1, memory=5 << 20, tags={"gpu": 2, "port": 1}, devices={"gpu": [0, 2]}), "1 slot, 5M of memory, gpu 0,2, 1 port"),
+    ],
+)
+def test_what_a_build_takes_in_words(resources: m.Resources, text: str) -> None:
+    assert amounts(resources) == text
 
 
 def test_ctrl_c_cancels_the_operation(run: Run, waiting: Callable[[int], subprocess.Popen[str]]) -> None:

@@ -27,7 +27,7 @@ _FOLLOW_SECONDS: Final = 0.2
 def _fields(message: m.Message) -> dict[str, object]:
     import msgspec
 
-    found: dict[str, object] = msgspec.structs.asdict(message)
+    found: dict[str, object] = msgspec.to_builtins(message)
     return found
 
 
@@ -61,6 +61,8 @@ def ps_command(session: Session) -> None:
 
 
 def _ps_lines(found: m.Processes) -> Iterator[str]:
+    from pylightnix.protocol import messages as m
+
     for operation in found.operations:
         done = f"{operation.done}/{operation.total}"
         yield f"operation {operation.operation}  {operation.state}  {done}  {operation.user}  {_shown(operation.targets)}"
@@ -68,7 +70,21 @@ def _ps_lines(found: m.Processes) -> Iterator[str]:
         what = f"process {build.pid} since {_clock(build.started)}" if build.pid else build.waiting_for
         if build.pid and build.waiting_for:
             what += f", waits for {build.waiting_for}"
-        yield f"build     {build.build}  {build.state}  {build.dref}  {what}"
+        resources = build.resources
+        takes = "" if resources is None or resources == m.Resources(cpus=1) else f", takes {amounts(resources)}"
+        yield f"build     {build.build}  {build.state}  {build.dref}  {what}{takes}"
+
+
+def amounts(resources: m.Resources) -> str:
+    """Return what a build takes, as part of a sentence."""
+    from pylightnix.garb import diskspace_h
+
+    found = [f"{resources.cpus} {'slot' if resources.cpus == 1 else 'slots'}"]
+    found += [f"{diskspace_h(resources.memory).strip()} of memory"] if resources.memory else []
+    for tag, number in resources.tags.items():
+        devices = resources.devices.get(tag)
+        found.append(f"{tag} {','.join(map(str, devices))}" if devices else f"{number} {tag}")
+    return ", ".join(found)
 
 
 # --- status -------------------------------------------------------------------------------------------
