@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow slow-sample bench check static format-check lint types examples docs format wheel clean
+.PHONY: help demo test slow slow-sample faults bench check static format-check lint types examples docs format wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make test     run the fast tests"
 	@echo "make check    everything a change must pass: format, lint, types, tests, documentation examples"
 	@echo "make slow     the long tests"
+	@echo "make faults   kill what works, at every step and at random moments, and look for what was lost"
 	@echo "make bench    measure"
 	@echo "make docs     write the reference of the language from the docstrings"
 	@echo "make format   rewrite the code in the house format"
@@ -81,6 +82,9 @@ slow-sample: $(VENV)/.stamp-dev
 	| grep -v -e '^tests/benchmarks/' -e '^tests/property/test_.*machine' -e '^tests/property/test_planner' \
 	| awk -F'::' '/::/ && !seen[$$1]++' \
 	| tr '\n' '\0' | xargs -0 $(BIN)/python -m pytest -m slow --durations=0 $(PYTEST_ARGS)
+
+faults: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/faults $(PYTEST_ARGS)
 
 bench: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -s -m 'slow or not slow' tests/benchmarks $(PYTEST_ARGS)

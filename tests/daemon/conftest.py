@@ -126,6 +126,13 @@ class Daemon:
                 self.process.stderr.close()
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 StartDaemon = Callable[..., Daemon]
 
 

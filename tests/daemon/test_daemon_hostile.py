@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,6 +123,29 @@ def test_half_a_message(daemon: Daemon) -> None:
 def test_who_says_nothing_is_hung_up_on(daemon: Daemon) -> None:
     assert said_to(daemon, b"") == []
     assert said_to(daemon, HELLO[:5]) == []
+
+
+@pytest.mark.slow
+def test_a_hello_that_never_ends_is_hung_up_on(daemon: Daemon, client: WireClient) -> None:
+    """It comes byte by byte, each well within any time that one might wait for a byte."""
+    hello = msgpack.packb([0, 1, "hello", [{"versions": [1], "features": [], "client": "x" * 100_000}]])
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(daemon.socket_path)
+        begun, sent = time.monotonic(), 0
+        line.settimeout(0.1)
+        while True:
+            try:
+                line.sendall(hello[sent : sent + 1])
+                sent += 1
+                if line.recv(1) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except (BrokenPipeError, ConnectionResetError):
+                break
+            assert time.monotonic() < begun + DEADLINE_SECONDS
+        assert sent < len(hello)
+    assert client.status().pid == daemon.process.pid
 
 
 def submission(daemon: Daemon) -> bytes:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
-import random
 import select
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from tests.daemon import stages
-from tests.daemon.conftest import Daemon
-from tests.daemon.wire_client import HungUp, WireClient, acknowledged, environment
+from tests.daemon.conftest import Daemon, is_alive
+from tests.daemon.wire_client import WireClient, acknowledged
 from tests.soundness import check_sound
 
-from pylightnix import RRef
 from pylightnix.protocol import messages as m
-from pylightnix.protocol.errors import Draining, ProtocolError
-from pylightnix.worker.linux import children_of
+from pylightnix.protocol.errors import Draining
 
 # --- ending -----------------------------------------------------------------------------------------------
 
@@ -216,81 +212,3 @@ def test_a_socket_of_the_supervisors(tmp_path: Path) -> None:
             daemon.stop()
         assert os.path.exists(path), "the socket is the supervisor's, who listens still"
         assert not os.path.lexists(daemon.socket_path)
-
-
-# --- kill -9 ----------------------------------------------------------------------------------------------
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def build_until_killed(daemon: Daemon, journal: Path, count: int, kill_after: int) -> tuple[set[RRef], list[int]]:
-    """Build more and more of `count` stages; kill the daemon in the middle; return what was acknowledged, and its workers."""
-    told: set[RRef] = set()
-    env = environment()
-    closures = [stages.layers(daemon.plans, size, 8, stages.journals, journal=str(journal)) for size in range(10, count + 1, 10)]
-
-    def build() -> None:
-        try:
-            with daemon.client() as client:
-                for closure in closures:
-                    operation = client.submit(closure, env)
-                    assert client.wait(operation).ok
-                    told.update(acknowledged(client.matched(operation).values()))
-        except (HungUp, OSError, ProtocolError):
-            pass
-
-    builder = threading.Thread(target=build)
-    builder.start()
-    fd = os.open(journal, os.O_RDWR)
-    try:
-        seen = 0
-        while seen < kill_after:
-            assert select.select([fd], [], [], 60)[0]
-            seen += os.read(fd, 4096).count(b"\n")
-        workers = children_of(daemon.process.pid)
-        daemon.kill()
-        builder.join()
-    finally:
-        os.close(fd)
-    return told, workers
-
-
-def survive(tmp_path: Path, count: int, rounds: int) -> None:
-    seed = random.randrange(1 << 32)
-    print("seed", seed)
-    chance = random.Random(seed)
-    for number in range(rounds):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        journal = folder / "journal"
-        os.mkfifo(journal)
-        with Daemon(folder / "store", "--jobs", "2") as daemon:
-            told, workers = build_until_killed(daemon.wait_ready(), journal, count, chance.randrange(1, count))
-        with Daemon(folder / "store", "--jobs", "2") as daemon:
-            daemon.wait_ready()
-            assert workers
-            assert not [pid for pid in workers if is_alive(pid)]
-            fd = os.open(journal, os.O_RDWR | os.O_NONBLOCK)
-            with daemon.client() as client:
-                operation, result = client.build(stages.layers(daemon.plans, count // 10 * 10, 8, stages.journals, journal=str(journal)))
-                assert result.ok
-                assert result.reused >= len(told)
-                matched = acknowledged(client.matched(operation).values())
-                assert matched >= told
-            os.close(fd)
-            daemon.stop_soundly(told | matched)
-            assert len(os.listdir(os.path.join(daemon.root, "tmp"))) <= 1
-
-
-def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    survive(tmp_path, 100, 3)
-
-
-@pytest.mark.slow
-def test_kill_9_again_and_again(tmp_path: Path) -> None:
-    survive(tmp_path, 300, 20)

@@ -65,6 +65,22 @@ def test_every_limit_of_a_build_is_named(tmp_path: Path) -> None:
         daemon.stop_soundly(done)
 
 
+@pytest.mark.slow
+def test_a_gigabyte_of_output_is_cut_off_and_costs_no_memory(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "store", "--jobs", "2") as daemon, daemon.wait_ready().client() as client, daemon.client() as other:
+        before = resident_kib(daemon)
+        loud = stages.one(daemon.plans, stages.chatters, lines=(1 << 30) // 100)
+        operation = client.submit(loud)
+        while other.status().busy < 1:
+            pass
+        assert other.build(stages.one(daemon.plans, stages.plain))[1].ok
+        assert client.wait(operation).failed == 1
+        (row,) = client.failed(operation)
+        assert row.fields["how"] == f"wrote more than the daemon's log-size of {256 << 20} bytes"
+        assert resident_kib(daemon) < before + (32 << 10)
+        assert other.status().busy == 0
+
+
 # --- logs -------------------------------------------------------------------------------------------------
 
 
