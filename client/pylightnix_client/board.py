@@ -9,9 +9,9 @@ from typing import Final, Optional
 from pylightnix.protocol import messages as m
 from pylightnix.refs import undref
 from pylightnix_client.operation import Happening
-from pylightnix_client.plain import last_lines
+from pylightnix_client.plain import last_lines, plain_line
 
-__all__ = ["Board", "Row"]
+__all__ = ["Board", "Row", "fetching_text"]
 
 _TAIL_BYTES: Final = 4096
 
@@ -25,11 +25,13 @@ class Row:
     """UTC seconds since the epoch; None if it ran before anybody looked."""
     tail: bytes = b""
     """The end of what it wrote."""
+    fetching: str = ""
+    """How far it is with what it fetches, if it does."""
 
     @property
     def line(self) -> str:
-        """The last line that it wrote, fit for a terminal; empty if it wrote none."""
-        return next((line for line in reversed(last_lines(self.tail, 20, whole=True)) if line.strip()), "").strip()
+        """What it is at: how far its fetch is, else the last line that it wrote, fit for a terminal; empty if it wrote none."""
+        return self.fetching or next((line for line in reversed(last_lines(self.tail, 20, whole=True)) if line.strip()), "").strip()
 
 
 @dataclass(slots=True)
@@ -55,6 +57,8 @@ class Board:
         elif happening.kind == "wait":
             self.waiting = 0 if happening.phase == "stop" else happening.total or 0
             self.waiting_for = happening.text or ""
+        elif happening.kind == "fetch" and happening.build in self.rows:
+            self.rows[happening.build].fetching = fetching_text(happening.fetch) if happening.fetch and happening.phase != "stop" else ""
         elif happening.kind == "build":
             self.done, self.total = happening.done or self.done, happening.total or self.total
             self._changed(happening)
@@ -93,3 +97,13 @@ class Board:
         """Yield the builds to show, those that run longest first."""
         rows = sorted(self.rows.values(), key=lambda row: row.started or 0.0)
         yield from rows[:most]
+
+
+def fetching_text(fetch: m.Fetching) -> str:
+    """Return how far a fetch is, in words fit for a terminal."""
+    from rich.filesize import decimal
+
+    said = decimal(fetch.bytes) + (f" of {decimal(fetch.total)}" if fetch.total is not None else "")
+    said += f", {fetch.waiting}" if fetch.waiting else f", {decimal(int(fetch.bytes_per_second))}/s"
+    said += f", attempt {fetch.attempt}" if fetch.attempt > 1 else ""
+    return plain_line(f"{said}, {fetch.mirror}" if fetch.mirror else said)

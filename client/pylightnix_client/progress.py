@@ -23,6 +23,7 @@ from pylightnix.types import DRef
 from pylightnix_client.onlooker import Onlooker
 from pylightnix_client.operation import Happening
 from pylightnix_client.output import Answers, note
+from pylightnix_client.plain import plain_line
 
 __all__ = ["INTERRUPTED", "JsonProgress", "Progress", "TextProgress", "event_fields", "human_seconds"]
 
@@ -82,6 +83,14 @@ class JsonProgress(Progress):
     def __call__(self, event: Event) -> None:
         self._tell(event_fields(event))
 
+    def hear(self, happening: Happening) -> None:
+        """Take in what the daemon says."""
+        super().hear(happening)
+        if isinstance(happening, m.Event) and happening.fetch is not None:
+            import msgspec
+
+            self._tell({"kind": "fetching", "dref": happening.dref, "phase": happening.phase, **msgspec.to_builtins(happening.fetch)})
+
     def interrupted(self) -> None:
         """Say that the operation is being cancelled."""
         self._tell({"kind": "cancelling"})
@@ -102,6 +111,7 @@ class TextProgress(Progress):
     def __init__(self) -> None:
         super().__init__()
         self._places: dict[str, str] = {}  # through a daemon, several are built at a time
+        self._fetches: dict[str, str] = {}  # what was told last of each fetch
 
     def __call__(self, event: Event) -> None:
         name = undref(event.dref)[1]
@@ -118,6 +128,16 @@ class TextProgress(Progress):
             note(f"{name}: another process has built it")
         elif isinstance(event, BuildFailed):
             note(f"{name}: failed", self._places.get(event.dref, ""), "red")
+
+    def hear(self, happening: Happening) -> None:
+        """Take in what the daemon says. Of a fetch only its mirrors are told, and what it waits for: lines stay."""
+        super().hear(happening)
+        if isinstance(happening, m.Event) and happening.fetch is not None and happening.dref is not None and happening.phase != "stop":
+            fetch = happening.fetch
+            told = plain_line(fetch.waiting or (f"fetching {fetch.mirror}" if fetch.mirror else ""))
+            if told and self._fetches.get(happening.dref) != told:
+                self._fetches[happening.dref] = told
+                note(f"{undref(happening.dref)[1]}: {told}", self._places.get(happening.dref, ""))
 
     def interrupted(self) -> None:
         """Say that the operation is being cancelled."""

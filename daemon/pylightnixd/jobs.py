@@ -13,7 +13,7 @@ from typing import Any, Optional, Protocol
 import trio
 
 from pylightnix.planner.messages import Fact
-from pylightnix.protocol.messages import RealizerSpec
+from pylightnix.protocol.messages import EventPhase, Fetching, RealizerSpec
 from pylightnix.travel import Environment
 from pylightnix.types import DRef, RRef
 from pylightnixd.claims import Caller, Claim
@@ -70,6 +70,9 @@ class Waiter(Protocol):
 
     def build_started(self, running: RunningBuild) -> None:
         """Learn that a build that it waits for has begun."""
+
+    def build_fetching(self, running: RunningBuild, fetch: Fetching, phase: EventPhase) -> None:
+        """Learn how far a build is that fetches."""
 
     def build_abandoned(self, dref: DRef) -> None:
         """Learn that nobody runs the build of `dref` any more, though nothing failed; it is to ask for it again."""

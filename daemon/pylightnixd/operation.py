@@ -44,7 +44,7 @@ from pylightnix.planner.messages import (
 from pylightnix.planner.paths import path_seconds
 from pylightnix.planner.plan import Plan, PlanOutcome
 from pylightnix.protocol.errors import BeyondBudget, CannotTravel, OperationCancelled
-from pylightnix.protocol.messages import DerivationSpec, Event, EventKind, EventPhase, Resources, Steering, SubmitOpen
+from pylightnix.protocol.messages import DerivationSpec, Event, EventKind, EventPhase, Fetching, Resources, Steering, SubmitOpen
 from pylightnix.store.derivations import derivation_ref
 from pylightnix.travel import Environment, build_environment_key, builtin_matcher
 from pylightnix.types import DRef, RRef
@@ -118,6 +118,7 @@ class Operation:
     _arrived: trio.Event = field(default_factory=trio.Event)
     _spans: count[int] = field(default_factory=lambda: count(1))
     _build_spans: dict[DRef, int] = field(default_factory=dict)
+    _fetch_spans: dict[DRef, int] = field(default_factory=dict)
     _wanted: dict[DRef, StartBuild] = field(default_factory=dict)
     """What it has asked to be built, latest."""
     _held: deque[StartBuild] = field(default_factory=deque)
@@ -189,6 +190,18 @@ class Operation:
             for watch in list(self.log_watchers.values()):
                 watch(running)
 
+    def build_fetching(self, running: RunningBuild, fetch: Fetching, phase: EventPhase) -> None:
+        """Learn how far a build is that fetches; one that was under way when it was joined begins now."""
+        dref = running.job.key.dref
+        known = dref in self._fetch_spans
+        if phase == "stop" and not known:
+            return
+        span = self._fetch_spans[dref] if known else next(self._spans)
+        self._fetch_spans[dref] = span
+        self._tell("fetch", phase if known else "start", span, dref=dref, build=running.id, fetch=fetch)
+        if phase == "stop":
+            del self._fetch_spans[dref]
+
     def build_abandoned(self, dref: DRef) -> None:
         """Ask again for a build that nobody runs any more."""
         span = self._build_spans.pop(dref, None)
@@ -216,10 +229,12 @@ class Operation:
         total: Optional[int] = None,
         joined: Optional[bool] = None,
         resources: Optional[Resources] = None,
+        fetch: Optional[Fetching] = None,
     ) -> None:
         plan = self.plan
         event = Event(
             id=span,
+            parent=self._build_spans.get(dref) if kind == "fetch" and dref is not None else None,
             kind=kind,
             phase=phase,
             time=time.time(),
@@ -232,6 +247,7 @@ class Operation:
             code=code,
             joined=joined,
             resources=resources,
+            fetch=fetch,
         )
         for watch in list(self.watchers.values()):
             watch(event)

@@ -20,6 +20,7 @@ __all__ = [
     "EventKind",
     "EventPhase",
     "Events",
+    "Fetching",
     "LogPiece",
     "Resources",
     "Subscribe",
@@ -74,6 +75,17 @@ class Resources(Message, frozen=True, kw_only=True, omit_defaults=True):
     devices: v.Devices = field(default_factory=dict)
 
 
+class Fetching(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a fetch is."""
+
+    bytes: v.Count
+    total: Optional[v.Count] = None
+    bytes_per_second: v.Seconds = 0.0
+    mirror: v.Text = ""
+    attempt: v.Positive = 1
+    waiting: v.Text = ""
+
+
 class Event(Message, frozen=True, kw_only=True):
     """A change of a span. Carries no RRef: that is told only once it is durable."""
 
@@ -91,6 +103,7 @@ class Event(Message, frozen=True, kw_only=True):
     code: Optional[v.Word] = None
     joined: Optional[bool] = None
     resources: Optional[Resources] = None
+    fetch: Optional[Fetching] = None
 
 
 class Events(Message, frozen=True, kw_only=True):

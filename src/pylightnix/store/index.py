@@ -147,6 +147,12 @@ class Index:
                 self._open_db.close()
                 self._open_db = None
 
+    def __del__(self) -> None:
+        # Each thread has its own, which goes with it. In a forked child there is none left that is a parent's.
+        db = getattr(self, "_open_db", None)
+        if db is not None:
+            db.close()
+
     def hold_for_fork(self) -> None:
         """Close the connection, once no other thread uses it, and keep it so until `release_after_fork`."""
         self._lock.acquire()
