@@ -21,9 +21,13 @@ __all__ = [
     "CommandFailed",
     "ConflictingArguments",
     "CycleError",
+    "FetchFailed",
+    "FetchSetupError",
+    "FetchUnavailable",
     "ForeignDerivation",
     "InUse",
     "InvalidArchive",
+    "InvalidChecksum",
     "InvalidConfig",
     "InvalidMatch",
     "InvalidName",
@@ -31,6 +35,7 @@ __all__ = [
     "InvalidReference",
     "InvalidStorage",
     "InvalidTree",
+    "InvalidURL",
     "MatcherRefused",
     "MissingDerivation",
     "MissingRealization",
@@ -52,6 +57,7 @@ __all__ = [
     "StoreTooNew",
     "TargetNotFound",
     "UnpackFailed",
+    "WrongChecksum",
 ]
 
 
@@ -470,6 +476,85 @@ class UnpackFailed(Misuse):
         self.advice = advice or "fetch or make the archive again"
         where = f"{archive}: " if entry is None else f"{archive}: entry {shown(entry, 400)}: "
         super().__init__(f"{where}{problem}; {self.advice}")
+
+
+class InvalidChecksum(Misuse):
+    """A text that was to be a file's checksum is not."""
+
+    code = "invalid-checksum"
+
+    def __init__(self, algorithm: str, found: object, problem: str) -> None:
+        self.algorithm, self.found, self.problem = algorithm, shown(found, 200), problem
+        super().__init__(
+            f"expected a {algorithm} in hexadecimal, Nix's base 32 or SRI, found {self.found}: {problem}; "
+            "pylightnix prefetch URL prints that of a file"
+        )
+
+
+class InvalidURL(Misuse):
+    """A text that was to be a URL to fetch from is not. `url` is what may be shown of it."""
+
+    code = "invalid-url"
+
+    def __init__(self, url: str, problem: str) -> None:
+        self.url, self.problem = url, problem
+        super().__init__(f"cannot fetch from {url!r}: {problem}")
+
+
+class FetchSetupError(Misuse):
+    """Something in a user's environment that a fetch needs does not do: a proxy, a netrc file, certificates."""
+
+    code = "fetch-setup"
+    exit_status = 78
+
+    def __init__(self, where: str, problem: str) -> None:
+        self.where, self.problem = where, problem
+        super().__init__(f"cannot fetch with this environment: {where}: {problem}; mend it, or unset the variable")
+
+
+class FetchFailed(Misuse):
+    """A file cannot be had from any of its URLs, and trying again does not help. `failures` has (URL, problem) of each attempt."""
+
+    code = "fetch-failed"
+    exit_status = 1
+    _advice: ClassVar[str] = "check the URL"
+
+    def __init__(self, urls: Sequence[str], failures: Sequence[tuple[str, str]]) -> None:
+        self.urls, self.failures = list(urls), [(url, problem) for url, problem in failures]
+        found = list(dict.fromkeys(f"{url} {problem}" for url, problem in self.failures)) or [f"{_some(self.urls)} was not asked"]
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        super().__init__(f"cannot fetch this file: {'; '.join(found[-5:])}{more}; {self._advice}")
+
+
+class FetchUnavailable(FetchFailed):
+    """A file cannot be had now, and later it may be. What was received is kept, and the next attempt goes on from there."""
+
+    code = "fetch-unavailable"
+    retryable = True
+    exit_status = 75
+    _advice = "run the same again later, it goes on where it stopped"
+
+
+class WrongChecksum(FetchFailed):
+    """A file is not the one that was expected. `kept` is where it lies, for a look at it; None if it was not kept.
+
+    `expected` and `found` have both spellings: ``{"sha256": hexadecimal, "sri": …}``.
+    """
+
+    code = "wrong-checksum"
+    exit_status = 65
+
+    def __init__(self, url: str, expected: Mapping[str, str], found: Mapping[str, str], kept: Optional[str]) -> None:
+        self.url, self.expected, self.found, self.kept = url, dict(expected), dict(found), kept
+        super().__init__([url], [(url, "has another checksum")])
+        [algorithm] = [name for name in self.expected if name != "sri"]
+        aside = f"; the file is kept as {kept}" if kept else ""
+        text = (
+            f"{url}: expected the {algorithm} {self.expected[algorithm]} ({self.expected['sri']}), "
+            f"found {self.found[algorithm]} ({self.found['sri']}){aside}; look at what it is. If it is what you want, give its checksum to "
+            "the stage; if it is not, correct the URL"
+        )
+        self.args = (text,)
 
 
 class ArchiveIOError(Misuse):
