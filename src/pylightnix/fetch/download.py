@@ -1,0 +1,331 @@
+"""One fetch, which any number of askers share: from the first question to a file whose checksum is right.
+
+It runs in a task of the fetcher's, not of an asker's, and ends with the last of those. Must not know how askers are told apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import random
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Optional, TypeVar, cast
+
+import httpx
+import trio
+
+from pylightnix.errors import FetchFailed, FetchUnavailable, PylightnixException, WrongChecksum
+from pylightnix.fetch.checksums import Checksum
+from pylightnix.fetch.environment import FetchEnvironment
+from pylightnix.fetch.exchange import Question, Unanswered, asked, failure_of, refusal_of
+from pylightnix.fetch.files import FetchedFile, kept_path
+from pylightnix.fetch.locks import KeyLocks
+from pylightnix.fetch.mirrors import FailureMemory
+from pylightnix.fetch.parts import PartFile, digests_of, disk_errors
+from pylightnix.fetch.receiving import Receiver
+from pylightnix.fetch.resuming import Append, Misled, StartOver, Whole, answered, range_headers, source_id
+from pylightnix.fetch.retrying import Failure, FetchPlan, GiveUp, Pause, RetryPolicy
+from pylightnix.fetch.spec import FetchLimits, FetchProgress, FetchSpec, Headers, OnProgress, Speedometer
+from pylightnix.fetch.transports import Transports
+from pylightnix.fetch.urls import origin_of, shown_url
+
+__all__ = ["Download", "Means"]
+
+T = TypeVar("T")
+
+_REPORT_SECONDS: Final = 0.1
+_LOCK_POLL_SECONDS: Final = (0.02, 0.5)
+_COPY_BYTES: Final = 16 << 20
+
+
+@dataclass(slots=True)
+class Means:
+    """What all downloads of one fetcher share."""
+
+    folder: str
+    limits: FetchLimits
+    policy: RetryPolicy
+    transports: Transports
+    memory: FailureMemory
+    slots: trio.CapacityLimiter
+    disk: trio.CapacityLimiter
+    hosts: dict[tuple[str, int], trio.CapacityLimiter]
+    random: random.Random
+
+    def host_slots(self, url: str) -> trio.CapacityLimiter:
+        """Return who may ask the server of `url` at a time."""
+        origin = origin_of(url)
+        return self.hosts.setdefault((origin.host, origin.port), trio.CapacityLimiter(self.limits.transfers_per_host))
+
+
+class Download:
+    """One fetch and those who want it.
+
+    Attributes:
+        askers: who wants it, each with whom to tell how far it is.
+        ended: set when there is a file, or a failure.
+    """
+
+    def __init__(self, means: Means, spec: FetchSpec, environment: FetchEnvironment, key: str, urls: Sequence[str]) -> None:
+        self._means, self._spec, self._environment, self._key, self._urls = means, spec, environment, key, list(urls)
+        self.askers: dict[object, Optional[OnProgress]] = {}
+        self.ended = trio.Event()
+        self._scope = trio.CancelScope()
+        self._file: Optional[FetchedFile] = None
+        self._failure: Optional[Exception] = None
+        self._wrong: Optional[WrongChecksum] = None
+        self._locks: Optional[KeyLocks] = None
+        self._speed = Speedometer()
+        self._said: Optional[FetchProgress] = None
+        self._said_at = 0.0
+        self._furthest = 0
+        self._is_anew = False
+
+    # --- for the fetcher ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Fetch. Never raises but to be cancelled; `result` tells how it ended."""
+        seconds = self._spec.total_seconds or self._means.limits.total_seconds
+        try:
+            with self._scope:
+                with trio.move_on_after(seconds) as in_all:
+                    self._file = await self._obtain()
+                if in_all.cancelled_caught:
+                    problem = f"is not fetched within {seconds:g} s"
+                    self._failure = FetchUnavailable(self._shown_urls(), [(url, problem) for url in self._shown_urls()])
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the askers' to hear; the fetcher goes on
+            self._failure = error
+        finally:
+            if self._file is None:
+                self.release()
+            self.ended.set()
+
+    async def result(self) -> FetchedFile:
+        """Wait for the end, and return the file or raise what there is in place of one."""
+        await self.ended.wait()
+        if self._failure is not None:
+            # A copy for each asker: they would add their tracebacks to one another's.
+            raise copy.copy(self._failure) if isinstance(self._failure, PylightnixException) else self._failure
+        if self._file is None:
+            raise FetchUnavailable(self._shown_urls(), [(url, "is not fetched, as the fetcher ends") for url in self._shown_urls()])
+        return self._file
+
+    def cancel(self) -> None:
+        """Stop, as nobody wants it any more. The part stays."""
+        self._scope.cancel()
+
+    def release(self) -> None:
+        """Let go of the file, which is removed unless another process uses it."""
+        if self._locks is None:
+            return
+        locks, self._locks = self._locks, None
+        # On the loop, for who leaves is to find it gone: a file that was linked elsewhere meanwhile loses a name only.
+        if self._file is not None and locks.try_removing():
+            with contextlib.suppress(OSError):
+                os.unlink(self._file.path)
+        locks.close()
+
+    def tell(self, on_progress: Optional[OnProgress]) -> None:
+        """Tell a late-comer how far it is."""
+        if on_progress is not None and self._said is not None:
+            on_progress(self._said)
+
+    # --- progress -------------------------------------------------------------------------------------
+
+    def _report(self, so_far: int, total: Optional[int], url: str, attempt: int, waiting: str = "") -> None:
+        now = trio.current_time()
+        last = self._said
+        is_news = last is None or (last.attempt, last.waiting, last.total) != (attempt, waiting, total) or so_far == total
+        if not is_news and now - self._said_at < _REPORT_SECONDS:
+            return
+        speed = self._speed.note(so_far, now)
+        self._said_at = now
+        self._said = FetchProgress(so_far, total, speed, shown_url(url) if url else "", attempt, waiting)
+        for asker, on_progress in list(self.askers.items()):
+            if on_progress is not None:
+                try:
+                    on_progress(self._said)
+                except Exception:  # noqa: BLE001  # one asker's bug is not to harm the others
+                    self.askers[asker] = None
+
+    def _shown_urls(self) -> list[str]:
+        return [shown_url(url) for url in self._spec.urls]
+
+    # --- the course of a fetch --------------------------------------------------------------------------
+
+    async def _obtain(self) -> FetchedFile:
+        spec, means = self._spec, self._means
+        with disk_errors(means.folder, "fetching a file"):
+            await self._lock()
+            found = await self._in_thread(self._present)
+            if found is None:
+                part = await self._in_thread(lambda: PartFile(means.folder, self._key, spec.all_algorithms))
+                try:
+                    if spec.descriptor is not None:
+                        await self._copy(part, spec.descriptor)
+                    else:
+                        await self._try_mirrors(part)
+                    found = FetchedFile(part.finish(), part.size, part.checksums())
+                finally:
+                    part.close()
+            if self._locks is None:
+                raise AssertionError("BUG: a fetch without its locks")
+            self._locks.end_fetching()
+            return found
+
+    async def _lock(self) -> None:
+        self._locks = KeyLocks(self._means.folder, self._key)
+        pause, longest = _LOCK_POLL_SECONDS
+        # The kernel tells nobody when a lock gets free, and a thread that waits for one cannot be cancelled.
+        # Without a checksum nothing tells one file of this key from another, so nobody else may use any.
+        take = self._locks.try_using if self._spec.checksums else self._locks.try_removing
+        while not (take() and self._locks.try_fetching()):
+            self._report(0, None, "", 0, "for another process that fetches this file")
+            await trio.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    def _present(self) -> Optional[FetchedFile]:
+        """Return the file if another process has just fetched it, or prefetch kept it."""
+        path = os.path.join(self._means.folder, f"{self._key}.file")
+        for expected in self._spec.checksums:
+            if not os.path.exists(path):
+                with contextlib.suppress(FileNotFoundError):
+                    keep = kept_path(self._means.folder, expected)
+                    os.link(keep, path)
+                    os.utime(keep)
+        if not os.path.exists(path):
+            return None
+        found = digests_of(path, self._spec.all_algorithms)
+        if self._spec.checksums and self._mismatch(found) is None:
+            return FetchedFile(path, os.path.getsize(path), found)
+        os.unlink(path)  # a power cut spoilt it, or nothing tells what it is
+        return None
+
+    def _mismatch(self, found: Sequence[Checksum]) -> Optional[tuple[Checksum, Checksum]]:
+        """Return (expected, found) of the first checksum that is not right."""
+        by_name = {each.algorithm: each for each in found}
+        return next(((want, by_name[want.algorithm]) for want in self._spec.checksums if by_name[want.algorithm] != want), None)
+
+    async def _copy(self, part: PartFile, descriptor: int) -> None:
+        part.start_over(None)
+        total = os.fstat(descriptor).st_size
+        [url] = self._urls[:1] or [""]
+
+        def copied() -> int:
+            block = os.pread(descriptor, _COPY_BYTES, part.size)
+            part.append([block])
+            return len(block)
+
+        while await self._in_thread(copied):
+            self._report(part.size, total, url, 1)
+        failure = self._checked(part, url)
+        if failure is not None:
+            raise self._wrong or FetchFailed(self._shown_urls(), [(shown_url(url), failure.problem)])
+
+    async def _try_mirrors(self, part: PartFile) -> None:
+        plan = FetchPlan(self._means.memory.ordered(self._urls, trio.current_time()), self._means.policy)
+        self._furthest = part.size
+        while True:
+            step = plan.next_step(trio.current_time(), self._means.random.random())
+            if isinstance(step, GiveUp):
+                raise self._given_up(plan, step)
+            if isinstance(step, Pause):
+                last = plan.failures[-1]
+                self._report(part.size, None, last.url, len(plan.failures), f"{step.seconds:.1f} s, since it {last.problem}")
+                await trio.sleep(step.seconds)
+                continue
+            self._report(part.size, part.known.total if part.known else None, step.url, step.attempt)
+            failure = await self._attempt(part, step.url, step.attempt)
+            if failure is None:
+                self._means.memory.answered(step.url)
+                return
+            if not failure.is_permanent:
+                self._means.memory.failed(step.url, trio.current_time())
+            plan.failed(failure, trio.current_time())
+
+    def _given_up(self, plan: FetchPlan, step: GiveUp) -> Exception:
+        if self._wrong is not None:
+            return self._wrong
+        told = [(shown_url(failure.url), failure.problem) for failure in plan.failures]
+        return (FetchUnavailable if step.is_retryable else FetchFailed)(self._shown_urls(), told)
+
+    # --- one attempt ------------------------------------------------------------------------------------
+
+    async def _attempt(self, part: PartFile, url: str, attempt: int) -> Optional[Failure]:
+        """Ask one mirror; return why there is no file with the right checksum, None if there is."""
+        spec, means = self._spec, self._means
+        source = source_id(url)
+        ranges = range_headers(part.size, part.known, source, checked=bool(spec.checksums))
+        secrets = spec.headers if url in spec.urls else Headers()
+        question = Question(url, self._environment, secrets, ranges, spec.insecure_redirects)
+        try:
+            async with means.host_slots(url), means.slots, asked(means.transports, question, means.limits) as response:
+                failure = await self._answer(part, url, attempt, response, asked_range=bool(ranges))
+        except (httpx.HTTPError, httpx.InvalidURL, Unanswered) as error:
+            failure = failure_of(url, error)
+        if failure is None:
+            return await self._in_thread(lambda: self._checked(part, url))
+        if part.size > self._furthest and not failure.is_permanent:
+            self._furthest = part.size
+            return Failure(url, failure.problem, progressed=True)
+        return failure
+
+    async def _answer(self, part: PartFile, url: str, attempt: int, response: httpx.Response, *, asked_range: bool) -> Optional[Failure]:
+        """Take in an answer; return why that was not all of the file, None if it was."""
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        meaning = answered(response.status_code, headers, have=part.size, known=part.known, source=source_id(url), asked_range=asked_range)
+        if meaning is None:
+            return refusal_of(url, response)
+        if isinstance(meaning, Whole):
+            return None
+        if isinstance(meaning, Misled):
+            await self._in_thread(lambda: part.start_over(None))
+            return Failure(url, meaning.problem, is_permanent=not asked_range, progressed=asked_range)
+        return await self._body(part, url, attempt, response, meaning)
+
+    async def _body(
+        self, part: PartFile, url: str, attempt: int, response: httpx.Response, meaning: Append | StartOver
+    ) -> Optional[Failure]:
+        total = meaning.known.total
+        largest = min(self._means.limits.max_bytes, self._spec.max_bytes if self._spec.max_bytes is not None else 1 << 62)
+        if total is not None and total > largest:
+            return Failure(url, f"has {total} bytes, more than the {largest} that are allowed", is_permanent=True)
+        if isinstance(meaning, StartOver):
+            await self._in_thread(lambda: part.start_over(meaning.known))
+        else:
+            part.was_resumed = True
+            await self._in_thread(lambda: part.note(meaning.known))
+
+        def report(so_far: int) -> None:
+            self._report(so_far, total, url, attempt)
+
+        receiver = Receiver(part, url, self._means.limits, largest, self._means.disk, report)
+        # As it comes: httpx would decompress what `aiter_bytes` gives.
+        failure = await receiver.receive(cast("AsyncGenerator[bytes, None]", response.aiter_raw()))
+        if failure is None and total is not None and part.size < total:
+            return Failure(url, f"sends {part.size} bytes of {total}")
+        return failure
+
+    def _checked(self, part: PartFile, url: str) -> Optional[Failure]:
+        """Compare checksums. A wrong file is put aside, unless it was put together of pieces: then all of it is fetched anew."""
+        different = self._mismatch(part.checksums())
+        if different is None:
+            return None
+        if part.was_resumed and not self._is_anew:
+            self._is_anew = True
+            part.start_over(None)
+            return Failure(url, "has another file than the one whose beginning is here", progressed=True)
+        expected, found = different
+        aside = part.set_aside(found)
+        error = WrongChecksum(shown_url(url), _spellings(expected), _spellings(found), aside)
+        self._wrong = self._wrong or error
+        return Failure(url, f"has a file with another checksum, kept as {aside}", is_permanent=True)
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(function, limiter=self._means.disk)
+
+
+def _spellings(checksum: Checksum) -> dict[str, str]:
+    return {checksum.algorithm: checksum.hex, "sri": checksum.sri}

@@ -1,0 +1,82 @@
+"""Which files of a fetch folder have had their time, and removing them.
+
+What somebody is at stays, whatever its age.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from pylightnix.fetch.locks import KeyLocks
+from pylightnix.fetch.parts import KEPT_FOLDER, WRONG_FOLDER
+
+__all__ = ["Leftover", "expired", "sweep"]
+
+_KEYED: Final = re.compile(r"([0-9a-f]{32})\.(part|file|json|json\.new)")
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A file that nobody may need any more."""
+
+    path: str
+    bytes: int
+    modified: float
+    """Seconds since the epoch."""
+
+
+def expired(found: Iterable[Leftover], now: float, *, max_age_seconds: float, max_bytes: int) -> list[Leftover]:
+    """Return what is to go: what is too old, then the oldest until the rest takes no more than `max_bytes`."""
+    gone: list[Leftover] = []
+    room = max_bytes
+    for each in sorted(found, key=lambda each: (-each.modified, each.path)):  # the newest first
+        room -= each.bytes
+        if now - each.modified > max_age_seconds or room < 0:
+            gone.append(each)
+    return gone
+
+
+def sweep(folder: str, now: float, *, max_age_seconds: float, max_bytes: int) -> int:
+    """Remove what has had its time from a fetch folder, and return how many files that were. Blocks."""
+    removed = 0
+    for leftover in expired(_leftovers(folder), now, max_age_seconds=max_age_seconds, max_bytes=max_bytes):
+        named = _KEYED.fullmatch(os.path.basename(leftover.path))
+        if named is None:
+            removed += _unlink(leftover.path)
+            continue
+        locks = KeyLocks(folder, named[1])
+        try:
+            if locks.try_fetching() and locks.try_removing():
+                removed += _unlink(leftover.path)
+        finally:
+            locks.close()
+    return removed
+
+
+def _leftovers(folder: str) -> Iterator[Leftover]:
+    for where in (folder, os.path.join(folder, KEPT_FOLDER), os.path.join(folder, WRONG_FOLDER)):
+        try:
+            entries = list(os.scandir(where))
+        except FileNotFoundError:
+            continue
+        for entry in entries:
+            if where == folder and _KEYED.fullmatch(entry.name) is None:
+                continue
+            try:
+                info = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # another removed it
+            if entry.is_file(follow_symlinks=False):
+                yield Leftover(entry.path, info.st_size, info.st_mtime)
+
+
+def _unlink(path: str) -> int:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return 0
+    return 1
