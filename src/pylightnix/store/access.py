@@ -145,6 +145,7 @@ def wipe_store(layout: StoreLayout) -> None:
                 layout.trash,
                 layout.failed,
                 layout.owners,
+                layout.fetch,
             ):
                 remove_tree(path)
 

@@ -71,6 +71,11 @@ class StoreLayout:
         """What the last failed builds left."""
         return f"{self.state}/failed"
 
+    @property
+    def fetch(self) -> str:
+        """Files on their way from elsewhere, and files that wait for a build."""
+        return f"{self.state}/fetch"
+
     def derivation(self, dref: DRef | str) -> str:
         dhash, name = undref(dref)
         return f"{self.storage}/{dhash}-{name}"
