@@ -21,6 +21,7 @@ from pylightnix.fetch.checksums import Checksum
 from pylightnix.fetch.environment import FetchEnvironment
 from pylightnix.fetch.exchange import Question, Unanswered, asked, failure_of, refusal_of
 from pylightnix.fetch.files import FetchedFile, kept_path
+from pylightnix.fetch.local import spellings
 from pylightnix.fetch.locks import KeyLocks
 from pylightnix.fetch.mirrors import FailureMemory
 from pylightnix.fetch.parts import PartFile, digests_of, disk_errors
@@ -163,6 +164,8 @@ class Download:
             if found is None:
                 part = await self._in_thread(lambda: PartFile(means.folder, self._key, spec.all_algorithms))
                 try:
+                    if spec.is_fresh:
+                        await self._in_thread(lambda: part.start_over(None))
                     if spec.descriptor is not None:
                         await self._copy(part, spec.descriptor)
                     else:
@@ -190,7 +193,7 @@ class Download:
         """Return the file if another process has just fetched it, or prefetch kept it."""
         path = os.path.join(self._means.folder, f"{self._key}.file")
         for expected in self._spec.checksums:
-            if not os.path.exists(path):
+            if not os.path.exists(path) and not self._spec.is_fresh:
                 with contextlib.suppress(FileNotFoundError):
                     keep = kept_path(self._means.folder, expected)
                     os.link(keep, path)
@@ -198,7 +201,7 @@ class Download:
         if not os.path.exists(path):
             return None
         found = digests_of(path, self._spec.all_algorithms)
-        if self._spec.checksums and self._mismatch(found) is None:
+        if self._spec.checksums and not self._spec.is_fresh and self._mismatch(found) is None:
             return FetchedFile(path, os.path.getsize(path), found)
         os.unlink(path)  # a power cut spoilt it, or nothing tells what it is
         return None
@@ -319,13 +322,9 @@ class Download:
             return Failure(url, "has another file than the one whose beginning is here", progressed=True)
         expected, found = different
         aside = part.set_aside(found)
-        error = WrongChecksum(shown_url(url), _spellings(expected), _spellings(found), aside)
+        error = WrongChecksum(shown_url(url), spellings(expected), spellings(found), aside)
         self._wrong = self._wrong or error
         return Failure(url, f"has a file with another checksum, kept as {aside}", is_permanent=True)
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(function, limiter=self._means.disk)
-
-
-def _spellings(checksum: Checksum) -> dict[str, str]:
-    return {checksum.algorithm: checksum.hex, "sri": checksum.sri}

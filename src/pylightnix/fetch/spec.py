@@ -87,6 +87,8 @@ class FetchSpec:
     """Give up after this time, waits and retries included; None for the fetcher's own limit."""
     descriptor: Optional[int] = None
     """A file opened for reading, to be copied in place of all `urls`, which then only name it. The caller closes it, afterwards."""
+    is_fresh: bool = False
+    """Use nothing that was fetched before, be it a part or the whole."""
     algorithms: tuple[str, ...] = ()
     """What to compute besides the `checksums`; SHA-256 if there are none of either."""
 
@@ -98,7 +100,7 @@ class FetchSpec:
     def disk_key(self, owner: str) -> str:
         """Return the name that its files have on disk. `owner` is whose credentials it uses, empty for nobody's."""
         parts = [list(self.urls), [[each.algorithm, each.hex] for each in self.checksums], owner]
-        parts += [[name for name, _ in self.headers.items()], self.max_bytes, self.insecure_redirects, self.all_algorithms]
+        parts += [[name for name, _ in self.headers.items()], self.max_bytes, self.insecure_redirects, self.all_algorithms, self.is_fresh]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pylightnix.stages.command import command
+from pylightnix.stages.fetch import fetchlocal, fetchurl, fetchurl2
 from pylightnix.stages.node import mknode
 from pylightnix.stages.transform import realized, redefine
 
-__all__ = ["command", "mknode", "realized", "redefine"]
+__all__ = ["command", "fetchlocal", "fetchurl", "fetchurl2", "mknode", "realized", "redefine"]
