@@ -42,6 +42,7 @@ _COMMANDS: Final = {
     "ls": "files",
     "path": "paths",
     "path2rref": "paths",
+    "prefetch": "prefetch",
     "ps": "daemon",
     "rm": "upkeep",
     "show": "show",
@@ -52,18 +53,18 @@ _COMMANDS: Final = {
 _EPILOG: Final = """\b
 Exit status:
     0  all is well
-    1  a build failed, or what it made does not do; something is in use and was not removed
+    1  a build failed, or what it made does not do; something is in use and was not removed; a file cannot be fetched
     2  the command line or a target is wrong; nothing was built
-   65  something in a store or an archive is not what its name says
+   65  something in a store, an archive or a fetched file is not what its name says
    66  no such reference, file, operation or log
    69  no daemon serves the store, or can be started, or it is gone
    70  a defect of this program
    73  something cannot be made: the store, an out-link
    74  the disk is full or fails, or an archive cannot be read or written
-   75  the store is busy; try again later
+   75  the store is busy, or a server is; try again later
    76  the daemon and this program do not understand each other
    77  the store or its daemon belongs to another user
-   78  the store is of a newer version
+   78  the store is of a newer version; a setting of the environment does not do
   130  interrupted
   141  whoever read the output has gone
 """
