@@ -9,9 +9,9 @@ import contextlib
 import copy
 import os
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Optional, TypeVar, cast
+from typing import Final, Optional, TypeVar
 
 import httpx
 import trio
@@ -294,7 +294,7 @@ class Download:
         total = meaning.known.total
         largest = min(self._means.limits.max_bytes, self._spec.max_bytes if self._spec.max_bytes is not None else 1 << 62)
         if total is not None and total > largest:
-            return Failure(url, f"has {total} bytes, more than the {largest} that are allowed", is_permanent=True)
+            return Failure(url, f"has {total} bytes, more than the {largest} bytes that are allowed", is_permanent=True)
         if isinstance(meaning, StartOver):
             await self._in_thread(lambda: part.start_over(meaning.known))
         else:
@@ -304,9 +304,9 @@ class Download:
         def report(so_far: int) -> None:
             self._report(so_far, total, url, attempt)
 
-        receiver = Receiver(part, url, self._means.limits, largest, self._means.disk, report)
+        receiver = Receiver(part, url, self._means.limits, largest, self._means.disk, report, response.aclose)
         # As it comes: httpx would decompress what `aiter_bytes` gives.
-        failure = await receiver.receive(cast("AsyncGenerator[bytes, None]", response.aiter_raw()))
+        failure = await receiver.receive(response.aiter_raw())
         if failure is None and total is not None and part.size < total:
             return Failure(url, f"sends {part.size} bytes of {total}")
         return failure

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Optional
 
@@ -20,6 +19,7 @@ __all__ = ["Receiver"]
 
 _BLOCK_BYTES: Final = 1 << 20
 _BLOCKS_AHEAD: Final = 3
+_CLOSE_SECONDS: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -33,9 +33,11 @@ class Receiver:
     disk: trio.CapacityLimiter
     report: Callable[[int], None]
     """Told how many bytes of the file there are."""
+    break_off: Callable[[], Awaitable[None]]
+    """Closes the connection that the body comes by."""
     _disk_error: Optional[Exception] = None
 
-    async def receive(self, body: AsyncGenerator[bytes, None]) -> Optional[Failure]:
+    async def receive(self, body: AsyncIterator[bytes]) -> Optional[Failure]:
         """Read a body to its end; return why that did not work, None if it did. What came is in the part either way.
 
         Raises:
@@ -51,17 +53,19 @@ class Receiver:
             raise self._disk_error
         return failure
 
-    async def _read(self, body: AsyncGenerator[bytes, None], to_disk: trio.MemorySendChannel[list[bytes]]) -> Optional[Failure]:
+    async def _read(self, body: AsyncIterator[bytes], to_disk: trio.MemorySendChannel[list[bytes]]) -> Optional[Failure]:
         gathered: list[bytes] = []
         failure: Optional[Failure] = None
         with trio.CancelScope(deadline=trio.current_time() + self.limits.stall_seconds) as stall:
             try:
-                async with aclosing(body):
-                    failure = await self._gather(body, to_disk, gathered, stall)
+                failure = await self._gather(body, to_disk, gathered, stall)
             except httpx.TransportError as error:
                 failure = failure_of(self.url, error)
             except trio.BrokenResourceError:
                 return None  # the disk failed, which is told by the other task
+            finally:
+                with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+                    await self._finish(body)
         if stall.cancelled_caught:
             failure = Failure(self.url, f"sends less than {self.limits.stall_bytes} bytes in {self.limits.stall_seconds:g} s")
         if gathered:
@@ -71,9 +75,18 @@ class Receiver:
                 pass  # as above
         return failure
 
+    async def _finish(self, body: AsyncIterator[bytes]) -> None:
+        """Run the generators that the body comes from to their ends: httpx nests some, and closes only the outermost."""
+        await self.break_off()
+        try:
+            async for _ in body:
+                pass
+        except (httpx.TransportError, httpx.StreamError):
+            pass  # it was broken off
+
     async def _gather(
         self,
-        body: AsyncGenerator[bytes, None],
+        body: AsyncIterator[bytes],
         to_disk: trio.MemorySendChannel[list[bytes]],
         gathered: list[bytes],
         stall: trio.CancelScope,
