@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Optional
 
@@ -335,12 +334,10 @@ def test_total_time_is_bounded(folder: str) -> None:
     check_error(error, FetchUnavailable, "fetch-unavailable", 75, "within 0.2 s", "goes on where it stopped", retryable=True)
 
 
-@pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_obeyed(folder: str, form: str) -> None:
+def test_retry_after_is_obeyed(folder: str) -> None:
     def handler(request: Request) -> None:
         if request.number == 1:
-            after = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)
-            request.answer(429, headers={"Retry-After": after})
+            request.answer(429, headers={"Retry-After": "1"})
         else:
             request.serve(CONTENT)
 

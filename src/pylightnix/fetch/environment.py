@@ -117,18 +117,23 @@ def _proxies(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
     for entry in no_proxy.replace(",", " ").split():
-        if entry == "*":
-            return True
-        name, colon, digits = entry.rpartition(":")
-        if colon and digits.isdecimal() and ":" not in name.strip("[]").rpartition("]")[2]:
-            if int(digits) != port:
-                continue
-        else:
-            name = entry
-        name = name.strip("[]").lower()
-        if _is_in_network(host, name) or host == name.lstrip(".") or host.endswith(f".{name.lstrip('*').lstrip('.')}"):
+        name, digits = _host_and_port(entry.lower())
+        if digits and digits != str(port):
+            continue
+        name = name.removeprefix("*").lstrip(".")
+        if entry == "*" or host == name or _is_in_network(host, name) or (name and host.endswith(f".{name}")):
             return True
     return False
+
+
+def _host_and_port(entry: str) -> tuple[str, str]:
+    if entry.startswith("["):
+        host, _, rest = entry[1:].partition("]")
+        return host, rest.removeprefix(":")
+    if entry.count(":") == 1:
+        host, _, port = entry.partition(":")
+        return host, port
+    return entry, ""  # an address of IPv6 has colons of its own
 
 
 def _is_in_network(host: str, name: str) -> bool:
