@@ -147,7 +147,7 @@ def steering_of(options: Options) -> Optional[m.Steering]:
     return None if steering == m.Steering() else steering
 
 
-RealizerKind = Literal["command", "mknode", "python", "caller"]
+RealizerKind = Literal["command", "mknode", "fetch", "python", "caller"]
 MatcherKind = Literal["latest", "some", "only", "all", "exact", "python", "caller"]
 
 

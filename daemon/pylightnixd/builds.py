@@ -1,13 +1,15 @@
 """Running builds: from the table's word to the news to every operation that waits.
 
-A build runs in a worker, or in the caller's own process where its realizer cannot leave that. One task per running
-build; whatever happens in it ends as a fact for the operations. Must not know how a build is run: see `worker_builds`
-and `caller_builds`.
+A build runs in a worker, after a fetch if that is what it is for, or in the caller's own process where its realizer cannot leave
+that. One task per running
+build; whatever happens in it ends as a fact for the operations. Must not know how a build is run: see `worker_builds`,
+`fetch_builds` and `caller_builds`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
@@ -18,12 +20,14 @@ import trio
 from pylightnix.errors import StoreError
 from pylightnix.planner.messages import Built, Candidate, CandidatesFound, Fact, Failed
 from pylightnix.protocol.errors import BeyondBudget, ProtocolError, WorkerFailed
-from pylightnix.protocol.messages import FailedRow, Resources
+from pylightnix.protocol.messages import EventPhase, FailedRow, Fetching, Resources
 from pylightnix.refs import isrref, rref2dref
+from pylightnix.travel import capture_environment
 from pylightnix.types import DRef
 from pylightnixd.caller_builds import CallerBuilds
 from pylightnixd.claims import Abandoned, Caller
 from pylightnixd.durations import Durations
+from pylightnixd.fetch_builds import FetchBuilds, LateFetcher
 from pylightnixd.hold import HeldStore
 from pylightnixd.jobs import BuildJob, RunningBuild, Waiter
 from pylightnixd.limits import Limits
@@ -66,6 +70,7 @@ class Builds:
     """Tells the builds of this daemon's life from those of others, in names of logs."""
     nursery: trio.Nursery
     """Holds the builds."""
+    fetcher: LateFetcher
     running: dict[str, RunningBuild] = field(default_factory=dict)
     lost_wakeups: int = 0
     stopping: bool = False
@@ -79,10 +84,13 @@ class Builds:
     _ended: trio.Event = field(default_factory=trio.Event)
     _in_workers: WorkerBuilds = field(init=False)
     _in_callers: CallerBuilds = field(init=False)
+    _of_fetches: FetchBuilds = field(init=False)
 
     def __post_init__(self, limits: Limits) -> None:
         self._in_workers = WorkerBuilds(self.hold, self.pool, self.table, self.durations, limits, self._wake)
         self._in_callers = CallerBuilds(self.hold, self.durations, self._wake, self.nursery)
+        unpacking = trio.CapacityLimiter(os.cpu_count() or 1)
+        self._of_fetches = FetchBuilds(self.hold, self._in_workers, self.fetcher, capture_environment(), self._tell_fetch, unpacking)
 
     # --- what operations call -----------------------------------------------------------------------
 
@@ -106,6 +114,9 @@ class Builds:
         self._interests.setdefault(joined.build, {})[waiter.id] = _Interest(waiter, job, known, joined.new)
         if joined.new:
             self._jobs[joined.build] = job
+        if joined.new and job.fetch is not None and not self.stopping:
+            self.table.start(trio.current_time(), joined.build)
+            self._begin(joined.build, job)
         if job.caller is not None:
             job.caller.queue[joined.build] = None
             self._callers[job.caller] = None
@@ -114,6 +125,8 @@ class Builds:
         running = self.running.get(joined.build)
         if running is not None:
             waiter.build_started(running)
+            if running.fetching is not None:
+                waiter.build_fetching(running, running.fetching, "start")
         return joined.build
 
     def leave(self, waiter: Waiter) -> None:
@@ -206,6 +219,10 @@ class Builds:
     def _forget(self, build: str) -> None:
         self._interests.pop(build, None)
         self._jobs.pop(build, None)
+
+    def _tell_fetch(self, running: RunningBuild, fetch: Fetching, phase: EventPhase) -> None:
+        for interest in self._interests.get(running.id, {}).values():
+            interest.waiter.build_fetching(running, fetch, phase)
 
     def waits_for(self, needs: Needs) -> str:
         """Say what a build that takes `needs` waits for now."""
@@ -374,6 +391,8 @@ class Builds:
             interest.waiter.build_started(running)
         if running.claim is not None:
             return await self._in_callers.build(running, running.claim)
+        if running.job.fetch is not None:
+            return await self._of_fetches.build(running)
         return await self._in_workers.build(running)
 
     def _end(self, running: RunningBuild, failure: Optional[FailedRow]) -> None:

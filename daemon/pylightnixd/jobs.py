@@ -12,8 +12,10 @@ from typing import Any, Optional, Protocol
 
 import trio
 
+from pylightnix.fetch import FetchEnvironment, FetchSpec
 from pylightnix.planner.messages import Fact
 from pylightnix.protocol.messages import EventPhase, Fetching, RealizerSpec
+from pylightnix.stages.fetch import FetchRealizer
 from pylightnix.travel import Environment
 from pylightnix.types import DRef, RRef
 from pylightnixd.claims import Caller, Claim
@@ -23,7 +25,17 @@ from pylightnixd.resources import NO_NEEDS, Needs
 from pylightnixd.table import BuildKey
 from pylightnixd.workers import Worker
 
-__all__ = ["BuildJob", "RunningBuild", "Waiter"]
+__all__ = ["BuildJob", "FetchJob", "RunningBuild", "Waiter"]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchJob:
+    """A file to fetch, and for whom."""
+
+    realizer: FetchRealizer
+    spec: FetchSpec
+    environment: FetchEnvironment
+    user: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +61,15 @@ class BuildJob:
     in_fresh_worker: bool = False
     """Whether it needs an interpreter that has run nothing before."""
     priority: int = 0
+    fetch: Optional[FetchJob] = None
+    """What is to be fetched before it is built, if its realizer fetches."""
     path_seconds: float = 0.0
     """How long it and what must follow it will probably take, along the longest way."""
 
     @property
     def claims(self) -> Needs:
-        """What the build takes of the host: what a caller builds is on its own account."""
-        return self.needs if self.caller is None else NO_NEEDS
+        """What the build takes of the host: what a caller builds is on its own account, and a fetch waits for others."""
+        return self.needs if self.caller is None and self.fetch is None else NO_NEEDS
 
 
 class Waiter(Protocol):
@@ -101,5 +115,7 @@ class RunningBuild:
     """By which its realizer tells that it is this build that wants something; another one for each attempt."""
     realized: dict[DRef, set[RRef]] = field(default_factory=dict)
     """What was realized for its realizer: its dynamic dependencies."""
+    fetching: Optional[Fetching] = None
+    """How far its fetch is, while it is on its way."""
     resumes: deque[trio.Event] = field(default_factory=deque)
     """Those whose waits are over and who go on when there are slots for them."""

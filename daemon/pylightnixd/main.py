@@ -19,13 +19,14 @@ from pylightnix.errors import PylightnixException
 from pylightnix.storage import fsroot, fsstorage, mkSS, store_layout
 from pylightnix.store.access import make_folders
 from pylightnix.store.layout import StoreLayout
+from pylightnixd.fetch_builds import FetchSettings
 from pylightnixd.limits import Limits
 from pylightnixd.listening import LINK_NAME, check_socket_path, listen_at, usual_socket_path
 from pylightnixd.logfolder import Keep
 from pylightnixd.notify import Notifier, listening_fds
 from pylightnixd.resources import Budget
 from pylightnixd.server import DRAIN_SECONDS, Settings, serve
-from pylightnixd.settings_file import SettingsFile, parse_bytes, parse_seconds, parse_tag, read_settings
+from pylightnixd.settings_file import FetchTable, SettingsFile, parse_bytes, parse_seconds, parse_tag, read_settings
 
 __all__ = ["main"]
 
@@ -123,9 +124,17 @@ def _settings(said: SettingsFile, fds: list[int]) -> Settings:
             log_bytes=int(_or(said.log_size, limits.log_bytes)),
         ),
         keep_logs=keep,
+        fetch=_fetch_settings(said.fetch or FetchTable()),
         drain_seconds=_or(said.drain, DRAIN_SECONDS),
         exit_when_idle_seconds=said.exit_when_idle,
     )
+
+
+def _fetch_settings(said: FetchTable) -> FetchSettings:
+    given = {name: value for name in said.__struct_fields__ if (value := getattr(said, name)) is not None}
+    if said.hashed_mirrors is not None:
+        given["hashed_mirrors"] = tuple(said.hashed_mirrors)
+    return FetchSettings(**given)
 
 
 def _or(value: Optional[float], default: float) -> float:

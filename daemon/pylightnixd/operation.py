@@ -46,12 +46,12 @@ from pylightnix.planner.plan import Plan, PlanOutcome
 from pylightnix.protocol.errors import BeyondBudget, CannotTravel, OperationCancelled
 from pylightnix.protocol.messages import DerivationSpec, Event, EventKind, EventPhase, Fetching, Resources, Steering, SubmitOpen
 from pylightnix.store.derivations import derivation_ref
-from pylightnix.travel import Environment, build_environment_key, builtin_matcher
+from pylightnix.travel import Environment, build_environment_key, builtin_matcher, unpack_fetch
 from pylightnix.types import DRef, RRef
 from pylightnixd.builds import Builds
 from pylightnixd.claims import HUNG_UP, Caller
 from pylightnixd.hold import HeldStore
-from pylightnixd.jobs import BuildJob, RunningBuild
+from pylightnixd.jobs import BuildJob, FetchJob, RunningBuild
 from pylightnixd.limits import OwnLimits
 from pylightnixd.matching import MatcherChild
 from pylightnixd.pausing import Pauses
@@ -118,6 +118,7 @@ class Operation:
     _arrived: trio.Event = field(default_factory=trio.Event)
     _spans: count[int] = field(default_factory=lambda: count(1))
     _build_spans: dict[DRef, int] = field(default_factory=dict)
+    _fetches: dict[DRef, FetchJob] = field(default_factory=dict)
     _fetch_spans: dict[DRef, int] = field(default_factory=dict)
     _wanted: dict[DRef, StartBuild] = field(default_factory=dict)
     """What it has asked to be built, latest."""
@@ -152,10 +153,11 @@ class Operation:
     # --- what it is made of ---------------------------------------------------------------------------
 
     def add(self, spec: DerivationSpec) -> None:
-        """Add one derivation.
+        """Add one derivation. Its blobs are there.
 
         Raises:
             InvalidConfig: its config is not a config, or not in canonical form.
+            Misuse: what it wants fetched cannot be.
         """
         config = Config.__new__(Config)
         try:
@@ -165,7 +167,11 @@ class Operation:
         if not isinstance(config.val, dict) or canonical_bytes(config.val) != spec.config:
             raise InvalidConfig("config", "not a JSON object in canonical form", "send what canonical_bytes returned")
         mkconfig(config.val)
-        self.specs[derivation_ref(spec.config, cfgname(config))] = (spec, config)
+        dref = derivation_ref(spec.config, cfgname(config))
+        if spec.realizer.kind == "fetch":
+            realizer, environment = unpack_fetch(bytes(self.blobs[spec.realizer.blob]))
+            self._fetches[dref] = FetchJob(realizer, realizer.spec_for(config.val), environment, self.user)
+        self.specs[dref] = (spec, config)
 
     def environment(self) -> Environment:
         """Return where its realizers are to run."""
@@ -299,6 +305,7 @@ class Operation:
                 self._child.close()
             self.builds.leave(self)
             self.specs.clear()
+            self._fetches.clear()
             self.blobs.clear()
             self.held_bytes = 0
 
@@ -527,6 +534,7 @@ class Operation:
             own_limits=OwnLimits(steering.timeout_seconds, steering.silent_timeout_seconds),
             in_fresh_worker=steering.worker == "fresh",
             priority=steering.priority,
+            fetch=self._fetches.get(action.dref),
             path_seconds=self._path_seconds.get(action.dref, 0.0),
         )
 

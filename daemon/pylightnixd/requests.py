@@ -210,7 +210,7 @@ class Requests:
         operation.held_bytes += size
         for i, spec in enumerate(params.derivations):
             for needed, part in ((spec.matcher, "matcher"), (spec.realizer, "realizer")):
-                if (needed.kind == "python" or needed.blob) and needed.blob not in operation.whole_blobs:
+                if (needed.kind in ("python", "fetch") or needed.blob) and needed.blob not in operation.whole_blobs:
                     raise MessageInvalid(f"its blob {needed.blob!r} was not sent in full", f"$.derivations[{i}].{part}.blob")
             try:
                 operation.add(spec)

@@ -33,6 +33,7 @@ from pylightnix.store.store import open_store_alone
 from pylightnix.worker.linux import become_subreaper
 from pylightnixd.builds import Builds
 from pylightnixd.durations import Durations
+from pylightnixd.fetch_builds import FetchSettings, LateFetcher
 from pylightnixd.hold import HeldStore
 from pylightnixd.limits import Limits
 from pylightnixd.listening import LINK_NAME, Peer, listener_of, peer_of
@@ -53,7 +54,7 @@ LINGER_SECONDS: Final = 2.0
 COLLECT_SECONDS: Final = 60.0
 DRAIN_SECONDS: Final = 30.0
 FEATURES: Final[tuple[str, ...]] = ()
-FIXED: Final = ("layout", "socket_path", "socket_is_ours", "grace_seconds")
+FIXED: Final = ("layout", "socket_path", "socket_is_ours", "grace_seconds", "fetch")
 """Settings that hold for a daemon's whole life."""
 
 
@@ -66,6 +67,7 @@ class Settings:
     budget: Budget
     limits: Limits
     keep_logs: Keep = field(default_factory=Keep)
+    fetch: FetchSettings = field(default_factory=FetchSettings)
     socket_is_ours: bool = True
     """Whether the socket is removed at the end; a supervisor's is not."""
     grace_seconds: float = 2.0
@@ -118,9 +120,10 @@ class _Server:
         async with trio.open_nursery() as worker_nursery:
             pool = WorkerPool(worker_nursery, self.hold.reader.owner.fd, logs.path)
             async with trio.open_nursery() as work:
+                fetcher = LateFetcher(work, self.settings.layout.fetch, self.settings.fetch)
                 table = BuildTable(self.settings.budget, self.settings.grace_seconds)
                 durations = Durations.of(self.hold.reader.index)
-                builds = Builds(self.hold, table, pool, self.settings.limits, logs, durations, self.instance, work)
+                builds = Builds(self.hold, table, pool, self.settings.limits, logs, durations, self.instance, work, fetcher)
                 requests = Requests(self.hold, builds, work)
                 await work.start(self.hold.run_committer)
                 work.start_soon(builds.run)

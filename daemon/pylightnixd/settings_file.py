@@ -17,6 +17,7 @@ from msgspec import Meta
 from pylightnix.errors import Misuse, PylightnixException, shown
 
 __all__ = [
+    "FetchTable",
     "InvalidSettings",
     "KeepLogs",
     "SettingsFile",
@@ -32,6 +33,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 BYTES_MAX: Final = 1 << 62
 SECONDS_EXPECTED: Final = "a number of seconds, 0 or more"
+MIRRORS_EXPECTED: Final = "a list of URLs of http or https"
 TAG_NUMBER_MAX: Final = 10_000
 TAG_EXPECTED: Final = f'a lower-case name and a whole number up to {TAG_NUMBER_MAX}, like "gpu=2"'
 TAGS_EXPECTED: Final = "a table of lower-case names with whole numbers up to 10000, like { gpu = 2 }"
@@ -114,6 +116,8 @@ PathText = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0]*\Z", description=
 
 TagName = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_]{0,63}\Z")]
 TagNumber = Annotated[int, Meta(ge=0, le=TAG_NUMBER_MAX)]
+TransferNumber = Annotated[int, Meta(ge=1, le=1000, description="a whole number, 1 to 1000")]
+MirrorText = Annotated[str, Meta(pattern=r"\Ahttps?://[^\s/]+[^\s]*\Z")]
 Tags = Annotated[dict[TagName, TagNumber], Meta(description=TAGS_EXPECTED)]
 
 
@@ -122,6 +126,14 @@ class KeepLogs(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
     days: Optional[Annotated[float, Meta(ge=0, description="a number of days, 0 or more")]] = None
     size: Optional[Size] = None
+
+
+class FetchTable(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """How files are fetched."""
+
+    transfers: Optional[TransferNumber] = None
+    transfers_per_host: Optional[TransferNumber] = None
+    hashed_mirrors: Optional[Annotated[list[MirrorText], Meta(description=MIRRORS_EXPECTED)]] = None
 
 
 class SettingsFile(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -141,6 +153,7 @@ class SettingsFile(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     tags: Optional[Tags] = None
     log_size: Optional[Size] = None
     keep_logs: Optional[Annotated[KeepLogs, Meta(description="a table with days, size or both")]] = None
+    fetch: Optional[Annotated[FetchTable, Meta(description="a table, like { transfers = 8 }")]] = None
 
 
 _PATHS: Final = ("store", "state", "socket")

@@ -10,8 +10,9 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Final, Optional
+from typing import Final, Optional, TypeAlias
 
 import trio
 
@@ -31,7 +32,9 @@ from pylightnixd.resources import device_variables
 from pylightnixd.table import BuildTable
 from pylightnixd.workers import Worker, WorkerLost, WorkerPool
 
-__all__ = ["WorkerBuilds"]
+__all__ = ["Prepared", "WorkerBuilds"]
+
+Prepared: TypeAlias = Callable[[], AbstractAsyncContextManager[None]]
 
 LOST_WORKER_TRIES: Final = 3
 LOST_WORKER_BACKOFF_SECONDS: Final = 0.2
@@ -51,13 +54,15 @@ class WorkerBuilds:
     changed: Callable[[], None]
     """Called when there may be room for others."""
 
-    async def build(self, running: RunningBuild) -> Optional[FailedRow]:
-        """Run a build until it has built or failed for good; lost workers and changed code are tried again."""
+    async def build(self, running: RunningBuild, prepared: Prepared = nullcontext) -> Optional[FailedRow]:
+        """Run a build until it has built or failed for good; lost workers and changed code are tried again.
+
+        `prepared` is entered before a worker is told of the build, and left when all its processes are dead.
+        """
         fresh = False
         for attempt in range(1, LOST_WORKER_TRIES + 1):
-            worker = await self._worker(running.job)
             try:
-                failure = await self._attempt(running, worker)
+                failure, worker = await self._attempt(running, prepared)
             except WorkerLost as error:
                 if attempt == LOST_WORKER_TRIES or running.cancelled:
                     return failed_row(running.job.key.dref, WorkerFailed(running.job.environment.interpreter, f"was lost ({error})", ""))
@@ -75,12 +80,26 @@ class WorkerBuilds:
             return await self.pool.fresh_worker(job.environment)
         return await self.pool.worker_for(job.environment)
 
-    async def _attempt(self, running: RunningBuild, worker: Worker) -> Optional[FailedRow]:
+    async def _attempt(self, running: RunningBuild, prepared: Prepared) -> tuple[Optional[FailedRow], Worker]:
         folder = self.hold.make_folder()
-        running.worker, running.token = worker, secrets.token_hex(16)
         running.realized.clear()
         try:
-            ended, report = await self._in_worker(running, worker, folder)
+            async with prepared():
+                worker = await self._worker(running.job)
+                running.worker, running.token = worker, secrets.token_hex(16)
+                ended, report = await self._in_worker(running, worker, folder)
+            return await self._conclude(running, ended, report, folder), worker
+        finally:
+            if running.worker is not None and running.job.in_fresh_worker:
+                self.pool.retire(running.worker)
+            running.worker = None
+            # Shielded, and not bounded: a thread that removes files cannot be abandoned half-way.
+            with trio.CancelScope(shield=True):
+                await self.hold.remove(folder)  # noqa: ASYNC102
+
+    async def _conclude(self, running: RunningBuild, ended: BuildEnded, report: Optional[BuildReport], folder: str) -> Optional[FailedRow]:
+        """Put in place what a build has made, or say why there is nothing to put."""
+        try:
             if report is None or report.error is not None or running.log.overflowed:
                 return await self._failure(running, ended, report, folder)
             await self.hold.place(
@@ -98,13 +117,6 @@ class WorkerBuilds:
             return None
         except InvalidOutput as error:
             return failed_row(running.job.key.dref, error)
-        finally:
-            running.worker = None
-            if running.job.in_fresh_worker:
-                self.pool.retire(worker)
-            # Shielded, and not bounded: a thread that removes files cannot be abandoned half-way.
-            with trio.CancelScope(shield=True):
-                await self.hold.remove(folder)  # noqa: ASYNC102
 
     # --- its process -----------------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 
 from pylightnix.protocol import messages as m
 from pylightnix_client.board import Board
+from pylightnix_client.output import Answers
 from pylightnix_client.plain import last_lines, plain_line
+from pylightnix_client.progress import JsonProgress, TextProgress
 
 DREF = "dref:0123456789abcdef0123456789abcdef-model"
 SEQUENCES = st.sampled_from(["\x1b[2J", "\x1b]0;title\x07", "\x1b[31m", "\x1b", "\x9b1A", "\r", "\b", "\u202e", "\x00", "\ud800", "[bold]"])
@@ -66,6 +70,55 @@ def test_a_board_counts_what_it_hears() -> None:
     assert (board.rows, board.totals()) == ({}, "3/3 done, 1 built, 1 joined, 1 failed")
     board.hear(m.LogPiece(operation="o", build="b1", dref=DREF, data=b"late\n"))
     assert board.rows == {}, "the rest of the log of a build that has ended brought it back"
+
+
+def test_a_board_shows_how_far_a_fetch_is() -> None:
+    def fetch(phase: m.EventPhase, **fields: Any) -> m.Event:
+        return event(7, phase, kind="fetch", build="b1", fetch=m.Fetching(**fields))
+
+    def line() -> str:
+        return board.rows["b1"].line
+
+    board = Board()
+    board.hear(event(1, "start", build="b1"))
+    board.hear(fetch("start", bytes=0, mirror="https://a.example/x"))
+    assert line() == "0 bytes, 0 bytes/s, https://a.example/x"
+    board.hear(fetch("progress", bytes=1_500_000, total=3_000_000, bytes_per_second=250_000.0, mirror="https://a.example/x", attempt=2))
+    assert line() == "1.5 MB of 3.0 MB, 250.0 kB/s, attempt 2, https://a.example/x"
+    board.hear(fetch("progress", bytes=1_500_000, mirror="https://a.example/\x1b[2J", waiting="waiting 3 s"))
+    assert line() == "1.5 MB, waiting 3 s, https://a.example/"
+    board.hear(fetch("stop", bytes=3_000_000))
+    assert line() == ""
+    board.hear(fetch("progress", bytes=1))
+    assert line().startswith("1 byte")
+    board.hear(event(9, "progress", kind="fetch", build="b9", fetch=m.Fetching(bytes=1)))
+    assert list(board.rows) == ["b1"]
+
+
+def test_lines_tell_of_mirrors_and_waits_only(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = TextProgress()
+    heard: list[dict[str, Any]] = [
+        {},
+        {"mirror": "https://a"},
+        {"bytes": 5, "mirror": "https://a"},
+        {"mirror": "https://b"},
+        {"waiting": "waiting 2 s"},
+    ]
+    for fields in heard:
+        progress.hear(event(7, "progress", kind="fetch", build="b1", fetch=m.Fetching(**{"bytes": 0, **fields})))
+    assert capsys.readouterr().err.splitlines() == ["model: fetching https://a", "model: fetching https://b", "model: waiting 2 s"]
+
+
+def test_objects_tell_all(capfd: pytest.CaptureFixture[str]) -> None:
+    JsonProgress(Answers(True)).hear(event(7, "start", kind="fetch", build="b1", fetch=m.Fetching(bytes=3, total=4, mirror="https://a")))
+    assert json.loads(capfd.readouterr().out) == {
+        "kind": "fetching",
+        "dref": DREF,
+        "phase": "start",
+        "bytes": 3,
+        "total": 4,
+        "mirror": "https://a",
+    }
 
 
 def test_a_board_counts_who_waits() -> None:

@@ -16,7 +16,16 @@ from tests.daemon.conftest import Daemon
 
 from pylightnix.protocol import messages as m
 from pylightnixd.listening import SocketTrouble
-from pylightnixd.settings_file import InvalidSettings, KeepLogs, SettingsFile, UnreadableSettings, parse_bytes, parse_seconds, read_settings
+from pylightnixd.settings_file import (
+    FetchTable,
+    InvalidSettings,
+    KeepLogs,
+    SettingsFile,
+    UnreadableSettings,
+    parse_bytes,
+    parse_seconds,
+    read_settings,
+)
 
 REFERENCE = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "pylightnixd.md").read_text()
 TABLES = re.findall(r"^\| (.+?) \|", REFERENCE, re.MULTILINE)
@@ -39,6 +48,7 @@ def test_every_key(file: Path) -> None:
         'store = "s"\nstate = "/state"\nsocket = "~/sock"\njobs = 3\nexit-when-idle = 1\ndrain = 0.5\n'
         'timeout = 10\nsilent-timeout = 5.5\ntimeout-max = 20\nsilent-timeout-max = 30\nmemory = "1K"\ntags = { gpu = 2 }\n'
         'log-size = "1.5K"\nkeep-logs = { days = 3, size = "2g" }\n'
+        'fetch = { transfers = 2, transfers-per-host = 1, hashed-mirrors = ["https://mirror.example/x"] }\n'
     )
     assert read_settings(str(file)) == SettingsFile(
         store=str(file.parent / "s"),
@@ -55,6 +65,7 @@ def test_every_key(file: Path) -> None:
         tags={"gpu": 2},
         log_size=parse_bytes(1536),
         keep_logs=KeepLogs(days=3, size=parse_bytes(2 << 30)),
+        fetch=FetchTable(transfers=2, transfers_per_host=1, hashed_mirrors=["https://mirror.example/x"]),
     )
 
 
@@ -191,7 +202,7 @@ def test_the_reference_has_every_key() -> None:
     section = REFERENCE.split("## Settings file")[1].split("## Signals")[0]
     described = {name for cell in re.findall(r"^\| (`.+?) \|", section, re.MULTILINE) for name in re.findall(r"`([a-z-]+)`", cell)}
     assert described == {field.encode_name for field in msgspec.structs.fields(SettingsFile)}
-    for field in msgspec.structs.fields(KeepLogs):
+    for field in [*msgspec.structs.fields(KeepLogs), *msgspec.structs.fields(FetchTable)]:
         assert f"`{field.encode_name}`" in section
     (example,) = re.findall(r"```toml\n(.+?)```", section, re.DOTALL)
     assert "keep-logs" in example

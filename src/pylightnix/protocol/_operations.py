@@ -40,7 +40,7 @@ __all__ = [
 
 MatcherKind: TypeAlias = Literal["latest", "only", "all", "some", "exact", "python", "caller"]
 WorkerKind: TypeAlias = Literal["warm", "fresh"]
-RealizerKind: TypeAlias = Literal["python", "command", "mknode", "caller"]
+RealizerKind: TypeAlias = Literal["python", "command", "mknode", "fetch", "caller"]
 OutcomePart: TypeAlias = Literal["matched", "built", "joined", "reused", "failed", "skipped", "steps"]
 
 

@@ -31,7 +31,7 @@ __all__ = [
     "WorkerWelcome",
 ]
 
-BuildKind: TypeAlias = Literal["python", "command", "mknode"]
+BuildKind: TypeAlias = Literal["python", "command", "mknode", "fetch"]
 
 
 class WorkerHello(Hello, frozen=True, kw_only=True):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, Optional
 
@@ -28,7 +28,10 @@ from pylightnix.stages.node import problem_with_entry
 from pylightnix.storage import fstmpdir, store_layout
 from pylightnix.types import Context, DRef, Path, RealizeArg, StorageSettings
 
-__all__ = ["FetchRealizer", "fetchlocal", "fetchurl", "fetchurl2"]
+__all__ = ["FetchRealizer", "FetchedRealizer", "LendFile", "fetchlocal", "fetchurl", "fetchurl2"]
+
+LendFile = Callable[[Build, Mapping[str, Any]], AbstractContextManager[FetchedFile]]
+"""From a build and its config to the file, whose checksums are right."""
 
 _TELL_SECONDS: Final = 5.0
 
@@ -57,11 +60,17 @@ class FetchRealizer:
     checks_promises: bool = True
 
     def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> list[Path]:
+        return self.realize(S, dref, context, rarg, self._file)
+
+    def realize(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg, lend: LendFile) -> list[Path]:
+        """Do what a call does, with a file that `lend` lends."""
         builds: list[Build] = []
 
         def fill(b: Build) -> None:
             builds.append(b)
-            self._fill(b)
+            config = stored_config(b).val
+            with lend(b, config) as file:
+                self.put(file, build_outpath(b), config)
 
         try:
             return build_wrapper(fill)(S, dref, context, rarg)
@@ -69,6 +78,11 @@ class FetchRealizer:
             if self.checks_promises:
                 raise
             return build_outpaths(builds[0])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it takes a local file: only who may open that can realize it."""
+        return self.path is not None or any(local_path_of(url) is not None for url in self.urls)
 
     def spec_for(self, config: Mapping[str, Any]) -> FetchSpec:
         """Return what to fetch for a config of this realizer's.
@@ -104,18 +118,12 @@ class FetchRealizer:
 
             unpack_archive(file.path, folder, name=name)
 
-    def _fill(self, b: Build) -> None:
-        config = stored_config(b).val
-        with self._file(b, self.spec_for(config), config) as file:
-            self.put(file, build_outpath(b), config)
-
     @contextmanager
-    def _file(self, b: Build, spec: FetchSpec, config: Mapping[str, Any]) -> Iterator[FetchedFile]:
+    def _file(self, b: Build, config: Mapping[str, Any]) -> Iterator[FetchedFile]:
         from pylightnix.fetch.local import local_file
 
-        given = config.get("path")
-        path = given if isinstance(given, str) and os.path.isabs(given) else self.path
-        local = path or next((found for url in spec.urls if (found := local_path_of(url)) is not None), None)
+        spec = self.spec_for(config)
+        local = self.path or next((found for url in spec.urls if (found := local_path_of(url)) is not None), None)
         if local is not None:
             with local_file(local, fstmpdir(b.S), spec.checksums, spec.max_bytes) as file:
                 yield file
@@ -126,6 +134,17 @@ class FetchRealizer:
         environment = read_environment(os.environ)
         with fetched_file(_fetch_folder(b), spec, environment, progress=_Teller()) as file:
             yield file
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedRealizer:
+    """Does what a `FetchRealizer` does with a file that was fetched for it by somebody else."""
+
+    realizer: FetchRealizer
+    file: FetchedFile
+
+    def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> list[Path]:
+        return self.realizer.realize(S, dref, context, rarg, lambda b, config: nullcontext(self.file))
 
 
 def _fetch_folder(b: Build) -> str:
@@ -216,6 +235,7 @@ def fetchurl(
     config = {**kwargs, "name": "fetchurl" if name is None else name, "url": url, **checksums, "mode": mode}
     realizer = FetchRealizer(
         urls=tuple(mirrors),
+        path=local_path_of(check_url(url)),
         filename=file,
         headers=checked_headers(headers, "fetchurl"),
         max_bytes=_limit("fetchurl", max_bytes),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pylightnix.travel.environment import Environment, build_environment_key, capture_environment, worker_key
 from pylightnix.travel.failures import CodeChanged, RemoteFailure, RemoteTraceback, dump_exception, load_exception
+from pylightnix.travel.fetching import pack_fetch, unpack_fetch
 from pylightnix.travel.packing import (
     Packed,
     PackedMatcher,
@@ -31,9 +32,11 @@ __all__ = [
     "dump_exception",
     "load_exception",
     "pack_arguments",
+    "pack_fetch",
     "pack_matcher",
     "pack_realizer",
     "unpack",
+    "unpack_fetch",
     "unpack_node",
     "worker_key",
 ]

@@ -10,6 +10,7 @@ travel is left with the caller, and the reason is told. Must not know how the by
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,13 @@ import msgpack  # type: ignore[import-untyped]  # it ships no type information
 
 from pylightnix.autodrv import RawBody
 from pylightnix.autostage import AutoStage
-from pylightnix.errors import Misuse, PylightnixException
+from pylightnix.errors import FetchSetupError, Misuse, PylightnixException
+from pylightnix.fetch.environment import read_environment
 from pylightnix.matchers import BuiltinMatcher, _MatchAll, _MatchExact, _MatchLatest, _MatchOnly, _MatchSome
 from pylightnix.options import SteeredRealizer
 from pylightnix.stagebody import StageBody, named
 from pylightnix.stages.command import CommandRealizer
+from pylightnix.stages.fetch import FetchRealizer
 from pylightnix.stages.node import NodeRealizer
 from pylightnix.types import Matcher, RealizeArg, Realizer, RRef
 
@@ -38,7 +41,7 @@ class Packed:
 
     kind: str
     """``command`` (all is in the config), ``mknode`` (`blob` is a MessagePack map of file names to bytes),
-    ``python`` (`blob` is a pickle), or ``caller`` (it cannot travel)."""
+    ``fetch`` (`blob` is as `pack_fetch` makes it), ``python`` (`blob` is a pickle), or ``caller`` (it cannot travel)."""
     blob: Optional[bytes]
     reason: str
     """Why it cannot travel; else empty."""
@@ -70,7 +73,21 @@ def pack_realizer(realizer: Realizer) -> Packed:
         return Packed("command", None, "")
     if type(bare) is NodeRealizer:
         return Packed("mknode", cast(bytes, msgpack.packb(dict(bare.artifacts))), "")
+    if type(bare) is FetchRealizer:
+        return _packed_fetch(bare)
     return _packed(realizer)
+
+
+def _packed_fetch(realizer: FetchRealizer) -> Packed:
+    from pylightnix.travel.fetching import pack_fetch
+
+    if realizer.is_local:
+        return Packed("caller", None, "it takes a local file, which only the program that asks for it is sure to be allowed to open")
+    try:
+        environment = read_environment(os.environ)
+    except FetchSetupError as error:
+        return Packed("caller", None, str(error))  # who fetches tells it where the error is looked for
+    return Packed("fetch", pack_fetch(realizer, environment), "")
 
 
 def pack_arguments(arguments: RealizeArg) -> Packed:

@@ -155,10 +155,14 @@ def _teller(status_fd: int) -> Callable[[int], None]:
 def _realizer(order: BuildOrder) -> Realizer:
     if order.kind == "command":
         return CommandRealizer()
-    if order.realizer is None or order.kind not in ("python", "mknode"):
+    if order.realizer is None or order.kind not in ("python", "mknode", "fetch"):
         raise Misuse(f"a build of the kind {order.kind!r} was ordered, {'with' if order.realizer else 'without'} a realizer")
     if order.kind == "mknode":
         return unpack_node(order.realizer)
+    if order.kind == "fetch":
+        from pylightnix.travel.fetching import unpack_fetched
+
+        return unpack_fetched(order.realizer)
     realizer: Realizer = unpack(order.realizer)
     return realizer
 
