@@ -70,10 +70,11 @@ class LateFetcher:
             if self._running is None:
                 # In a thread, for it takes as long as hundreds of questions.
                 await trio.to_thread.run_sync(importlib.import_module, "pylightnix.fetch.fetcher")
-                self._running = await self.nursery.start(self._run)
+                self._running = await self.nursery.start(self.run_fetcher)
             return self._running
 
-    async def _run(self, *, task_status: trio.TaskStatus[Fetcher]) -> None:
+    async def run_fetcher(self, *, task_status: trio.TaskStatus[Fetcher]) -> None:
+        """Run the fetcher until it is cancelled."""
         from pylightnix.fetch.fetcher import running_fetcher
 
         settings = self.settings
