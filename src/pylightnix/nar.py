@@ -26,7 +26,7 @@ from typing import Final, Optional, Protocol, TypeAlias, Union
 
 from pylightnix.errors import InvalidTree
 
-__all__ = ["MAX_LEVELS", "OPEN_FLAGS", "Access", "EntryKind", "Sink", "TreeDigest", "hash_folder", "tree_hash"]
+__all__ = ["MAX_LEVELS", "OPEN_FLAGS", "Access", "EntryKind", "NarHash", "Sink", "TreeDigest", "hash_folder", "sort_of", "tree_hash"]
 
 OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """How the walk opens files and folders. O_NONBLOCK: should a FIFO take a file's place, nobody waits for a writer."""
@@ -119,7 +119,7 @@ def tree_hash(path: str | os.PathLike[str], *, exclude_top: frozenset[str] = _NO
         nar.symlink(os.readlink(top))
         return nar.digest()
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise InvalidTree(_shown(top), f"is a {_sort(mode)}")
+        raise InvalidTree(_shown(top), f"is a {sort_of(mode)}")
     fd = os.open(top, OPEN_FLAGS)
     try:
         info = os.fstat(fd)
@@ -233,7 +233,7 @@ def _add(nar: _Nar, parent_fd: int, name: bytes, kind: EntryKind, where: bytes, 
         return None
     if kind is EntryKind.SPECIAL:
         mode = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode
-        raise InvalidTree(_shown(where), f"is a {_sort(mode)}")
+        raise InvalidTree(_shown(where), f"is a {sort_of(mode)}")
     fd, info = access.open_entry(parent_fd, name, where)
     if stat.S_ISDIR(info.st_mode):
         nar.add(_FOLDER)
@@ -245,7 +245,8 @@ def _add(nar: _Nar, parent_fd: int, name: bytes, kind: EntryKind, where: bytes, 
     return None
 
 
-def _sort(mode: int) -> str:
+def sort_of(mode: int) -> str:
+    """Return what a file that has no place in a tree is, for errors."""
     return _SORTS.get(stat.S_IFMT(mode), "special file")
 
 
@@ -273,6 +274,36 @@ _FILE: Final = _strings((b"(", b"type", b"regular", b"contents"))
 _PROGRAM: Final = _strings((b"(", b"type", b"regular", b"executable", b"", b"contents"))
 _SYMLINK: Final = _strings((b"(", b"type", b"symlink", b"target"))
 _CLOSE: Final = _string(b")")
+
+
+class NarHash:
+    """The tree hash of a tree that is told entry by entry: no file system is looked at, contents are given as bytes.
+
+    A tree is a file, a symlink, or a folder: `open_folder`, then for each entry, in byte order of the names, `entry`, a
+    tree and `close`, then `close`.
+    """
+
+    def __init__(self) -> None:
+        self._nar = _Nar()
+
+    def open_folder(self) -> None:
+        self._nar.add(_FOLDER)
+
+    def entry(self, name: bytes) -> None:
+        self._nar.entry(name)
+
+    def close(self) -> None:
+        self._nar.add(_CLOSE)
+
+    def file(self, content: bytes, *, executable: bool) -> None:
+        self._nar.add((_PROGRAM if executable else _FILE) + _string(content) + _CLOSE)
+
+    def symlink(self, target: bytes) -> None:
+        self._nar.symlink(target)
+
+    def sha256(self) -> str:
+        """Return the hash of what was told, in hexadecimal digits."""
+        return self._nar.digest().sha256
 
 
 class _Nar:
@@ -307,7 +338,7 @@ class _Nar:
 
     def file(self, fd: int, info: os.stat_result, where: bytes) -> None:
         if not stat.S_ISREG(info.st_mode):  # it took the place of a file after that was listed
-            raise InvalidTree(_shown(where), f"is a {_sort(info.st_mode)}")
+            raise InvalidTree(_shown(where), f"is a {sort_of(info.st_mode)}")
         size = info.st_size
         self.files += 1
         self.file_bytes += size
