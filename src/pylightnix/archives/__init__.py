@@ -7,6 +7,6 @@ says; what cannot be made so is refused, and named. Must not know where archives
 from __future__ import annotations
 
 from pylightnix.archives.limits import UnpackLimits
-from pylightnix.archives.unpacking import Unpacked, unpack_archive, unpack_file
+from pylightnix.archives.unpacking import Unpacked, opened_archive, unpack_archive, unpack_file
 
-__all__ = ["UnpackLimits", "Unpacked", "unpack_archive", "unpack_file"]
+__all__ = ["UnpackLimits", "Unpacked", "opened_archive", "unpack_archive", "unpack_file"]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from dataclasses import dataclass
+from io import BufferedReader
 from typing import IO, Final, Optional
 
 from pylightnix.archives.draft import TreeDraft
@@ -19,7 +21,7 @@ from pylightnix.errors import ArchiveIOError
 from pylightnix.store.layout import METADATA_NAMES
 from pylightnix.tree_writer import enter_folder, problem_with_name, write_all
 
-__all__ = ["Unpacked", "unpack_archive", "unpack_file"]
+__all__ = ["Unpacked", "opened_archive", "unpack_archive", "unpack_file"]
 
 _USUAL: Final = UnpackLimits()
 _COPY_BYTES: Final = 1 << 20
@@ -68,12 +70,24 @@ def unpack_archive(
         ArchiveIOError: it cannot be read, or the folder not be written.
     """
     where = os.fspath(path)
+    with opened_archive(where) as file:
+        return unpack_file(file, folder, where=where, limits=limits, name=name)
+
+
+def opened_archive(where: str) -> BufferedReader:
+    """Open an archive for reading, at its start.
+
+    Raises:
+        ArchiveIOError: that cannot be done, or it is no regular file.
+    """
     try:
-        file = open(where, "rb")  # noqa: SIM115  # closed below; errors of opening are apart from those of the block
+        fd = os.open(where, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # nobody waits for the other end of a FIFO
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ArchiveIOError(where, "opening an archive", "it is no regular file")
+        return open(fd, "rb")
     except OSError as error:
         raise ArchiveIOError(where, "opening an archive", error.strerror or str(error)) from error
-    with file:
-        return unpack_file(file, folder, where=where, limits=limits, name=name)
 
 
 def unpack_file(
