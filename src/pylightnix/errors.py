@@ -33,6 +33,7 @@ __all__ = [
     "InvalidName",
     "InvalidOutput",
     "InvalidReference",
+    "InvalidSource",
     "InvalidStorage",
     "InvalidTree",
     "InvalidURL",
@@ -46,6 +47,7 @@ __all__ = [
     "PylightnixException",
     "RemoteFailure",
     "SandboxUnavailable",
+    "SourceChanged",
     "StoreBusy",
     "StoreCorrupt",
     "StoreError",
@@ -350,6 +352,30 @@ class InvalidTree(PylightnixException):
     def __init__(self, where: str, problem: str) -> None:
         self.where, self.problem = where, problem
         super().__init__(f"{where}: {problem}; a tree holds regular files, folders and symbolic links only")
+
+
+class InvalidSource(Misuse):
+    """A local file or folder cannot be a source: it is not there, cannot be read, or holds what no tree can. `where` says what."""
+
+    code = "invalid-source"
+    exit_status = 66
+
+    def __init__(self, where: str, problem: str, advice: str) -> None:
+        self.where, self.problem, self.advice = where, problem, advice
+        super().__init__(f"{where}: {problem}; {advice}")
+
+
+class SourceChanged(PylightnixException):
+    """A source is not any more what it was when its stage was instantiated."""
+
+    code = "source-changed"
+
+    def __init__(self, where: str, expected: str, found: str) -> None:
+        self.where, self.expected, self.found = where, expected, found
+        super().__init__(
+            f"{where}: it changed after its stage was instantiated: expected the digest {expected}, found {found}; "
+            "instantiate the stage again, while nothing writes there"
+        )
 
 
 # --- the store ------------------------------------------------------------------------------------

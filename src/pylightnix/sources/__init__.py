@@ -1,0 +1,12 @@
+"""Local files and folders as inputs: their digests, found again without reading what has not changed, and copies of them.
+
+Must not know what a stage is, nor what a store is.
+"""
+
+from __future__ import annotations
+
+from pylightnix.sources.copying import copy_source
+from pylightnix.sources.memo import Memo
+from pylightnix.sources.reading import source_digest
+
+__all__ = ["Memo", "copy_source", "source_digest"]
