@@ -30,6 +30,7 @@ from pylightnix.stagebody import StageBody, named
 from pylightnix.stages.command import CommandRealizer
 from pylightnix.stages.fetch import FetchRealizer
 from pylightnix.stages.node import NodeRealizer
+from pylightnix.stages.source import SourceRealizer
 from pylightnix.types import Matcher, RealizeArg, Realizer, RRef
 
 __all__ = ["Packed", "PackedMatcher", "builtin_matcher", "pack_arguments", "pack_matcher", "pack_realizer", "unpack", "unpack_node"]
@@ -75,6 +76,8 @@ def pack_realizer(realizer: Realizer) -> Packed:
         return Packed("mknode", cast(bytes, msgpack.packb(dict(bare.artifacts))), "")
     if type(bare) is FetchRealizer:
         return _packed_fetch(bare)
+    if type(bare) is SourceRealizer:
+        return Packed("caller", None, "it hands over a file or folder that only its program may be able to read")
     return _packed(realizer)
 
 

@@ -1,0 +1,156 @@
+"""`unpack`: a stage that unpacks an archive, of this machine or of another realization.
+
+Must not know how archives are read, nor where they come from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from typing import Any, Final, Optional
+
+from pylightnix.build import Build, build_config, build_outpath, build_path, build_wrapper
+from pylightnix.config import mkconfig
+from pylightnix.errors import InvalidConfig, Misuse, UnpackFailed
+from pylightnix.matchers import match_only
+from pylightnix.refs import isrefpath, isselfpath
+from pylightnix.registry import Registry, mkdrv
+from pylightnix.types import Context, DRef, Path, RealizeArg, RefPath, StorageSettings
+
+__all__ = ["UnpackRealizer", "unpack", "unpack_into"]
+
+_HEX_DIGITS: Final = {"sha1": 40, "sha256": 64}
+
+
+# --- building -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackRealizer:
+    """Unpacks the archive that the config's items ``path`` or ``refpath`` name. Good for every such derivation."""
+
+    def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> list[Path]:
+        return build_wrapper(unpack_into)(S, dref, context, rarg)
+
+
+def unpack_into(b: Build) -> None:
+    """Unpack the archive of a build's config into its output folder.
+
+    Raises:
+        UnpackFailed: it is damaged, has another checksum, or holds what must not be unpacked.
+        ArchiveIOError: it cannot be read, or the folder not be written.
+    """
+    from pylightnix.archives import opened_archive, unpack_file
+
+    config = build_config(b).val
+    path = _where(b, config)
+    with opened_archive(path) as file:
+        _check(file, path, config)
+        unpack_file(file, build_outpath(b), where=path)
+
+
+def _where(b: Build, config: dict[str, Any]) -> str:
+    path, refpath = config.get("path"), config.get("refpath")
+    if isinstance(path, str) and refpath is None:
+        return path
+    if path is None and isrefpath(refpath) and isinstance(refpath, list):
+        return build_path(b, refpath)
+    raise InvalidConfig("config", "it does not say by 'path' or 'refpath' which archive to unpack", "register the stage with unpack(…)")
+
+
+def _check(file: BufferedReader, path: str, config: dict[str, Any]) -> None:
+    """Compare the checksums of a file with those that the config has, and leave it at its start."""
+    import hashlib
+
+    for algorithm in sorted(_HEX_DIGITS.keys() & config.keys()):
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+        file.seek(0)
+        if found != config[algorithm]:
+            problem = f"expected the {algorithm} {config[algorithm]}, found {found}"
+            raise UnpackFailed(
+                path, None, problem, "fetch the archive again, or give unpack the checksum of this one if it is to be trusted"
+            )
+
+
+# --- declaring ----------------------------------------------------------------------------------------
+
+
+def unpack(
+    path: Optional[str | os.PathLike[str]] = None,
+    refpath: Optional[RefPath] = None,
+    name: Optional[str] = None,
+    sha256: Optional[str] = None,
+    sha1: Optional[str] = None,
+    aunpack_args: Sequence[str] = [],  # never changed, and part of the published signature
+    r: Optional[Registry] = None,
+    **kwargs: Any,
+) -> DRef:
+    """Register a derivation that is realized by unpacking an archive.
+
+    Taken are tar, plain or compressed with gzip, bzip2, xz or zstd; zip; 7z, if the package py7zr is installed
+    (``pip install 'pylightnix[archives]'``); and single files compressed with one of these. What the archive is is told
+    by its bytes.
+
+    If all of it is below one name at its top, that stands in the output folder afterwards; otherwise it stands in a
+    folder named after the archive, ``data`` for ``data.tar.gz``. A compressed file stands there under its name without
+    the suffix. Executable bits and symbolic links are kept; owners, times and other modes are not.
+
+    Args:
+        path: an archive on this machine. It is read when it is built, by the user who asks for that. Without a
+            checksum nobody notices when it changes; `source` and `refpath` do.
+        refpath: an archive in another realization, ``[dref, 'file']``. Exactly one of the two is given.
+        name: the name of the derivation, by default ``unpack``.
+        sha256: what the archive's SHA-256 must be, in hexadecimal.
+        sha1: what its SHA-1 must be. With both, both are compared.
+        aunpack_args: ignored, with a warning: no external program is called. They stay in the config.
+        r: the registry, else the current one.
+        kwargs: more config items, self-paths that are to be fulfilled among them.
+
+    Raises:
+        Misuse: something is not of these shapes.
+
+    Building raises a `BuildError` that holds an `UnpackFailed` if the archive is damaged, has another checksum, is too large, or
+    holds what must not be made: names that are absolute or have ``..``, names that stand twice, links that lead out, devices,
+    set-id bits. It names the entry.
+    """
+    if (path is None) == (refpath is None):
+        raise Misuse(f"unpack expects one of path and refpath, found {'none' if path is None else 'both'}")
+    if aunpack_args:
+        import warnings
+
+        problem = f"unpack ignores aunpack_args={list(aunpack_args)!r:.100}: it calls no external program; leave them out"
+        warnings.warn(problem, UserWarning, stacklevel=2)
+    items = {
+        "name": "unpack" if name is None else name,
+        "path": None if path is None else _absolute(path),
+        "refpath": None if refpath is None else _refpath(refpath),
+        "aunpack_args": list(aunpack_args) or None,
+        "sha256": _checksum("sha256", sha256),
+        "sha1": _checksum("sha1", sha1),
+    }
+    config = {**{key: item for key, item in items.items() if item is not None}, **kwargs}
+    return mkdrv(mkconfig(config), match_only(), UnpackRealizer(), r)
+
+
+def _absolute(path: object) -> str:
+    if not isinstance(path, (str, os.PathLike)):
+        raise Misuse(f"unpack: path: expected the path of an archive, found {path!r:.100}")
+    return os.path.abspath(os.fsdecode(path))
+
+
+def _refpath(refpath: object) -> list[str]:
+    found = list(refpath) if isinstance(refpath, (list, tuple)) else refpath
+    if not isrefpath(found) or isselfpath(found) or not isinstance(found, list):
+        raise Misuse(f"unpack: refpath: expected the file of another derivation, [dref, 'file'], found {refpath!r:.100}")
+    return [str(part) for part in found]
+
+
+def _checksum(algorithm: str, checksum: object) -> Optional[str]:
+    if checksum is None:
+        return None
+    found = checksum.lower() if isinstance(checksum, str) else ""
+    if len(found) != _HEX_DIGITS[algorithm] or set(found) - set("0123456789abcdef"):
+        raise Misuse(f"unpack: {algorithm}: expected {_HEX_DIGITS[algorithm]} hexadecimal digits, found {checksum!r:.100}")
+    return found
