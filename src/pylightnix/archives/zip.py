@@ -8,12 +8,14 @@ import zlib
 from typing import IO, Final
 
 from pylightnix.archives.draft import TreeDraft
-from pylightnix.archives.limits import Unpacking
+from pylightnix.archives.limits import Unpacking, shown_name
 from pylightnix.tree_writer import TARGET_BYTES, write_all
 
 __all__ = ["unpack_zip"]
 
-_UNIX: Final = 3
+_DOS: Final = 0
+_UNIXES: Final = (3, 19)
+"""Unix and macOS: where modes and names are those of Unix."""
 _ENCRYPTED: Final = 0x1
 _UTF8: Final = 0x800
 _UNICODE_PATH: Final = 0x7075
@@ -40,6 +42,8 @@ def unpack_zip(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking) -> None:
                 _unpack(archive, info, draft, unpacking)
     except NotImplementedError as error:
         raise unpacking.failed(f"it is compressed in a way that is not known here ({error})", "pack it again with plain zip") from error
+    except UnicodeDecodeError as error:
+        raise unpacking.failed(f"one of its names is marked as UTF-8, and is none: {shown_name(error.object)!r:.400}") from error
     except damages as error:
         raise unpacking.failed(f"its zip data are damaged ({error})") from error
     except OSError as error:
@@ -51,7 +55,7 @@ def unpack_zip(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking) -> None:
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, draft: TreeDraft, unpacking: Unpacking) -> None:
     unpacking.entry = name = _name(info)
-    mode = info.external_attr >> 16 if info.create_system == _UNIX else 0
+    mode = info.external_attr >> 16 if info.create_system in _UNIXES else 0
     if info.flag_bits & _ENCRYPTED:
         raise unpacking.failed("it is encrypted", "decrypt the archive first, or pack it again without a password")
     if name.endswith(b"/") or stat.S_ISDIR(mode):
@@ -75,11 +79,22 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, draft: TreeDraft, u
 
 
 def _name(info: zipfile.ZipInfo) -> bytes:
-    """Return an entry's name in UTF-8: marked so, or in an extra field beside it, else in the code page of DOS."""
+    r"""Return an entry's name: in UTF-8 if it is marked so, or given so in an extra field beside it.
+
+    Else it is as Unix had it, whatever its encoding is, or in the code page of DOS, where some programs wrote ``\`` for ``/``.
+    """
     name = info.orig_filename
     if info.flag_bits & _UTF8:
-        return name.encode("utf-8", "surrogateescape")
-    return _unicode_path(info.extra, name.encode("cp437")) or name.encode("utf-8")
+        return _with_slashes(name.encode("utf-8"), info)
+    raw = name.encode("cp437")  # which zipfile has decoded it from, and which knows all bytes
+    given = _unicode_path(info.extra, raw)
+    if given is not None or info.create_system in _UNIXES:
+        return raw if given is None else given
+    return _with_slashes(name.encode("utf-8"), info)
+
+
+def _with_slashes(name: bytes, info: zipfile.ZipInfo) -> bytes:
+    return name.replace(b"\\", b"/") if info.create_system == _DOS and b"/" not in name else name
 
 
 def _unicode_path(extra: bytes, name: bytes) -> bytes | None:
