@@ -24,6 +24,9 @@ _COPY_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 1 << 20
 """What an extended header may have."""
 _MAX_PIECES: Final = 1 << 20
+_SPARSE: Final = frozenset(b"GNU.sparse." + key for key in (b"major", b"name", b"realsize", b"size", b"map"))
+_MEANT: Final = _SPARSE | {b"path", b"linkpath", b"size"}
+"""What of pax headers counts. The rest is not kept, or it could be made to fill the memory."""
 _FILES: Final = (b"0", b"\0", b"7")
 _SPECIAL: Final = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
 _SET_ID: Final = 0o6000
@@ -76,13 +79,20 @@ def _extend(extended: _Extended, everywhere: dict[bytes, bytes], header: TarHead
     elif header.kind == b"K":
         extended.target = content.rstrip(b"\0")
     elif header.kind == b"g":
-        everywhere.update(parse_pax(content))
+        everywhere.update((key, value) for key, value in parse_pax(content) if key in _MEANT)
     elif header.kind != b"V":
         for key, value in parse_pax(content):
-            extended.pax[key] = value
-            if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
+            if key in _MEANT:
+                extended.pax[key] = value
+            elif key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
                 extended.old_pieces.append(_decimal(value))
+                _bound(len(extended.old_pieces))
     return True
+
+
+def _bound(numbers: int) -> None:
+    if numbers > 2 * _MAX_PIECES:
+        raise MalformedTar(f"it is a sparse file of more than {_MAX_PIECES} pieces")
 
 
 def _decimal(text: bytes) -> int:
@@ -175,14 +185,14 @@ class _Entry:
         while more:
             block = self._stream.take(BLOCK_BYTES)
             pieces += parse_sparse_fields(block[:504])
-            self._bound(len(pieces))
+            _bound(2 * len(pieces))
             more = block[504] != 0
         return pieces, full_size
 
     def _pieces_in_contents(self) -> _Pieces:
         lines = self._lines()
         count = _decimal(next(lines))
-        self._bound(count)
+        _bound(2 * count)
         return _pairs([_decimal(next(lines)) for _ in range(2 * count)])
 
     def _lines(self) -> Iterator[bytes]:
@@ -193,10 +203,6 @@ class _Entry:
             self._map_bytes += BLOCK_BYTES
             yield from whole
         raise MalformedTar("the list of the pieces of a sparse file is damaged")
-
-    def _bound(self, count: int) -> None:
-        if count > _MAX_PIECES:
-            raise MalformedTar(f"it is a sparse file of more than {_MAX_PIECES} pieces")
 
     def _checked(self, pieces: _Pieces, stored: int, full_size: int) -> int:
         end = 0
