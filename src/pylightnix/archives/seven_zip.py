@@ -34,7 +34,7 @@ def unpack_7z(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking, folder: s
                 raise unpacking.failed("it is encrypted", "decrypt it first, or pack it again without a password")
             members = {}
             for member in archive.files:
-                unpacking.entry = name = os.fsencode(member.filename)
+                unpacking.entry = name = _name(member.filename)
                 _check(member, unpacking)
                 if member.is_directory:
                     draft.folder(name)
@@ -48,6 +48,11 @@ def unpack_7z(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking, folder: s
     except Exception as error:  # on damaged headers py7zr raises what its code comes upon, assertions too
         raise unpacking.failed(f"its 7z data are damaged ({type(error).__name__}: {error})") from error
     unpacking.entry = None
+
+
+def _name(filename: str) -> bytes:
+    """Return an entry's name. Names are UTF-16; 7-Zip writes a byte that is no UTF-8 as a character from U+EF80 on."""
+    return os.fsencode("".join(chr(ord(char) - 0xEF00 + 0xDC00) if "\uef80" <= char <= "\uefff" else char for char in filename))
 
 
 def _check(member: Any, unpacking: Unpacking) -> None:
@@ -71,7 +76,7 @@ class _Factory:
         if member is None:
             # py7zr brought it into another form, as it does with names that are not plain.
             raise self._unpacking.failed(f"the archive has a name that is not plain, found where {name!r} was to be made", "pack it again")
-        self._unpacking.entry = os.fsencode(name)
+        self._unpacking.entry = _name(name)
         return _Sink(member, self._draft, self._unpacking)
 
 
@@ -80,7 +85,7 @@ class _Sink:
 
     def __init__(self, member: Any, draft: TreeDraft, unpacking: Unpacking) -> None:
         self._draft, self._unpacking = draft, unpacking
-        self._name = os.fsencode(member.filename)
+        self._name = _name(member.filename)
         self._target = bytearray() if member.is_symlink else None
         self._stack = ExitStack()
         if self._target is None:
