@@ -24,11 +24,17 @@ _ZSTD_WINDOW_BYTES: Final = 1 << 27
 
 COMPRESSIONS: Final[dict[str, bytes]] = {"gzip": b"\x1f\x8b\x08", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0", "zstd": b"\x28\xb5\x2f\xfd"}
 """How each begins."""
+_SKIPPABLE: Final = tuple(bytes((low,)) + b"\x2a\x4d\x18" for low in range(0x50, 0x60))
+"""How frames begin that only zstd's own programs look into: of pzstd, of the seekable format."""
+
+
+def _begins(begin: bytes, kind: str) -> bool:
+    return begin.startswith((COMPRESSIONS[kind], *_SKIPPABLE) if kind == "zstd" else COMPRESSIONS[kind])
 
 
 def compression_of(begin: bytes) -> str | None:
     """Return the compression of something that begins with these bytes, or None."""
-    return next((kind for kind, magic in COMPRESSIONS.items() if begin.startswith(magic)), None)
+    return next((kind for kind in COMPRESSIONS if _begins(begin, kind)), None)
 
 
 class _Decoder(Protocol):
@@ -159,16 +165,20 @@ class ByteStream:
         self._read = read
         self._unpacking = unpacking
         self._ahead = b""
+        self._at = 0
+        """How much of what lies ahead was read. It is not cut off: one call of a decoder may give megabytes, and headers are small."""
 
     def read(self, size: int) -> bytes:
         """Return some bytes, `size` at most, and none at the end."""
-        if not self._ahead:
-            self._ahead = self._read(size)
-        found, self._ahead = self._ahead[:size], self._ahead[size:]
+        if self._at == len(self._ahead):
+            self._ahead, self._at = self._read(size), 0
+        found = self._ahead[self._at : self._at + size]
+        self._at += len(found)
         return found
 
     def peek(self, size: int) -> bytes:
         """Return the next bytes, fewer only at the end, and leave them to be read."""
+        self._ahead, self._at = self._ahead[self._at :], 0
         while len(self._ahead) < size and (more := self._read(_BLOCK_BYTES)):
             self._ahead += more
         return self._ahead[:size]
@@ -240,12 +250,11 @@ class _Inflating:
 
     def _next(self) -> _Decoder | None:
         """Return a decoder of the next stream, None behind the last. Zeros may stand between them, as on tapes."""
-        magic = COMPRESSIONS[self._kind]
         self._raw = self._raw.lstrip(b"\0")
-        while len(self._raw) < len(magic) and (more := self._file.read(_BLOCK_BYTES)):
+        while len(self._raw) < len(COMPRESSIONS[self._kind]) and (more := self._file.read(_BLOCK_BYTES)):
             self._raw = (self._raw + more).lstrip(b"\0")
         if not self._raw:
             return None
-        if not self._raw.startswith(magic):
+        if not _begins(self._raw, self._kind):
             raise self._unpacking.failed(f"something that is not {self._kind} follows its {self._kind} data")
         return _DECODERS[self._kind]()
