@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -132,11 +133,20 @@ def check_inside(folder: bytes, top: bytes) -> None:
         info = os.lstat(path)
         assert not info.st_mode & (stat.S_ISUID | stat.S_ISGID)
         if stat.S_ISLNK(info.st_mode):
-            assert os.path.realpath(path).startswith(top), (path, os.readlink(path))
+            assert goes_in_circles(path) or os.path.realpath(path).startswith(top), (path, os.readlink(path))
         elif stat.S_ISDIR(info.st_mode):
             check_inside(path, top)
         else:
             assert stat.S_ISREG(info.st_mode)
+
+
+def goes_in_circles(path: bytes) -> bool:
+    """Tell whether the system follows a link nowhere. `realpath` makes up an answer for some of these."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 Tree = dict[str, "Tree | tuple[bytes, bool] | str"]
@@ -273,6 +283,7 @@ flips = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7))
 @pytest.mark.parametrize("kind", sorted(PACKED))
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(flips)
+@example([(0.998046875, 0)])  # the offset of a file in zip
 def test_flipped_bits(kind: str, where: list[tuple[float, int]]) -> None:
     data, expected = sample(kind)
     damaged = bytearray(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import ExitStack
@@ -43,8 +44,12 @@ def unpack_7z(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking, folder: s
                 else:
                     members[member.filename] = member
             archive.extractall(folder, factory=_Factory(members, draft, unpacking, folder))
-    except (UnpackFailed, OSError, MemoryError):
+    except (UnpackFailed, MemoryError):
         raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # of seeking to where no file reaches
+            raise
+        raise unpacking.failed(f"its 7z data are damaged ({error})") from error
     except Exception as error:  # on damaged headers py7zr raises what its code comes upon, assertions too
         raise unpacking.failed(f"its 7z data are damaged ({type(error).__name__}: {error})") from error
     unpacking.entry = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import zipfile
 import zlib
@@ -61,7 +62,7 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, draft: TreeDraft, u
     if name.endswith(b"/") or stat.S_ISDIR(mode):
         draft.folder(name)
     elif stat.S_ISLNK(mode):
-        with archive.open(info) as content:
+        with _opened(archive, info, unpacking) as content:
             target = content.read(TARGET_BYTES + 1)
         unpacking.count_bytes(len(target))
         draft.link(name, target)
@@ -72,10 +73,19 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, draft: TreeDraft, u
     else:
         block_bytes = _BLOCK_BYTES if info.compress_type in _BOUNDED else _SMALL_BLOCK_BYTES
         executable = bool(mode & stat.S_IXUSR)
-        with archive.open(info) as content, draft.file(name, executable=executable, size=info.file_size) as fd:
+        with _opened(archive, info, unpacking) as content, draft.file(name, executable=executable, size=info.file_size) as fd:
             while block := content.read(block_bytes):
                 unpacking.count_bytes(len(block))
                 write_all(fd, block)
+
+
+def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo, unpacking: Unpacking) -> IO[bytes]:
+    try:
+        return archive.open(info)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise unpacking.failed("its zip data are damaged (it is said to lie before the archive)") from error
 
 
 def _name(info: zipfile.ZipInfo) -> bytes:
