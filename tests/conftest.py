@@ -18,6 +18,12 @@ from pylightnix import StorageSettings, fsinit, setregistry
 
 
 @pytest.fixture(autouse=True)
+def _no_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let no test read or leave anything in the user's own cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def _no_default_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test touch the user's own store: what names no store fails."""
     monkeypatch.setenv("PYLIGHTNIX_ROOT", "/nonexistent/default-store")
