@@ -50,7 +50,7 @@ PAGES = [
         "stages",
         "Stages, derivations, closures",
         "A stage registers derivations; `instantiate` collects what a stage needs into a closure.",
-        """mknode command mkdrv mkdrv_ instantiate Stage StageResult InstantiateArg Derivation Closure Registry mkregistry
+        """mknode command source unpack mkdrv mkdrv_ instantiate Stage StageResult InstantiateArg Derivation Closure Registry mkregistry
         current_registry setregistry tlregistry mkclosure isclosure redefine realized assert_valid_closure assert_have_realizers""",
     ),
     Page(
@@ -130,7 +130,7 @@ PAGES = [
         "Errors",
         "Every error that is raised on purpose is a `PylightnixException`. Its `code` is stable.",
         """PylightnixException Misuse InvalidConfig InvalidName InvalidReference InvalidStageCall ConflictingArguments NoRegistry
-        ForeignDerivation CycleError CodeKeyError TargetNotFound BuildError PromiseException InvalidOutput InvalidTree CommandFailed
+        ForeignDerivation CycleError CodeKeyError TargetNotFound BuildError PromiseException InvalidOutput InvalidTree InvalidSource SourceChanged UnpackFailed CommandFailed
         RemoteFailure MatcherRefused InvalidMatch AmbiguousMatch NotRealized MissingDerivation MissingRealization InUse
         InvalidStorage StoreExists StoreError StoreBusy StoreFull StoreReadOnly StoreForeign StoreTooNew StoreCorrupt StoreIOError
         InvalidArchive ArchiveIOError""",
