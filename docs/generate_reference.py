@@ -130,7 +130,8 @@ PAGES = [
         "Errors",
         "Every error that is raised on purpose is a `PylightnixException`. Its `code` is stable.",
         """PylightnixException Misuse InvalidConfig InvalidName InvalidReference InvalidStageCall ConflictingArguments NoRegistry
-        ForeignDerivation CycleError CodeKeyError TargetNotFound BuildError PromiseException InvalidOutput InvalidTree InvalidSource SourceChanged UnpackFailed CommandFailed
+        ForeignDerivation CycleError CodeKeyError TargetNotFound BuildError PromiseException InvalidOutput InvalidTree CommandFailed
+        InvalidSource SourceChanged UnpackFailed
         RemoteFailure MatcherRefused InvalidMatch AmbiguousMatch NotRealized MissingDerivation MissingRealization InUse
         InvalidStorage StoreExists StoreError StoreBusy StoreFull StoreReadOnly StoreForeign StoreTooNew StoreCorrupt StoreIOError
         InvalidArchive ArchiveIOError""",
