@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -437,6 +438,30 @@ def test_refused_in_7z(room: Room, names: list[str], blamed: str | None) -> None
             found["filename"] = name
     error = room.refusal(file.getvalue(), "archive.7z")
     assert blamed is None or error.entry == blamed
+
+
+@pytest.mark.parametrize(
+    ("method", "coder", "highest"),
+    [
+        ({"id": "FILTER_LZMA2"}, b"\x21\x21\x01", 3),
+        ({"id": "FILTER_LZMA"}, b"\x23\x03\x01\x01\x05", 9),
+        ({"id": "FILTER_PPMD", "order": 6, "mem": 24}, b"\x23\x03\x04\x01\x07", 9),
+    ],
+)
+def test_too_much_memory_for_7z(room: Room, method: dict[str, Any], coder: bytes, highest: int) -> None:
+    py7zr = pytest.importorskip("py7zr")
+    file = io.BytesIO()
+    with py7zr.SevenZipFile(file, "w", filters=[{**method, "id": getattr(py7zr, method["id"])}]) as archive:
+        archive.writestr(b"text", "top/a")
+        archive.set_encoded_header_mode(False)
+    room.unpack(file.getvalue(), "archive.7z")
+    shutil.rmtree(room.out / "top")
+    data = bytearray(file.getvalue())
+    data[data.index(coder) + highest] = 40 if highest == 3 else 0x80  # an exponent, or the highest byte of how much it is
+    begin = 32 + int.from_bytes(data[12:20], "little")
+    data[28:32] = zlib.crc32(data[begin : begin + int.from_bytes(data[20:28], "little")]).to_bytes(4, "little")
+    data[8:12] = zlib.crc32(data[12:32]).to_bytes(4, "little")
+    assert "bytes of memory to unpack" in str(room.refusal(bytes(data), "archive.7z"))
 
 
 def test_encrypted_archives(room: Room, packed: Path) -> None:

@@ -15,6 +15,9 @@ from pylightnix.tree_writer import TARGET_BYTES, write_all
 
 __all__ = ["unpack_7z"]
 
+_LZMA2, _LZMA, _PPMD = b"\x21", b"\3\1\1", b"\3\4\1"
+_MEMORY_BYTES: Final = 1 << 30
+"""Four times what 7-Zip takes at its strongest level."""
 _HOW_TO_GET: Final = "install it with: pip install 'pylightnix[archives]'"
 
 
@@ -33,6 +36,7 @@ def unpack_7z(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking, folder: s
         with py7zr.SevenZipFile(file) as archive:
             if archive.password_protected:
                 raise unpacking.failed("it is encrypted", "decrypt it first, or pack it again without a password")
+            _check_memory(archive, unpacking)
             members = {}
             for member in archive.files:
                 unpacking.entry = name = _name(member.filename)
@@ -53,6 +57,23 @@ def unpack_7z(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking, folder: s
     except Exception as error:  # on damaged headers py7zr raises what its code comes upon, assertions too
         raise unpacking.failed(f"its 7z data are damaged ({type(error).__name__}: {error})") from error
     unpacking.entry = None
+
+
+def _check_memory(archive: Any, unpacking: Unpacking) -> None:
+    """Refuse what takes more memory to decompress than was ever asked for by someone who meant well."""
+    streams = getattr(archive.header, "main_streams", None)
+    for folder in streams.unpackinfo.folders if streams is not None else ():
+        for coder in folder.coders:
+            needed = _memory_bytes(coder["method"], coder["properties"] or b"")
+            if needed > _MEMORY_BYTES:
+                raise unpacking.failed(f"it takes {needed} bytes of memory to unpack, more than {_MEMORY_BYTES}", "pack it with less")
+
+
+def _memory_bytes(method: bytes, properties: bytes) -> int:
+    """Return how much a coder looks back on; see ``7zFormat.txt`` and ``Methods.txt`` of 7-Zip."""
+    if method == _LZMA2 and properties:
+        return (2 | properties[0] & 1) << (min(properties[0], 40) // 2 + 11)
+    return int.from_bytes(properties[1:5], "little") if method in (_LZMA, _PPMD) else 0
 
 
 def _name(filename: str) -> bytes:
