@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.stores import AS_ROOT, OTHER_UID, check_error, in_child, needs_root
+from tests.stores import AS_ROOT, OTHER_UID, check_error, in_child, needs_root, text_of
 
 from pylightnix import (
     Build,
@@ -195,6 +195,21 @@ def test_changed_after_it_was_instantiated(S: StorageSettings, folder: Path) -> 
     error = failure(S, main)
     check_error(error, SourceChanged, "source-changed", 1, str(folder), "instantiate the stage again")
     assert list(allrrefs(S)) == []
+
+
+def test_changed_in_a_folder_whose_name_is_not_utf8(S: StorageSettings, tmp_path: Path) -> None:
+    top = os.fsencode(tmp_path) + b"/lat\xe9n"
+    os.mkdir(top)
+    path = Path(os.fsdecode(top), "x")
+    path.write_text("x")
+
+    def main(r: Registry) -> DRef:
+        dref = source(path, r=r)
+        path.write_text("y")
+        return dref
+
+    assert "lat\\xe9n/x: it changed" in str(failure(S, main))
+    assert text_of(make(S, path), S, "x") == "y"
 
 
 def test_gone_after_it_was_instantiated(S: StorageSettings, folder: Path) -> None:

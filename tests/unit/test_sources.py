@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.stores import in_child
 
 from pylightnix.errors import InvalidSource
 from pylightnix.nar import MAX_LEVELS, tree_hash
@@ -192,6 +195,16 @@ def test_memos_that_cannot_be_kept(asked: Asked, place: str) -> None:
         return
     assert asked.digest() == asked.digest()
     assert asked.read == 5
+
+
+def test_a_full_disk_is_no_reason_to_fail(asked: Asked) -> None:
+    def within_limits() -> str:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30))
+        return asked.digest()
+
+    assert in_child(within_limits) == asked.digest()
+    assert len(list(asked.memo_folder.iterdir())) == 1
 
 
 def test_old_memos_are_swept(asked: Asked) -> None:

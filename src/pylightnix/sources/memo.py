@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Final, Optional, TypeAlias
+from typing import IO, Final, Optional, TypeAlias, cast
 
 __all__ = ["Fact", "Facts", "Memo", "Records"]
 
@@ -27,6 +27,8 @@ Facts: TypeAlias = dict[bytes, Fact]
 _MAGIC: Final = b"pylightnix-sources-1\n"
 _FRAME: Final = struct.Struct("<II")
 """Before each record: how long it is, and its CRC-32."""
+_SPOOLED_BYTES: Final = 1 << 24
+"""How much of a new memo is held in memory: that of some 200,000 files."""
 _UNUSED_DAYS: Final = 90
 """How long the memo of a source is kept that nobody asks for."""
 
@@ -36,15 +38,15 @@ class Records:
 
     Attributes:
         changed: whether these differ.
+        failed: whether what will be known cannot be written.
     """
 
     def __init__(self, old: Optional[IO[bytes]], new: IO[bytes]) -> None:
-        self._old, self._new = old, new
+        self._new = new
+        self._old = old if old is not None and _read(old, len(_MAGIC)) == _MAGIC else None
         self._ahead: Optional[tuple[tuple[bytes, ...], Facts, bytes]] = None
-        self.changed = old is None or old.read(len(_MAGIC)) != _MAGIC
-        if self.changed:
-            self._old = None
-        new.write(_MAGIC)
+        self.changed, self.failed = self._old is None, False
+        self._append(_MAGIC)
         self._advance()
 
     def known(self, path: bytes) -> Facts:
@@ -73,15 +75,22 @@ class Records:
         self.changed = self.changed or self._ahead is not None
 
     def _write(self, record: bytes) -> None:
-        self._new.write(_FRAME.pack(len(record), zlib.crc32(record)) + record)
+        self._append(_FRAME.pack(len(record), zlib.crc32(record)) + record)
+
+    def _append(self, piece: bytes) -> None:
+        try:
+            if not self.failed:
+                self._new.write(piece)
+        except OSError:  # a full disk is no reason to fail
+            self.failed = True
 
     def _advance(self) -> None:
         self._ahead = None
-        if self._old is None or not (frame := self._old.read(_FRAME.size)):
+        if self._old is None or not (frame := _read(self._old, _FRAME.size)):
             return
         try:
             size, checksum = _FRAME.unpack(frame)
-            record = self._old.read(size) if size <= _left(self._old) else b""
+            record = _read(self._old, size) if size <= _left(self._old) else b""
             if zlib.crc32(record) == checksum and record:
                 path, facts = _parsed(record)
                 self._ahead = (_parts(path), facts, record)
@@ -89,6 +98,13 @@ class Records:
             pass
         if self._ahead is None:  # what follows a damaged record may be anything
             self._old, self.changed = None, True
+
+
+def _read(file: IO[bytes], size: int) -> bytes:
+    try:
+        return file.read(size)
+    except OSError:
+        return b""
 
 
 def _left(file: IO[bytes]) -> int:
@@ -121,18 +137,19 @@ class Memo:
         """Yield the memo of a source, and replace it at the end of the block unless that raises."""
         key = hashlib.sha256(b"\0".join(os.fsencode(text) for text in (path, *exclude))).hexdigest()[:32]
         file = os.path.join(self._folder, f"{key}.memo")
-        with _opened(file) as old, tempfile.TemporaryFile() as new:
-            records = Records(old, new)
+        with _opened(file) as old, tempfile.SpooledTemporaryFile(_SPOOLED_BYTES) as new:
+            records = Records(old, cast(IO[bytes], new))
             yield records
             records.end()
             try:
-                self._keep(file, records, new)
+                self._keep(file, records, cast(IO[bytes], new))
             except OSError:
                 pass  # no room, no rights, no home: the next time costs what this one did
 
     def _keep(self, file: str, records: Records, new: IO[bytes]) -> None:
         if not records.changed:
             os.utime(file)
+        if records.failed or not records.changed:
             return
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         fd, draft = tempfile.mkstemp(prefix="draft-", dir=self._folder)

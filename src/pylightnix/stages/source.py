@@ -44,7 +44,7 @@ class SourceRealizer:
         config = stored_config(b).val
         found = copy_source(self.path, self.exclude, build_outpath(b), config["out"][1])
         if found != config[_KEY]:
-            raise SourceChanged(self.path, config[_KEY], found)
+            raise SourceChanged(_shown(self.path), config[_KEY], found)
 
 
 def source(
@@ -95,13 +95,17 @@ def _located(path: object) -> tuple[str, str]:
         raise Misuse(f"source: path: expected the path of a file or folder, found {path!r:.100}")
     where = os.path.abspath(os.fsdecode(path))
     own = os.path.basename(where)
-    shown = os.fsencode(where).decode("utf-8", "backslashreplace")
+    shown = _shown(where)
     problem = problem_with_entry(own) or ("it has a NUL" if "\0" in where else None)
     if problem is not None:
         raise InvalidSource(shown, f"its name cannot be that of an artifact: {problem}", "name a folder in it, or rename it")
     if os.fsencode(own).decode("utf-8", "ignore") != own:
         raise InvalidSource(shown, "its name is not UTF-8, which names in configs are", "rename it, or name the folder that it is in")
     return where, own
+
+
+def _shown(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _patterns(exclude: object) -> tuple[str, ...]:
