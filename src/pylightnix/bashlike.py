@@ -14,6 +14,7 @@ from pylightnix.errors import AmbiguousMatch, InvalidReference, MissingDerivatio
 from pylightnix.links import forcelink
 from pylightnix.query import dref2path, drefrrefs, rref2path, rrefbstart
 from pylightnix.refs import isdref, isrefpath, isrref, undref, unrref
+from pylightnix.registry import write_waiting
 from pylightnix.storage import fsstorage
 from pylightnix.types import DRef, Path, RefPath, RRef, StorageSettings
 
@@ -69,12 +70,16 @@ def lsrref_(r: RRef, fn: Sequence[str] = (), S: Optional[StorageSettings] = None
 
 def lsdref_(r: DRef, S: Optional[StorageSettings] = None) -> Iterator[str]:
     """Iterate over the names in the folder of a derivation, sorted."""
+    folder = _derivation_folder(r, S)
+    yield from sorted(os.listdir(folder))
+
+
+def _derivation_folder(r: DRef, S: Optional[StorageSettings]) -> Path:
+    write_waiting(S)
     folder = dref2path(r, S)
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError as error:
-        raise MissingDerivation(r, folder) from error
-    yield from names
+    if not os.path.isdir(folder):
+        raise MissingDerivation(r, folder)
+    return folder
 
 
 def _realization_folder(r: RRef, S: Optional[StorageSettings]) -> Path:
@@ -141,6 +146,7 @@ def rmref(r: Union[RRef, DRef], S: Optional[StorageSettings] = None) -> None:
     """
     from pylightnix.remote import remove
 
+    write_waiting(S)
     if isrref(r):
         remove([], [RRef(r)], S)
     elif isdref(r):
@@ -181,10 +187,7 @@ def _shell_folder(r: Union[Build, str, None], S: Optional[StorageSettings]) -> s
     if isrref(r):
         return _realization_folder(RRef(r), S)
     if isdref(r):
-        folder = dref2path(DRef(r), S)
-        if not os.path.isdir(folder):
-            raise MissingDerivation(r, folder)
-        return folder
+        return _derivation_folder(DRef(r), S)
     if isinstance(r, str) and os.path.isdir(r):
         return r
     if isinstance(r, str) and os.path.isfile(r):
@@ -224,9 +227,7 @@ def linkrrefs(
 
 def linkdref(dref: DRef, destdir: Optional[str] = None, format: str = "_rref_%(N)s", S: Optional[StorageSettings] = None) -> Path:  # noqa: A002  # the same
     """Make a relative symbolic link to a derivation, see `linkrref`; there is no ``%(T)s``."""
-    folder = dref2path(dref, S)
-    if not os.path.isdir(folder):
-        raise MissingDerivation(dref, folder)
+    folder = _derivation_folder(dref, S)
     return _link(folder, destdir, format % {"T": "", "N": undref(dref)[1]})
 
 

@@ -16,8 +16,8 @@ from pylightnix.context import context_deref
 from pylightnix.errors import AmbiguousMatch, BuildError, Misuse
 from pylightnix.outputs import output_validate
 from pylightnix.refs import assert_valid_refpath, isrefpath, isselfpath
+from pylightnix.registry import written_config
 from pylightnix.storage import fstmpdir, store_layout
-from pylightnix.store.derivations import read_config
 from pylightnix.store.layout import START_FILE, STOP_FILE
 from pylightnix.timestamps import timestring
 from pylightnix.types import (
@@ -120,7 +120,7 @@ def mkbuildargs(
     Raises:
         MissingDerivation, StoreCorrupt: the store does not have the derivation, or not whole.
     """
-    read_config(store_layout(S), dref)
+    written_config(dref, S)
     return BuildArgs(S, dref, context, starttime, stoptime, iarg, rarg)
 
 
@@ -270,7 +270,7 @@ def stored_config(b: Build) -> Config:
     # Kept on the object, but not from `Build.__init__` on, which subclasses may replace.
     config: Optional[Config] = getattr(b, "_config", None)
     if config is None:
-        config = read_config(store_layout(b.S), b.dref)
+        config = written_config(b.dref, b.S)
         b._config = config  # type: ignore[attr-defined]  # see above
     return config
 

@@ -12,9 +12,8 @@ from pylightnix.attempt import take_outputs
 from pylightnix.config import cfgdeps
 from pylightnix.context import context_deref
 from pylightnix.errors import InvalidOutput, Misuse
-from pylightnix.storage import store_layout
+from pylightnix.registry import written_config
 from pylightnix.store.access import translated_errors
-from pylightnix.store.derivations import read_config
 from pylightnix.store.layout import START_FILE, StoreLayout
 from pylightnix.store.removal import make_movable, remove_tree
 from pylightnix.store.store import Store, open_store
@@ -28,7 +27,7 @@ def insert_output(dref: DRef, context: Context, folder: str, S: StorageSettings 
     """Make `folder` a realization of `dref` and return its reference; see `pylightnix.mkrealization`."""
     from pylightnix.remote import insert
 
-    deps = {dep: sorted(context_deref(context, dep)) for dep in cfgdeps(read_config(store_layout(S), dref))}
+    deps = {dep: sorted(context_deref(context, dep)) for dep in cfgdeps(written_config(dref, S))}
     path = os.path.abspath(folder)
     if os.path.islink(path) or not os.path.isdir(path):
         raise Misuse(f"mkrealization expects the folder that is to become a realization of {dref}, found none at {path}")

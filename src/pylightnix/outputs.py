@@ -12,8 +12,7 @@ from typing import Any, Optional
 
 from pylightnix.config import cfgsp
 from pylightnix.errors import InvalidOutput, PromiseException, shown
-from pylightnix.storage import store_layout
-from pylightnix.store.derivations import read_config
+from pylightnix.registry import written_config
 from pylightnix.types import Context, DRef, Output, Path, RealizeArg, Realizer, RealizerO, RefPath, StorageSettings
 
 __all__ = ["output_paths", "output_realizer", "output_validate"]
@@ -32,7 +31,7 @@ def output_validate(dref: DRef, o: Output[Path], S: Optional[StorageSettings] = 
     Raises:
         PromiseException: something is missing; it lists all that is, in every folder.
     """
-    promises = [selfpath for _, selfpath in cfgsp(read_config(store_layout(S), dref))]
+    promises = [selfpath for _, selfpath in cfgsp(written_config(dref, S))]
     broken = [(folder, selfpath) for folder in o.val for selfpath in promises if not _is_kept(folder, selfpath)]
     if broken:
         raise PromiseException(dref, broken)

@@ -16,9 +16,8 @@ from pylightnix.context import context_deref, context_key, parse_context
 from pylightnix.errors import InvalidReference, MissingRealization, Misuse, PylightnixException, StoreCorrupt
 from pylightnix.planner.graph import dependency_order
 from pylightnix.refs import assert_valid_dref, assert_valid_refpath, isdref, isrref, mkdref, mkrref, rref2dref
-from pylightnix.registry import registered_config
+from pylightnix.registry import registered_config, write_waiting, written_config
 from pylightnix.storage import fsstorage, store_layout
-from pylightnix.store.derivations import read_config
 from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES, START_FILE, STOP_FILE, StoreLayout
 from pylightnix.timestamps import parsetime
 from pylightnix.types import Context, DRef, Path, RefPath, RRef, StorageSettings
@@ -166,7 +165,7 @@ def drefcfg_(dref: DRef, S: Optional[StorageSettings] = None) -> Config:
         MissingDerivation, StoreCorrupt: the store does not have it, or not whole.
     """
     assert_valid_dref(dref)
-    return registered_config(dref) or read_config(store_layout(S), dref)
+    return registered_config(dref) or written_config(dref, S)
 
 
 def drefcfg(dref: DRef, S: Optional[StorageSettings] = None) -> RConfig:
@@ -303,6 +302,7 @@ def rrefbdelta(rref: RRef, S: Optional[StorageSettings] = None) -> Optional[floa
 
 def alldrefs(S: Optional[StorageSettings] = None) -> Iterator[DRef]:
     """Iterate over every derivation in the store, sorted. Foreign entries of the folder do not count."""
+    write_waiting(S)
     try:
         with os.scandir(fsstorage(S)) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))

@@ -48,6 +48,8 @@ __all__ = [
     "setregistry",
     "tlregistry",
     "write_all",
+    "write_waiting",
+    "written_config",
 ]
 
 _log = logging.getLogger("pylightnix")
@@ -85,6 +87,10 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"Registry({len(self.builders)} derivations, S={self.S!r})"
+
+
+_waiting: dict[int, Registry] = {}
+"""Registries with configs that a daemon is still to be told of, by their `id`; kept alive for these, even if nobody else does."""
 
 
 def mkregistry(S: Optional[StorageSettings] = None) -> Registry:
@@ -183,6 +189,31 @@ def write_all(r: Registry) -> None:
         StoreError: the store, or the daemon, does not take them. They stay unwritten.
     """
     _register_all(r.unwritten, r.S)
+    _waiting.pop(id(r), None)
+
+
+def write_waiting(S: Optional[StorageSettings]) -> None:
+    """Put into the store of `S` what was registered for it and kept back so far: somebody is about to look there.
+
+    Raises:
+        StoreError: the store, or the daemon, does not take it.
+    """
+    if not _waiting:
+        return
+    storage = store_layout(S).storage
+    for registry in list(_waiting.values()):  # other threads may register meanwhile
+        if store_layout(registry.S).storage == storage:
+            write_all(registry)
+
+
+def written_config(dref: DRef, S: Optional[StorageSettings]) -> Config:
+    """Return the config of a derivation as it stands in the store, where it is put first if it was kept back.
+
+    Raises:
+        MissingDerivation, StoreCorrupt: the store does not have it, or not whole.
+    """
+    write_waiting(S)
+    return read_config(store_layout(S), dref)
 
 
 def _register_all(unwritten: dict[DRef, bytes], S: Optional[StorageSettings]) -> None:
@@ -198,7 +229,8 @@ def _register_all(unwritten: dict[DRef, bytes], S: Optional[StorageSettings]) ->
 def mkdrv(config: Config, matcher: Matcher, realizer: Realizer, r: Optional[Registry] = None) -> DRef:
     """Register a derivation, and write its folder.
 
-    Where a daemon owns the store, the folder comes at the end of `instantiate` or with `mkclosure`.
+    Where a daemon owns the store, the folder comes at the end of `instantiate`, with `mkclosure`, or when
+    something first looks for it.
 
     Registering the same config again replaces matcher and realizer (the last one wins, with a warning
     in the log) and keeps its place in the order.
@@ -224,6 +256,8 @@ def mkdrv(config: Config, matcher: Matcher, realizer: Realizer, r: Optional[Regi
     dref, canonical, deps = _identify(checked)
     if registry.draft_of is None:
         _write(dref, canonical, checked, registry.S, registry.unwritten)
+        if registry.unwritten:
+            _waiting[id(registry)] = registry
     derivation = RegisteredDerivation(dref, matcher, realizer)
     derivation.config, derivation.deps = canonical, deps
     previous = registry.builders.get(dref)
