@@ -31,6 +31,7 @@ __all__ = [
     "call_matcher",
     "call_realizer",
     "context_below",
+    "not_in_forked_child",
     "realizer_digest",
     "realizer_manifest",
     "take_outputs",
@@ -60,13 +61,13 @@ def call_realizer(
         transitive: gives those of all its dependencies; called only if the realizer looks at more than `direct`.
         arguments: its last argument.
     """
-    with _not_in_forked_child(), current_storage(S):
+    with not_in_forked_child(), current_storage(S):
         return realizer(S, dref, LazyContext(direct, transitive), arguments)
 
 
 def call_matcher(matcher: Matcher, S: StorageSettings, rrefs: list[RRef]) -> Any:
     """Ask a matcher and return what it answers."""
-    with _not_in_forked_child():
+    with not_in_forked_child():
         return matcher(S, rrefs)
 
 
@@ -110,10 +111,11 @@ def realizer_manifest(realizer: Realizer) -> Optional[CodeManifest]:
 
 
 @contextmanager
-def _not_in_forked_child() -> Iterator[None]:
+def not_in_forked_child() -> Iterator[None]:
     """End, at the end of the block, a process that user code forked in it and let run on.
 
-    Such a child would else go on with its parent's plan: remove its build folder, commit its batch.
+    Such a child would else go on with what its parent was doing: remove its build folder, commit its batch,
+    report for it.
     """
     pid = os.getpid()
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -73,6 +74,8 @@ from pylightnix.types import (
 )
 
 __all__ = ["Outcome", "forced_drefs", "realize_closure", "realize_in_steps"]
+
+_log = logging.getLogger("pylightnix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,7 @@ class _Driver:
         self._queue: list[tuple[int, int, Action]] = []
         self._pushed = 0
         self._losses = 0
+        self._made: dict[DRef, list[RRef]] = {}
         self._root = fsroot(closure.S)  # now: a realizer may change the working folder or the environment
 
     def run(self) -> Generator[Pause, Answer, bool]:
@@ -298,11 +302,15 @@ class _Driver:
         matcher = self._derivations[action.dref].matcher
         try:
             if isinstance(matcher, BuiltinMatcher):
-                return MatcherAnswered(action.dref, matcher.pick(action.candidates))
-            rrefs = [candidate.rref for candidate in action.candidates]
-            return MatcherAnswered(action.dref, call_matcher(matcher, self._settings(None), rrefs))
+                answer = matcher.pick(action.candidates)
+            else:
+                answer = call_matcher(matcher, self._settings(None), [candidate.rref for candidate in action.candidates])
         except Exception as error:  # noqa: BLE001  # a user's code; the planner decides what follows
             return self._failed(action.dref, error)
+        made = self._made.pop(action.dref, ())
+        if made and isinstance(answer, (list, tuple)) and answer and not any(rref in made for rref in answer):
+            _log.warning("%s was built, and its matcher picked none of what came of it: %s", action.dref, ", ".join(made))
+        return MatcherAnswered(action.dref, answer)
 
     def _commit(self) -> Fact:
         self._store.flush()
@@ -358,7 +366,7 @@ class _Driver:
             outputs = take_outputs(layout, dref, folder, answer)
             code = realizer_manifest(realizer)
             known = {} if code is None else {"realizer_digest": code.digest, "manifest": code.to_json()}
-            self._store.place(dref, context, outputs, started=started, stopped=stopped, dynamic=running.dynamic, **known)
+            self._made[dref] = self._store.place(dref, context, outputs, started=started, stopped=stopped, dynamic=running.dynamic, **known)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001  # a user's code; the planner decides what follows

@@ -55,6 +55,8 @@ from pylightnix.transfer.receiving import receive
 from pylightnix.transfer.records import MAGIC, DerivationRecord, EndRecord, RealizationRecord, encode_record
 from pylightnix.transfer.streams import StreamSource
 
+pytestmark = pytest.mark.language
+
 
 @pytest.fixture
 def S(tmp_path: Path) -> StorageSettings:

@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import pytest
+from tests.stores import Notes
 
 from pylightnix import (
     Build,
@@ -35,6 +36,8 @@ from pylightnix.attrs import Attrs
 from pylightnix.errors import BuildError, ConflictingArguments, Misuse, NoRegistry
 from pylightnix.travel.packing import pack_realizer, unpack
 
+pytestmark = pytest.mark.language
+
 
 def config_of(dref: DRef, r: Registry) -> dict[str, Any]:
     return drefcfg_(dref, r.S).val
@@ -50,7 +53,7 @@ def read(path: str) -> str:
         return file.read()
 
 
-SEEN: list[dict[str, Any]] = []
+SEEN = Notes()
 
 
 def test_function_becomes_a_derivation(S: StorageSettings) -> None:
@@ -75,7 +78,7 @@ def test_function_becomes_a_derivation(S: StorageSettings) -> None:
 
 
 def test_rest_parameters_get_every_item_and_the_build(S: StorageSettings) -> None:
-    seen: list[set[str]] = []
+    seen = Notes()
 
     def stage(r: Registry) -> DRef:
         @autodrv(r=r, x=1, nouts=2, matcher=match_some(2))
@@ -173,7 +176,7 @@ def test_raw_functions_take_two_arguments() -> None:
 
 
 def test_wrapsig_makes_a_raw_function(S: StorageSettings) -> None:
-    seen: list[Any] = []
+    seen = Notes()
 
     def f(a: int, b: int = 2, *, build: Build, rindex: int) -> None:
         seen.append((a, b, rindex))

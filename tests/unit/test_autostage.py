@@ -6,10 +6,11 @@ import inspect
 import os
 import pickle
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tests.stores import refuses, stage, writes
+from tests.stores import Notes, refuses, stage, writes
 
 from pylightnix import (
     BuildError,
@@ -35,6 +36,8 @@ from pylightnix.autostage import AutoStage, InvalidStageCall, autostage
 from pylightnix.build import Build, build_outpath, build_outpaths
 from pylightnix.codekey import pyobjhash
 from pylightnix.errors import ConflictingArguments, InvalidConfig, MissingRealization, Misuse, NoRegistry
+
+pytestmark = pytest.mark.language
 
 
 @pytest.fixture
@@ -62,9 +65,9 @@ def number(build: Build, n: int = 1, out: Any = [selfref, "n"]) -> None:  # noqa
     write(out, str(n))
 
 
-def calls(f: Any, S: StorageSettings, **config: Any) -> list[dict[str, Any]]:
+def calls(f: Any, S: StorageSettings, **config: Any) -> Sequence[dict[str, Any]]:
     """Realize a stage and return with which keywords its function was called."""
-    seen: list[dict[str, Any]] = []
+    seen = Notes()
 
     @functools.wraps(f)
     def recorded(*args: Any, **kwargs: Any) -> None:
@@ -267,7 +270,7 @@ def test_build_is_passed_whatever_the_config_says(S: StorageSettings) -> None:
 
 
 def test_positional_only_parameters(S: StorageSettings) -> None:
-    seen = []
+    seen = Notes()
 
     @autostage(a=1)
     def f(build: Build, a: int, /, *rest: Any, b: int = 2) -> None:
@@ -392,7 +395,7 @@ def test_deep_diamonds_are_unrolled_at_once(S: StorageSettings) -> None:
 
 
 def test_history_is_seen_from_inside_a_stage(S: StorageSettings) -> None:
-    seen = []
+    seen = Notes()
 
     @autostage
     def top(dep: Any) -> None:
@@ -476,7 +479,7 @@ def test_one_output_of_a_derivation(S: StorageSettings) -> None:
 
 
 def test_one_output_of_a_running_build(S: StorageSettings) -> None:
-    seen = []
+    seen = Notes()
 
     @autostage(out=[selfref, "x"], dep=number)
     def f(build: Build, out: str) -> None:

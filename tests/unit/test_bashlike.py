@@ -10,7 +10,7 @@ from pathlib import Path as FsPath
 from typing import Any
 
 import pytest
-from tests.stores import Numbered, check_error, output, picture, stage, text_of, unharmed, writes
+from tests.stores import Notes, Numbered, check_error, output, picture, stage, text_of, unharmed, writes
 
 from pylightnix import (
     AmbiguousMatch,
@@ -58,6 +58,8 @@ from pylightnix import (
     shellref,
     unrref,
 )
+
+pytestmark = pytest.mark.language
 
 DIGITS = "0" * 32
 NO_DREF, NO_RREF = DRef(f"dref:{DIGITS}-no"), RRef(f"rref:{DIGITS}-{DIGITS}-no")
@@ -219,8 +221,9 @@ def test_what_others_need_is_not_removed(chain: Chain) -> None:
     assert not {chain.above, chain.below} & set(alldrefs(chain.S))
 
 
+@pytest.mark.embedded_only("a daemon removes while others build")
 def test_nothing_is_removed_by_a_realizer_that_runs(chain: Chain) -> None:
-    seen: list[BaseException] = []
+    seen = Notes()
 
     def removes(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Any]:
         with pytest.raises(StoreBusy) as caught:
@@ -282,7 +285,7 @@ def test_a_shell_in_each_place(chain: Chain, where: FsPath, tmp_path: FsPath) ->
 
 
 def test_a_shell_in_a_build(S: StorageSettings, where: FsPath) -> None:
-    folders: list[str] = []
+    folders = Notes()
 
     def looks(b: Build) -> None:
         shell(b)

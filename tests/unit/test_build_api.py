@@ -61,6 +61,8 @@ from pylightnix.errors import (
 from pylightnix.outputs import output_realizer, output_validate
 from pylightnix.timestamps import parsetime
 
+pytestmark = pytest.mark.language
+
 
 def build(S: StorageSettings, f: Any, config: Optional[dict[str, Any]] = None, *, realizer: Any = None, **wrapping: Any) -> Any:
     """Realize one derivation whose function is `f`, and return its realization."""
@@ -174,6 +176,7 @@ def test_failure_before_any_output(S: StorageSettings) -> None:
     assert raised.value.outpaths == []
 
 
+@pytest.mark.embedded_only("a worker has no keyboard: there it is a failure like others")
 def test_keyboard_interrupt_is_not_wrapped(S: StorageSettings) -> None:
     def f(b: Build) -> None:
         raise KeyboardInterrupt

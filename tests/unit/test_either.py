@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from tests.stores import check_tmp, check_usable, new_store, output, text_of, writes
+from tests.stores import Notes, check_tmp, check_usable, new_store, output, text_of, writes
 
 from pylightnix import (
     AmbiguousMatch,
@@ -57,6 +57,8 @@ from pylightnix.either import (
     realizeE,
     realizeManyE,
 )
+
+pytestmark = pytest.mark.language
 
 
 @pytest.fixture
@@ -219,7 +221,7 @@ def test_what_a_store_cannot_take_does_not_hide_the_failure(S: StorageSettings, 
 
 
 def test_what_depends_on_a_failure_inherits_it_and_is_not_called(S: StorageSettings) -> None:
-    calls: list[str] = []
+    calls = Notes()
     switch = Switch(ValueError("at the bottom"))
 
     def upper(S: StorageSettings, dref: DRef, context: Any, rarg: Any) -> Output[PathText]:

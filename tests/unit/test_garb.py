@@ -43,6 +43,8 @@ from pylightnix import (
 )
 from pylightnix.garb import collect, diskspace_h, gc, gc_candidates, gc_exceptions
 
+pytestmark = pytest.mark.language
+
 UNKNOWN = DRef(f"dref:{'0' * 32}-unknown")
 
 
@@ -181,6 +183,7 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(open_folder: FsPath) -> No
 # --- removing -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.embedded_only("a daemon empties the trash afterwards")
 def test_the_rest_is_removed_and_what_is_kept_is_whole(graph: Graph, tmp_path: FsPath, capsys: pytest.CaptureFixture[str]) -> None:
     S = graph.S
     keep = tmp_path / "keep"

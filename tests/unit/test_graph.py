@@ -19,6 +19,8 @@ from pylightnix.planner.graph import dependency_order, find_cycle
 from pylightnix.registry import RegisteredDerivation, Registry, mkclosure
 from pylightnix.types import Closure, DRef, StorageSettings
 
+pytestmark = pytest.mark.language
+
 
 def test_dependencies_come_first_and_the_rest_keeps_its_order() -> None:
     graph = {"late": ["base"], "other": [], "base": [], "unneeded": ["late"], "top": ["late", "other"]}

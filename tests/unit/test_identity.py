@@ -37,6 +37,8 @@ from pylightnix.store.derivations import derivation_ref
 from pylightnix.types import Context, DRef, RealizeArg, RRef, StorageSettings
 from pylightnix.types import Path as FolderPath
 
+pytestmark = pytest.mark.language
+
 GOLDEN: dict[str, list[dict[str, Any]]] = json.loads((Path(__file__).resolve().parents[1] / "golden" / "identity.json").read_text("utf-8"))
 
 

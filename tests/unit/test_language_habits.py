@@ -12,7 +12,7 @@ from pathlib import Path as FsPath
 from typing import Any, NamedTuple
 
 import pytest
-from tests.stores import in_child, output, refuses, stage, text_of, writes
+from tests.stores import Notes, in_child, output, refuses, stage, text_of, writes
 
 from pylightnix import (
     PYLIGHTNIX_RESERVED,
@@ -57,9 +57,12 @@ from pylightnix import (
     unpack_closure_arg_,
 )
 
+pytestmark = pytest.mark.language
+
 # --- one process, one thread --------------------------------------------------------------------------
 
 
+@pytest.mark.embedded_only("what travels runs in a worker")
 def test_realizers_run_in_the_callers_process_and_thread_and_see_its_variables(S: StorageSettings) -> None:
     here: list[Any] = []
     word = "before"
@@ -162,7 +165,7 @@ def test_a_warm_plan_reads_neither_configs_nor_contexts(S: StorageSettings) -> N
 
 
 def test_outputs_lie_in_folders_with_plain_names(S: StorageSettings) -> None:
-    seen: list[str] = []
+    seen = Notes()
     realize1(instantiate(lambda r: stage(r, realizer=build_wrapper(lambda b: seen.append(build_outpath(b)))), S=S))
     assert re.fullmatch(r"[\w/.-]+", seen[0].removeprefix(str(S.root)))
 

@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
-from tests.stores import stage, writes
+from tests.stores import Notes, stage, writes
 
 from pylightnix import (
     AmbiguousMatch,
@@ -38,6 +38,8 @@ from pylightnix import (
     selfref,
 )
 from pylightnix.lens import Lens, LensContext, MissingKey, lens_repr, mklens, mutate, traverse, val2dict, val2path, val2rref
+
+pytestmark = pytest.mark.language
 
 TABLE = {"deep": {"er": [1, 2]}, "text": "t", "none": None}
 
@@ -284,7 +286,7 @@ def test_build_without_outputs_can_be_looked_at(S: StorageSettings) -> None:
 
 
 def test_build_has_its_own_artifacts_and_those_of_its_dependencies(S: StorageSettings) -> None:
-    seen: list[str] = []
+    seen = Notes()
 
     def f(b: Build) -> None:
         lens = mklens(b)

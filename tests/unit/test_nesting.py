@@ -41,6 +41,8 @@ from pylightnix.refs import unrref
 from pylightnix.storage import store_layout
 from pylightnix.store.layout import METADATA_NAMES
 
+pytestmark = pytest.mark.language
+
 INNER = {"out.txt": "inner"}
 
 

@@ -31,6 +31,8 @@ from pylightnix.errors import CodeKeyError, Misuse
 from pylightnix.options import SteeredRealizer
 from pylightnix.travel.packing import pack_realizer, unpack
 
+pytestmark = pytest.mark.language
+
 
 def realizer(build: Build) -> None:
     helper()

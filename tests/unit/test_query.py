@@ -71,6 +71,8 @@ from pylightnix.query import (
     rrefpath2path,
 )
 
+pytestmark = pytest.mark.language
+
 DIGITS = "0" * 32
 UNKNOWN = DRef(f"dref:{DIGITS}-unknown")
 
@@ -172,6 +174,7 @@ def test_configs(small: Small) -> None:
     assert drefattrs(small.top, S).number == rrefattrs(small.rref(small.top), S).number == 7
     with current_registry(mkregistry(S)) as r:
         here = stage(r, "here", number=1)
+        assert here in alldrefs(S)  # so it is written, whoever owns the store
         os.remove(drefcfgpath(here, S))
         assert drefcfg_(here).val["number"] == 1, "what the current registry has is not read again"
 
@@ -321,6 +324,7 @@ def test_realizations_in_a_context(S: StorageSettings) -> None:
     assert set(drefrrefsC(lower, {}, S)) == drefrrefs(lower, S)
 
 
+@pytest.mark.embedded_only("it interrupts the process that builds")
 def test_only_what_is_durable_is_told_of(S: StorageSettings) -> None:
     """A question asked while a closure is being realized makes durable what it tells of."""
     seen: list[RRef] = []

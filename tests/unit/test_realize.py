@@ -17,7 +17,7 @@ from pathlib import Path as FsPath
 from typing import Any, Optional
 
 import pytest
-from tests.stores import Numbered, check_error, check_tmp, new_store, output, refuses, stage, text_of, unharmed, writes
+from tests.stores import Notes, Numbered, check_error, check_tmp, new_store, output, refuses, stage, text_of, unharmed, writes
 
 from pylightnix import (
     AmbiguousMatch,
@@ -69,6 +69,8 @@ from pylightnix import (
 from pylightnix.query import realization_info
 from pylightnix.registry import RegisteredDerivation
 
+pytestmark = pytest.mark.language
+
 SRC = str(FsPath(__file__).resolve().parents[2] / "src")
 
 
@@ -76,7 +78,7 @@ class Recorder:
     """A realizer that records what it was called with, and leaves its derivation's reference."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[StorageSettings, DRef, Context, dict[str, Any]]] = []
+        self.calls = Notes()
 
     @property
     def names(self) -> list[str]:
@@ -99,6 +101,7 @@ def chain(r: Registry, length: int = 3, **options: Any) -> DRef:
 # --- order and reuse ----------------------------------------------------------------------------------
 
 
+@pytest.mark.embedded_only("a daemon builds side by side")
 def test_realizers_run_in_the_order_of_registration(S: StorageSettings) -> None:
     build = Recorder()
 
@@ -184,7 +187,7 @@ GOLDEN_BELOW = "dref:e3b0876e2379505bcfde5661001f4c23-below"
 
 
 def test_matchers_are_shown_the_realizations_of_their_own_context(S: StorageSettings) -> None:
-    seen: list[list[RRef]] = []
+    seen = Notes()
 
     def watching(S: StorageSettings, rrefs: list[RRef]) -> Optional[list[RRef]]:
         seen.append(list(rrefs))
@@ -216,8 +219,8 @@ def test_matchers_see_the_store(S: StorageSettings) -> None:
     """They are user code: they may look at artifacts, at settings and at the index."""
 
     def longest(S: StorageSettings, rrefs: list[RRef]) -> Optional[list[RRef]]:
-        assert tlstorage() is None
-        assert set(rrefs) == drefrrefs(rref2dref(rrefs[0]), S) if rrefs else True
+        assert (tlstorage() or S).storage == S.storage
+        assert set(rrefs) >= drefrrefs(rref2dref(rrefs[0]), S) if rrefs else True  # of what is not durable yet nobody is told
         return sorted(rrefs, key=lambda rref: len(text_of(rref, S)))[-1:] or None
 
     outputs = [{"out.txt": "x" * size} for size in (3, 9, 5)]
@@ -245,12 +248,25 @@ def test_several_outputs(S: StorageSettings, matcher: Matcher, count: int) -> No
     check_error(caught.value, AmbiguousMatch, "ambiguous-match", 1, closure[0], f"found {count}", "match_latest()")
 
 
+@pytest.mark.embedded_only("the warning is in the daemon's log")
 def test_outputs_that_coincide_are_one_realization(S: StorageSettings, caplog: pytest.LogCaptureFixture) -> None:
     same = {"out.txt": "same"}
     with caplog.at_level(logging.WARNING):
         assert realize1(instantiate(lambda r: stage(r, realizer=writes(same, same), matcher=match_only()), S=S))
     assert "1 of 2 outputs coincide" in caplog.text
     check_tmp(S)
+
+
+@pytest.mark.embedded_only("the warning is in the daemon's log")
+def test_a_build_of_which_the_matcher_picks_nothing_is_warned_of(S: StorageSettings, caplog: pytest.LogCaptureFixture) -> None:
+    first = realize1(instantiate(lambda r: stage(r, realizer=writes({"out.txt": "a"})), S=S))
+    only_first = match_some(key=lambda S, rref: rref == first)
+    closure = instantiate(lambda r: stage(r, realizer=writes({"out.txt": "b"}), matcher=only_first), S=S)
+    with caplog.at_level(logging.WARNING):
+        assert realize1(closure) == first
+        assert "picked none" not in caplog.text
+        assert realize1(closure, force_rebuild=True) == first
+    assert "picked none of what came of it: rref:" in caplog.text
 
 
 def test_too_few_outputs_for_the_matcher(S: StorageSettings) -> None:
@@ -283,7 +299,7 @@ def test_what_a_matcher_raises_arrives_as_it_is(S: StorageSettings, what: str) -
     closure = instantiate(lambda r: stage(r, "above", below=stage(r, "below", matcher=raising)), S=S)
     with pytest.raises(ZeroDivisionError) as caught:
         realize(closure)
-    assert caught.value is error
+    assert (type(caught.value), caught.value.args) == (ZeroDivisionError, ("mine",))
     assert len(list(allrrefs(S))) == (what == "after")
     check_tmp(S)
 
@@ -422,7 +438,7 @@ def test_arguments_reach_the_realizer_and_no_hash(S: StorageSettings) -> None:
     build = Recorder()
     closure = instantiate(lambda r: chain(r, 2, realizer=build), S=S)
     lower, upper = (d.dref for d in closure[1].derivations)
-    given = {"deep": object()}
+    given = {"deep": (1, {2})}
     rref = realize1(closure, realize_args={lower: given, DRef("dref:x"): {}})
     assert [rarg for _, _, _, rarg in build.calls] == [given, {}]
     assert realize1(closure, realize_args={upper: {"other": 1}}) == rref
@@ -479,6 +495,7 @@ def test_a_realizer_is_given_the_whole_chain_and_the_store_keeps_the_direct_part
     assert rrefctx(rref, S) == {dref: whole[dref] for dref in sorted(drefs[:4])}
 
 
+@pytest.mark.embedded_only("it looks into the objects that realizers got")
 def test_a_context_is_computed_when_it_is_looked_at(S: StorageSettings) -> None:
     kept: list[Context] = []
 
@@ -511,7 +528,7 @@ def test_a_diamond(S: StorageSettings) -> None:
         return stage(r, "top", realizer=build, sides=sides, again={"refpath": [lowest, "out.txt"]})
 
     result, _, context = realize(instantiate(main, S=S))
-    assert build.names == ["lowest", "left", "right", "top"]
+    assert build.names in (["lowest", "left", "right", "top"], ["lowest", "right", "left", "top"])
     with open(f"{rref2path((context[result] or [])[0], S)}/context.json") as file:
         assert len(json.load(file)["deps"]) == 3, "a dependency named by a refpath is a direct one"
 
@@ -532,7 +549,7 @@ def test_a_realizer_works_in_a_folder_of_its_own(S: StorageSettings) -> None:
 
 def test_a_realizer_that_captured_the_stores_settings(S: StorageSettings) -> None:
     captured = S
-    made: list[str] = []
+    made = Notes()
 
     def strays(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Path]:
         folder = tempfile.mkdtemp(prefix="mine-", dir=fstmpdir(captured))
@@ -559,7 +576,7 @@ def test_without_settings_a_realizer_means_its_own_folder(S: StorageSettings) ->
 @pytest.mark.parametrize("how", ["given", "captured", "current"])
 def test_realizing_inside_a_realizer(S: StorageSettings, how: str) -> None:
     store = S
-    inner: list[RRef] = []
+    inner = Notes()
 
     def nests(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Path]:
         r = mkregistry({"given": S, "captured": store, "current": None}[how])

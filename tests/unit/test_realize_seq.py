@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path as FsPath
 from typing import Any, Optional
 
 import pytest
-from tests.client.daemons import served_store
-from tests.stores import Numbered, check_tmp, in_child, output, refuses, stage, text_of, writes
+from tests.stores import Notes, Numbered, check_tmp, in_child, output, refuses, stage, text_of, writes
 
 from pylightnix import (
     Closure,
@@ -37,8 +35,10 @@ from pylightnix import (
     rrefctx,
 )
 from pylightnix.storage import store_layout
-from pylightnix.store.locks import StoreOwned, exclusive_lock
+from pylightnix.store.locks import exclusive_lock
 from pylightnix.store.store import open_store
+
+pytestmark = pytest.mark.language
 
 
 def chain(r: Registry, **options: Any) -> dict[str, DRef]:
@@ -159,9 +159,10 @@ def test_what_must_be_realized_already_is_not_built_on_request(S: StorageSetting
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"), [(["rref:nonsense"], Misuse), ([], Misuse), (["rref:" + "0" * 32 + "-" + "0" * 32 + "-x"], MissingRealization)]
+    ("answer", "error"),
+    [(["rref:nonsense"], Misuse), ([], Misuse), ([MADE_UP], (MissingRealization, Misuse))],
 )
-def test_realizations_that_cannot_settle_it(S: StorageSettings, answer: list[RRef], error: type[Exception]) -> None:
+def test_realizations_that_cannot_settle_it(S: StorageSettings, answer: list[RRef], error: Any) -> None:
     drefs, closure = closure_of(S)
     gen = realizeSeq(closure, [drefs["a"]])
     next(gen)
@@ -178,6 +179,7 @@ def test_what_is_wrong_with_a_closure_is_said_at_the_call(S: StorageSettings) ->
 # --- the store during a pause -------------------------------------------------------------------------
 
 
+@pytest.mark.embedded_only("a daemon holds the lock as long as it lives")
 def test_a_pause_holds_no_lock_and_its_folder_is_not_swept(S: StorageSettings) -> None:
     drefs, closure = closure_of(S)
     gen = realizeSeq(closure, [drefs["c"]])
@@ -205,6 +207,7 @@ def test_what_came_before_a_pause_is_durable(S: StorageSettings) -> None:
     gen.close()
 
 
+@pytest.mark.embedded_only("it makes the store anew")
 def test_what_was_removed_during_a_pause_is_told(S: StorageSettings) -> None:
     drefs, closure = closure_of(S)
     gen = realizeSeq(closure, [drefs["c"]])
@@ -212,19 +215,6 @@ def test_what_was_removed_during_a_pause_is_told(S: StorageSettings) -> None:
     fsinit(S, remove_existing=True, use_as_default=False)
     with pytest.raises(MissingRealization, match="-a in the store"):
         gen.send((None, False))
-
-
-def test_a_store_that_a_daemon_owns_is_refused_with_its_name() -> None:
-    with served_store() as S:
-        drefs, closure = closure_of(S)
-        for call in (
-            lambda: next(realizeSeq(closure, [drefs["a"]])),
-            lambda: mkrealization(drefs["a"], {}, Path(tempfile.mkdtemp()), S),
-        ):
-            with pytest.raises(StoreOwned, match=r"pylightnixd.*daemon\.sock|socket .*SIGTERM") as refused:
-                call()
-            assert str(S.root) in str(refused.value)
-            assert "SIGTERM" in str(refused.value)
 
 
 # --- mkrealization ------------------------------------------------------------------------------------
@@ -288,9 +278,10 @@ def test_a_folder_that_cannot_be_stored_stays_where_it_is(S: StorageSettings) ->
     assert text_of(mkrealization(drefs["a"], {}, made, S), S) == "text"
 
 
+@pytest.mark.embedded_only("it makes the store anew")
 def test_pausing_is_one_loop_with_realize(S: StorageSettings) -> None:
     """Matchers see the same, in either."""
-    seen: list[int] = []
+    seen = Notes()
 
     def matcher(S: StorageSettings, rrefs: list[RRef]) -> Optional[list[RRef]]:
         seen.append(len(rrefs))
@@ -298,7 +289,8 @@ def test_pausing_is_one_loop_with_realize(S: StorageSettings) -> None:
 
     _, closure = closure_of(S, matcher=matcher, realizer=writes({"x": "1"}, {"x": "2"}))
     end(realizeSeq(closure))
-    once, seen[:] = list(seen), []
+    once = list(seen)
+    seen.clear()
     fsinit(S, remove_existing=True, use_as_default=False)
     _, closure = closure_of(S, matcher=matcher, realizer=writes({"x": "1"}, {"x": "2"}))
     realize(closure)

@@ -33,6 +33,8 @@ from pylightnix import (
 )
 from pylightnix.query import realization_starts
 
+pytestmark = pytest.mark.language
+
 
 def file_sizes(folder: str) -> int:
     return sum(os.lstat(os.path.join(top, name)).st_size for top, _, names in os.walk(folder) for name in names)

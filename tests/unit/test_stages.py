@@ -36,6 +36,8 @@ from pylightnix.codekey import pyobjhash
 from pylightnix.stages import command, mknode
 from pylightnix.stages.command import CommandRealizer
 
+pytestmark = pytest.mark.language
+
 
 def make(S: StorageSettings, stage: Any, *args: Any, **kwargs: Any) -> RRef:
     return realize1(instantiate(lambda r: stage(*args, **kwargs, r=r), S=S))
@@ -316,6 +318,7 @@ def test_what_a_program_leaves_running_is_killed(S: StorageSettings, tmp_path: p
     assert [is_running(int(pid)) for pid in pids.read_text().split()] == [False] * 3
 
 
+@pytest.mark.embedded_only("the interrupt is of the process that asks")
 def test_program_is_killed_when_the_build_is_interrupted(S: StorageSettings, tmp_path: pathlib.Path) -> None:
     pids = tmp_path / "pids"
     script = 'sleep 1000 & echo $! $$ >"$pids"; kill -INT $PPID; wait'

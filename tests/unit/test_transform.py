@@ -37,6 +37,8 @@ from pylightnix import (
 )
 from pylightnix.stages.transform import MustBeRealized, Redefined
 
+pytestmark = pytest.mark.language
+
 
 def leaf(r: Registry, text: str = "old") -> DRef:
     return stage(r, "leaf", text=text)

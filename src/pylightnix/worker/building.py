@@ -21,7 +21,7 @@ from typing import Any, Optional
 
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
 
-from pylightnix.attempt import context_below
+from pylightnix.attempt import context_below, not_in_forked_child
 from pylightnix.codekey import code_manifest
 from pylightnix.context import LazyContext
 from pylightnix.errors import BuildError, CodeKeyError, Misuse
@@ -136,7 +136,8 @@ def _realize(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) 
             realizer = run_by(realizer, run)
         arguments = unpack(order.args) if order.args is not None else {}
         context = LazyContext(order.context, lambda: context_below(order.context, S))
-        answer = realizer(S, order.dref, context, arguments)
+        with not_in_forked_child():
+            answer = realizer(S, order.dref, context, arguments)
     tmp = fstmpdir(StorageSettings(S.root, S.storage, None))
     return output_names(order.dref, order.folder, tmp, answer), manifest
 

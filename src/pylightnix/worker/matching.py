@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pylightnix.attempt import call_matcher
 from pylightnix.errors import InvalidMatch, Misuse
+from pylightnix.planner.answers import problem_of_answer
+from pylightnix.planner.messages import Candidate
 from pylightnix.storage import current_storage
 from pylightnix.travel.failures import dump_exception
 from pylightnix.travel.packing import unpack
@@ -57,9 +60,12 @@ def _ask(S: StorageSettings, matchers: dict[bytes, Matcher], params: Mapping[str
     blob: bytes = params["matcher"]
     if blob not in matchers:
         matchers[blob] = unpack(blob)
-    answer = matchers[blob](S, [RRef(rref) for rref, _ in params["candidates"]])
+    candidates = [Candidate(RRef(rref), started) for rref, started in params["candidates"]]
+    answer = call_matcher(matchers[blob], S, [candidate.rref for candidate in candidates])
     if answer is None:
         return None
-    if not isinstance(answer, (list, tuple)) or not all(isinstance(item, str) for item in answer):
-        raise InvalidMatch(DRef(params["dref"]), f"returned {answer!r:.200}")
-    return [str(item) for item in answer]
+    # The daemon checks it too, which need not believe this process; but only here are objects seen that do not travel.
+    problem = problem_of_answer(answer, candidates)
+    if problem:
+        raise InvalidMatch(DRef(params["dref"]), problem)
+    return [str(rref) for rref in answer]
