@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 from tests.client import daemons
-from tests.stores import new_store
+from tests.stores import new_store, stage
 
 import pylightnix
 from pylightnix import (
     BuildError,
     DRef,
+    InvalidConfig,
     NotRealized,
     Registry,
     RRef,
@@ -155,6 +156,11 @@ def test_arguments_reach_the_realizer(served: StorageSettings) -> None:
     assert isinstance(dref, str)
     rref = realize1(closure, realize_args={DRef(dref): {"word": "given"}})
     assert text_of(rref, served) == "given"
+
+
+def test_a_config_that_is_too_long_is_named(served: StorageSettings) -> None:
+    with pytest.raises(InvalidConfig, match=r"dref:.*-long: is 2000025 bytes long, and a daemon takes at most 1048576; make a stage"):
+        instantiate(lambda r: stage(r, "long", text="x" * 2_000_000), S=served)
 
 
 def test_many_derivations_are_registered_and_realized(served: StorageSettings) -> None:

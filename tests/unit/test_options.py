@@ -139,6 +139,7 @@ def test_digest_of_the_realizer_is_the_source(S: StorageSettings) -> None:
     assert r.builders[stage(r=r)].realizer is drv.realizer
 
 
+@pytest.mark.embedded_only("it is told once in a process")
 def test_what_cannot_be_seen_is_told_once(S: StorageSettings) -> None:
     @autostage
     def stage(build: Build) -> None:

@@ -158,6 +158,9 @@ def test_what_must_be_realized_already_is_not_built_on_request(S: StorageSetting
         gen.send((None, False))
 
 
+MADE_UP = RRef("rref:" + "0" * 32 + "-" + "0" * 32 + "-x")
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [(["rref:nonsense"], Misuse), ([], Misuse), ([MADE_UP], (MissingRealization, Misuse))],
