@@ -41,7 +41,7 @@ def names_in(rrefs: list[RRef], S: StorageSettings) -> list[list[str]]:
     return [sorted(os.listdir(rref2path(rref, S))) for rref in rrefs]
 
 
-def test_samples_run_at_the_same_time(daemon: Daemon, client: WireClient, tmp_path: Path) -> None:
+def test_d21_samples_run_at_the_same_time(daemon: Daemon, client: WireClient, tmp_path: Path) -> None:
     for end in range(2):
         os.mkfifo(tmp_path / f"gate.{end}")
     closure = sampled.closure_of(daemon.plans, sampled.meets, gate=str(tmp_path / "gate"))

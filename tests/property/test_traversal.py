@@ -114,7 +114,7 @@ def _has_circle(graph: dict[str, set[str]]) -> bool:
     return bool(left)
 
 
-def test_a_circle_is_none_and_what_is_not_among_the_nodes_blocks_nothing() -> None:
+def test_d44_a_circle_is_none_and_what_is_not_among_the_nodes_blocks_nothing() -> None:
     assert kahntsort(["a", "b"], {"a": {"b"}, "b": {"a"}}.__getitem__) is None
     assert kahntsort(["a"], lambda node: {node}) is None
     assert kahntsort(["b", "a"], lambda node: {"elsewhere"}) == ["a", "b"]

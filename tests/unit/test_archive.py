@@ -100,7 +100,7 @@ def contents(S: StorageSettings) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["out.zip", "archive", "out.gz", "out.tar.xz"])
-def test_what_is_unpacked_is_what_was_packed(S: StorageSettings, D: StorageSettings, tmp_path: Path, name: str) -> None:
+def test_d55_what_is_unpacked_is_what_was_packed(S: StorageSettings, D: StorageSettings, tmp_path: Path, name: str) -> None:
     rref = realize1(instantiate(chain, S=S))
     spack([rref], str(tmp_path / name), S)
     sunpack(str(tmp_path / name), D)
@@ -134,7 +134,7 @@ def test_equal_exports_are_equal_bytes(S: StorageSettings, tmp_path: Path) -> No
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
 
 
-def test_siblings_go_along_in_archives_and_not_in_copies(S: StorageSettings, D: StorageSettings, tmp_path: Path) -> None:
+def test_d54_siblings_go_along_in_archives_and_not_in_copies(S: StorageSettings, D: StorageSettings, tmp_path: Path) -> None:
     numbered = Numbered()
 
     def main(r: Registry) -> DRef:
@@ -183,7 +183,7 @@ def test_no_build_started_in_the_future(S: StorageSettings, D: StorageSettings, 
         assert info.started <= info.stopped <= time.time()
 
 
-def test_a_copy_goes_to_the_current_store(S: StorageSettings, D: StorageSettings) -> None:
+def test_d57_a_copy_goes_to_the_current_store(S: StorageSettings, D: StorageSettings) -> None:
     rref = realize1(instantiate(chain, S=S))
     registry = mkregistry(D)
     with current_registry(registry):

@@ -178,7 +178,7 @@ def test_registering_again_does_not_warn(r: Registry, caplog: pytest.LogCaptureF
 # --- calls that cannot work -----------------------------------------------------------------------------
 
 
-def test_misspelt_keyword_is_refused_with_a_suggestion(r: Registry) -> None:
+def test_d27_misspelt_keyword_is_refused_with_a_suggestion(r: Registry) -> None:
     @autostage(extra=1)
     def f(build: Build, learning_rate: float = 0.1) -> None: ...
 
@@ -201,7 +201,7 @@ def test_missing_parameter_is_refused_at_the_call(r: Registry) -> None:
     f(r=r, a=1, b=2)
 
 
-def test_value_that_is_no_json_is_refused(r: Registry) -> None:
+def test_d28_value_that_is_no_json_is_refused(r: Registry) -> None:
     for value in ({1}, dict, len, (1,)):
         with pytest.raises(InvalidConfig, match=r"config\.n"):
             number(r=r, n=value)
@@ -332,7 +332,7 @@ def test_dependency_is_an_object(S: StorageSettings) -> None:
     assert len(calls(f, S, dep=lambda r: number(r=r, n=7))) == 1
 
 
-def test_dependencies_nested_in_lists_and_dicts(S: StorageSettings) -> None:
+def test_d12_dependencies_nested_in_lists_and_dicts(S: StorageSettings) -> None:
     def f(deps: Any, one: Any) -> None:
         assert [dep.n for dep in deps["list"]] == [1, 2]
         assert [dep.n for dep in one] == [1]  # one derivation in a list is a list, not a path
@@ -344,7 +344,7 @@ def test_dependencies_nested_in_lists_and_dicts(S: StorageSettings) -> None:
     realize(instantiate(main, S=S))
 
 
-def test_path_of_another_derivation_is_a_list_of_paths(S: StorageSettings) -> None:
+def test_d23_path_of_another_derivation_is_a_list_of_paths(S: StorageSettings) -> None:
     def f(one: Any, many: Any) -> None:
         assert [read(path) for path in one] == ["1"]
         assert sorted(read(path) for path in many) == ["0", "1"]
@@ -384,7 +384,7 @@ def chain(S: StorageSettings, length: int) -> Any:
     return instantiate(main, S=S)
 
 
-def test_deep_diamonds_are_unrolled_at_once(S: StorageSettings) -> None:
+def test_d24_deep_diamonds_are_unrolled_at_once(S: StorageSettings) -> None:
     started = time.monotonic()
     attrs = realizeU(chain(S, 60))
     for _ in range(60):
@@ -451,7 +451,7 @@ def test_depth_is_limited(S: StorageSettings) -> None:
     assert [type(item) for item in realizeU(closure, always_multiref=True)] == [Attrs]
 
 
-def test_results_of_any_shape(S: StorageSettings) -> None:
+def test_d26_results_of_any_shape(S: StorageSettings) -> None:
     def main(r: Registry) -> Any:
         return {"a": (number(r=r), [number(r=r, n=2)]), "b": "text", "c": 3}
 
@@ -460,7 +460,7 @@ def test_results_of_any_shape(S: StorageSettings) -> None:
     assert (result["a"][0].n, result["a"][1][0].n, result["b"], result["c"]) == (1, 2, "text", 3)
 
 
-def test_every_realization_has_its_own_paths(S: StorageSettings) -> None:
+def test_d25_every_realization_has_its_own_paths(S: StorageSettings) -> None:
     @autostage(nouts=2)
     def two(rindex: int, out: Any = [selfref, "x"]) -> None:  # noqa: B006
         write(out, str(rindex))

@@ -87,7 +87,7 @@ class NoSuchLuck(Exception):
         self.why = why
 
 
-def test_what_a_raw_realizer_raises_arrives_as_it_is(S: StorageSettings) -> None:
+def test_d49_what_a_raw_realizer_raises_arrives_as_it_is(S: StorageSettings) -> None:
     error = NoSuchLuck(7, why="rain")
 
     def fails(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Path]:
@@ -397,7 +397,7 @@ RESERVED = ["context.json", "__buildstart__.txt", "__buildstop__.txt"]
     # The stamps are for realizers to write, but only as files.
     [(as_file, "context.json"), *((leave, name) for leave in (as_folder, as_link, as_fifo) for name in RESERVED)],
 )
-def test_reserved_names(S: StorageSettings, name: str, leave: Callable[[str], None]) -> None:
+def test_d13_reserved_names(S: StorageSettings, name: str, leave: Callable[[str], None]) -> None:
     refused(S, leaving(lambda folder: leave(f"{folder}/{name}")), f"/{name}: has a reserved name", "choose another")
 
 

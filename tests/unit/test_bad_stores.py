@@ -497,7 +497,7 @@ def test_a_context_garbled_by_hand(S: StorageSettings) -> None:
         check_error(caught.value, StoreCorrupt, "store-corrupt", 65, str(path), rref, "realize it again")
 
 
-def test_foreign_entries_are_ignored(S: StorageSettings, tmp_path: FsPath) -> None:
+def test_d43_foreign_entries_are_ignored(S: StorageSettings, tmp_path: FsPath) -> None:
     rref = realize1(instantiate(above, S=S))
     drefs, rrefs = list(alldrefs(S)), list(allrrefs(S))
     storage, digits = FsPath(fsstorage(S)), "0" * 32
@@ -527,7 +527,7 @@ def test_foreign_entries_in_tmp_are_left_alone(S: StorageSettings) -> None:
     assert set(os.listdir(fstmpdir(S))) >= {"notes", "fetchurl"}
 
 
-def test_debris_where_a_realization_goes(S: StorageSettings) -> None:
+def test_d46_debris_where_a_realization_goes(S: StorageSettings) -> None:
     """A folder without a row was never acknowledged: it is replaced, whatever is in it."""
     rref = realize1(instantiate(above, S=S))
     with at_index(S) as db:

@@ -105,7 +105,7 @@ def test_what_is_in_a_folder(chain: Chain) -> None:
     assert lsref(str(chain.low), S) == lsref(chain.low, S)  # type: ignore[arg-type]  # programs pass plain text
 
 
-def test_a_relative_root_is_listed_too(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d37_a_relative_root_is_listed_too(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     assert chain.S.root is not None
     monkeypatch.chdir(os.path.dirname(chain.S.root))
     relative = mkSS(os.path.basename(chain.S.root))
@@ -147,7 +147,7 @@ def test_what_cannot_be_read(chain: Chain) -> None:
         assert isinstance(caught.value, Misuse)
 
 
-def test_a_refpath_means_the_only_realization(S: StorageSettings) -> None:
+def test_d39_a_refpath_means_the_only_realization(S: StorageSettings) -> None:
     build = Numbered()
     dref, closure = instantiate(lambda r: stage(r, realizer=build), S=S)
     with pytest.raises(NotRealized):
@@ -202,7 +202,7 @@ def test_a_derivation_is_removed_with_all_its_realizations(S: StorageSettings) -
     assert text_of(realize1(closure), S) == "4", "a closure that was made before is realized all the same"
 
 
-def test_what_others_need_is_not_removed(chain: Chain) -> None:
+def test_d45_what_others_need_is_not_removed(chain: Chain) -> None:
     with unharmed(chain.S):
         with pytest.raises(InUse) as caught:
             rmref(chain.low, chain.S)

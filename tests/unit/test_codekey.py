@@ -82,7 +82,7 @@ def test_golden_digests(load: Load) -> None:
     assert found == {name: sample["digest"] for name, sample in recorded["samples"].items()}
 
 
-def test_digest_is_64_hex_digits_and_never_changes_between_processes(load: Load) -> None:
+def test_d8_digest_is_64_hex_digits_and_never_changes_between_processes(load: Load) -> None:
     module = load("def f(x):\n    return {x, 'a', 'b', ('c', frozenset({1, 2}))}\n")
     script = "import runpy, sys; from pylightnix.codekey import pyobjhash; print(pyobjhash([runpy.run_path(sys.argv[1])['f']]))"
     digests = {key(module.f)}
@@ -177,7 +177,7 @@ def test_order_and_grouping_of_a_list_count(load: Load) -> None:
 # --- finding the definition -----------------------------------------------------------------------------
 
 
-def test_backslashes_and_flush_left_strings(load: Load) -> None:
+def test_d9_backslashes_and_flush_left_strings(load: Load) -> None:
     module = load(
         'class C:\n    def f(self):\n        x = 1 + \\\n  2\n        return x, """flush\nleft\n"""\n\n'
         '    def g(self):\n        return """\n"""\n'

@@ -122,7 +122,7 @@ def test_numbers_of_numpy() -> None:
         mkconfig({"a": numpy.zeros(2)})
 
 
-def test_the_path_to_what_is_wrong() -> None:
+def test_d68_the_path_to_what_is_wrong() -> None:
     with pytest.raises(InvalidConfig) as caught:
         mkconfig({"layers": [{"size": 1}, {"shape of it": (28, 28)}]})
     assert str(caught.value) == (

@@ -22,7 +22,7 @@ from pylightnix.store.durability import AVOID_SECONDS, FEW_FILES, SLOW_SYNC_SECO
 # --- the decider --------------------------------------------------------------------------------------
 
 
-def test_the_whole_file_system_is_flushed_by_default() -> None:
+def test_d48_the_whole_file_system_is_flushed_by_default() -> None:
     assert not Durability().by_file(1, 0.0)
 
 

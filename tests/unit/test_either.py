@@ -115,7 +115,7 @@ def test_success_is_right(S: StorageSettings) -> None:
     assert realizeManyE(instantiate(one(writes({"out.txt": "x"}), out=[selfref, "out.txt"]), S=S)) == found
 
 
-def test_failure_is_left_is_remembered_and_gives_way_to_success(S: StorageSettings) -> None:
+def test_d30_failure_is_left_is_remembered_and_gives_way_to_success(S: StorageSettings) -> None:
     switch = Switch(ValueError("no luck"))
     plan = instantiate(one(switch, out=[selfref, "out.txt"]), S=S)
     failed = realizeE(plan)
@@ -168,7 +168,7 @@ def _fails_halfway(b: Build) -> None:
     raise RuntimeError("halfway")
 
 
-def test_wrapped_build_functions_keep_what_they_left(S: StorageSettings) -> None:
+def test_d31_wrapped_build_functions_keep_what_they_left(S: StorageSettings) -> None:
     found = realizeE(instantiate(one(build_wrapper(_fails_halfway, nouts=2)), S=S))
     assert either_isLeft(found)
     (rref,) = either_paths(found)  # the other output is empty

@@ -34,7 +34,7 @@ def tree(tmp_path: Path) -> Path:
     return top
 
 
-def test_all_of_a_folder_becomes_read_only_and_what_links_lead_to_stays(
+def test_d2_all_of_a_folder_becomes_read_only_and_what_links_lead_to_stays(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path / "outside")
@@ -46,7 +46,7 @@ def test_all_of_a_folder_becomes_read_only_and_what_links_lead_to_stays(
     assert mode(tmp_path / "outside" / "file") == 0o644
 
 
-def test_making_it_writable_again_gives_others_nothing(tree: Path) -> None:
+def test_d3_making_it_writable_again_gives_others_nothing(tree: Path) -> None:
     dirro(str(tree))
     dirrw(str(tree))
     assert {mode(path) for path in (tree, tree / "sub", tree / "run")} == {0o755}

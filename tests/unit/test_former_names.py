@@ -54,7 +54,7 @@ def test_any_other_name_is_an_attribute_error(name: str) -> None:
     assert not hasattr(pylightnix, name)
 
 
-def test_a_star_import_brings_ours_only() -> None:
+def test_d66_a_star_import_brings_ours_only() -> None:
     script = "from pylightnix import *\nprint(*(name for name in dir() if not name.startswith('__')))"
     child = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60)
     assert child.returncode == 0, child.stderr

@@ -131,7 +131,7 @@ def test_links_of_every_kind(graph: Graph, tmp_path: FsPath) -> None:
     assert gc_exceptions([str(keep)], S) == ([graph.drefs["lone"]], sorted([model, report]))
 
 
-def test_links_to_links_and_paths_that_are_links(graph: Graph, tmp_path: FsPath) -> None:
+def test_d42_links_to_links_and_paths_that_are_links(graph: Graph, tmp_path: FsPath) -> None:
     [report] = graph.rrefs["report"]
     link = linkrref(report, str(tmp_path), "result", graph.S)
     (tmp_path / "second").symlink_to("result")

@@ -32,7 +32,7 @@ def test_the_hash_of_a_file_is_that_of_sha256sum(tmp_path: Path) -> None:
             filehash(str(path))
 
 
-def test_a_large_file_is_read_in_pieces(tmp_path: Path) -> None:
+def test_d7_a_large_file_is_read_in_pieces(tmp_path: Path) -> None:
     with open(tmp_path / "large", "wb") as file:
         file.truncate(20 << 20)
     pieces = [len(piece) for _, piece in dirhash_iter(str(tmp_path))]

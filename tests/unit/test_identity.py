@@ -104,7 +104,7 @@ def test_some_golden_bytes_are_readable() -> None:
     assert texts["text beyond ASCII"] == '{"Z":3,"a":4,"é":"☃ 😀","\uffff":1,"😀":2}'
 
 
-def test_the_same_config_written_otherwise_is_the_same_derivation() -> None:
+def test_d10_the_same_config_written_otherwise_is_the_same_derivation() -> None:
     drefs = [case["dref"] for case in GOLDEN["configs"]]
     assert drefs[1] == drefs[2]
     assert len(set(drefs)) == len(drefs) - 1

@@ -141,7 +141,7 @@ def test_results_may_be_named_tuples(S: StorageSettings) -> None:
 # --- what is not done ---------------------------------------------------------------------------------
 
 
-def test_a_warm_plan_reads_neither_configs_nor_contexts(S: StorageSettings) -> None:
+def test_d16_a_warm_plan_reads_neither_configs_nor_contexts(S: StorageSettings) -> None:
     """What was registered is known, and the index knows contexts: a plan of thousands must not open thousands of files."""
 
     def chain(r: Registry, length: int = 30) -> DRef:
@@ -164,7 +164,7 @@ def test_a_warm_plan_reads_neither_configs_nor_contexts(S: StorageSettings) -> N
     assert any("lock" in path for path in paths), "the hook sees what is opened"
 
 
-def test_outputs_lie_in_folders_with_plain_names(S: StorageSettings) -> None:
+def test_d34_outputs_lie_in_folders_with_plain_names(S: StorageSettings) -> None:
     seen = Notes()
     realize1(instantiate(lambda r: stage(r, realizer=build_wrapper(lambda b: seen.append(build_outpath(b)))), S=S))
     assert re.fullmatch(r"[\w/.-]+", seen[0].removeprefix(str(S.root)))
@@ -173,7 +173,7 @@ def test_outputs_lie_in_folders_with_plain_names(S: StorageSettings) -> None:
 # --- exceptions ---------------------------------------------------------------------------------------
 
 
-def test_a_failed_build_says_what_failed_and_survives_pickling(S: StorageSettings) -> None:
+def test_d32_a_failed_build_says_what_failed_and_survives_pickling(S: StorageSettings) -> None:
     def fail(b: Build) -> None:
         raise KeyError("the key")
 

@@ -74,7 +74,7 @@ def test_dict_is_navigated_and_changed_in_place(S: StorageSettings) -> None:
         _ = lens.n.val
 
 
-def test_missing_key_is_an_attribute_error_and_an_assertion_error(S: StorageSettings) -> None:
+def test_d36_missing_key_is_an_attribute_error_and_an_assertion_error(S: StorageSettings) -> None:
     lens = mklens({"a": 1, "b": {}}, S=S)
     with pytest.raises(MissingKey, match="no item 'c'; it has 'a', 'b'") as raised:
         _ = lens.c
@@ -243,7 +243,7 @@ def test_what_cannot_be_looked_into(x: Any) -> None:
 # --- closures -----------------------------------------------------------------------------------------
 
 
-def test_closure_is_its_target_in_its_own_store(S: StorageSettings) -> None:
+def test_d35_closure_is_its_target_in_its_own_store(S: StorageSettings) -> None:
     _, closure = instantiate(main, S=S)
     lens = mklens(closure)  # no S: the closure knows
     assert lens.name.val == "top"

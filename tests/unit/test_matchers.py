@@ -134,7 +134,7 @@ def test_match_some_with_a_key_drops_what_has_none() -> None:
     assert match_some(1, key=lambda S, rref: 0)(S, [R1, R2]) == [R2]
 
 
-def test_keys_order_the_same_whatever_the_order_of_candidates() -> None:
+def test_d22_keys_order_the_same_whatever_the_order_of_candidates() -> None:
     answers = [match_some(2, key=score)(S, list(rrefs)) for rrefs in itertools.permutations(RREFS)]
     assert answers == [[R3, R2]] * 24
 

@@ -120,7 +120,7 @@ def test_realizers_run_in_the_order_of_registration(S: StorageSettings) -> None:
     assert len(closure.derivations) == 7
 
 
-def test_a_dependency_that_was_registered_after_its_dependent_is_built_before_it(S: StorageSettings) -> None:
+def test_d17_a_dependency_that_was_registered_after_its_dependent_is_built_before_it(S: StorageSettings) -> None:
     build = Recorder()
 
     def main(r: Registry) -> DRef:
@@ -317,7 +317,7 @@ ANSWERS: list[tuple[Callable[[list[RRef]], Any], str]] = [
 
 @pytest.mark.parametrize(("answer", "problem"), ANSWERS)
 @pytest.mark.parametrize("as_target", [True, False])
-def test_answers_that_are_none(S: StorageSettings, answer: Callable[[list[RRef]], Any], problem: str, as_target: bool) -> None:
+def test_d18_answers_that_are_none(S: StorageSettings, answer: Callable[[list[RRef]], Any], problem: str, as_target: bool) -> None:
     def main(r: Registry) -> DRef:
         odd = stage(r, "odd", matcher=lambda S, rrefs: answer(rrefs), realizer=refuses)
         return odd if as_target else stage(r, "above", below=odd)
@@ -398,7 +398,7 @@ def test_a_rebuilt_dependency_that_differs_rebuilds_what_is_above_it(S: StorageS
     assert rrefctx(second, S)[lower] != rrefctx(first, S)[lower]
 
 
-def test_a_forced_build_with_the_same_bytes_is_the_same_realization_but_newer(S: StorageSettings) -> None:
+def test_d14_a_forced_build_with_the_same_bytes_is_the_same_realization_but_newer(S: StorageSettings) -> None:
     texts = Numbered(["old", "new", "old"])
     closure = instantiate(lambda r: stage(r, realizer=texts), S=S)
     old = realize1(closure)
@@ -420,7 +420,7 @@ def test_a_forced_build_with_the_same_bytes_is_the_same_realization_but_newer(S:
 # --- assert_realized, arguments, dry runs ---------------------------------------------------------------
 
 
-def test_what_must_be_realized_already(S: StorageSettings) -> None:
+def test_d19_what_must_be_realized_already(S: StorageSettings) -> None:
     closure = instantiate(chain, S=S, realizer=refuses)
     lowest = closure[1].derivations[0].dref
     with unharmed(S):
@@ -445,7 +445,7 @@ def test_arguments_reach_the_realizer_and_no_hash(S: StorageSettings) -> None:
     assert len(build.calls) == 2
 
 
-def test_a_dry_run_builds_nothing(S: StorageSettings) -> None:
+def test_d20_a_dry_run_builds_nothing(S: StorageSettings) -> None:
     below, above = Numbered(), Numbered()
 
     def main(r: Registry) -> list[DRef]:
@@ -480,7 +480,7 @@ def mkclosure_of(closure: Closure, target: DRef) -> Closure:
 # --- contexts -----------------------------------------------------------------------------------------
 
 
-def test_a_realizer_is_given_the_whole_chain_and_the_store_keeps_the_direct_part(S: StorageSettings) -> None:
+def test_d15_a_realizer_is_given_the_whole_chain_and_the_store_keeps_the_direct_part(S: StorageSettings) -> None:
     build = Recorder()
     closure = instantiate(lambda r: chain(r, 5, realizer=build), S=S)
     result, _, whole = realize(closure)
@@ -785,7 +785,7 @@ def test_the_current_registry_and_another_store(S: StorageSettings, tmp_path: Fs
 
 
 @pytest.mark.usefixtures("defaults")
-def test_a_thread_that_chose_no_store_has_the_one_of_the_process(tmp_path: FsPath) -> None:
+def test_d52_a_thread_that_chose_no_store_has_the_one_of_the_process(tmp_path: FsPath) -> None:
     fsinit(str(tmp_path))
     found: list[object] = []
 
@@ -799,7 +799,7 @@ def test_a_thread_that_chose_no_store_has_the_one_of_the_process(tmp_path: FsPat
     assert found == [str(tmp_path / "_pylightnix"), realize1(instantiate(chain, realizer=refuses))]
 
 
-def test_explicit_settings_beat_the_environment(S: StorageSettings, tmp_path: FsPath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d50_explicit_settings_beat_the_environment(S: StorageSettings, tmp_path: FsPath, monkeypatch: pytest.MonkeyPatch) -> None:
     other = new_store(tmp_path / "other")
     monkeypatch.setenv("PYLIGHTNIX_ROOT", fsroot(other))
     monkeypatch.setenv("PYLIGHTNIX_STORAGE", fsstorage(other))
@@ -815,7 +815,7 @@ def test_explicit_settings_beat_the_environment(S: StorageSettings, tmp_path: Fs
 
 @pytest.mark.usefixtures("defaults")
 @pytest.mark.parametrize("how", ["settings", "default", "current", "environment"])
-def test_a_relative_root_and_realizers_that_change_the_folder(tmp_path: FsPath, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_d51_a_relative_root_and_realizers_that_change_the_folder(tmp_path: FsPath, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(tmp_path)
@@ -930,7 +930,7 @@ def run_threads(*functions: Callable[[], object]) -> None:
 # --- without asserts ----------------------------------------------------------------------------------
 
 
-def test_misuse_is_refused_under_python_o_too(tmp_path: FsPath) -> None:
+def test_d62_misuse_is_refused_under_python_o_too(tmp_path: FsPath) -> None:
     script = """
 from pylightnix import *
 from pylightnix.errors import *

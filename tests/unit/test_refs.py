@@ -79,7 +79,7 @@ def test_a_bad_hash_part_is_refused(part: Any) -> None:
             check(part)
 
 
-def test_a_bad_reference_is_refused_saying_what_was_expected() -> None:
+def test_d11_a_bad_reference_is_refused_saying_what_was_expected() -> None:
     with pytest.raises(InvalidReference, match=r"expected a derivation reference dref:<32 hex digits>-<name>, found 'rref:"):
         undref(mkrref(OTHER, PART, "n"))
     with pytest.raises(InvalidReference, match=r"expected a realization reference .*, found 'dref:"):

@@ -342,7 +342,7 @@ def test_continuing_below_itself_is_refused(S: StorageSettings) -> None:
 # --- which store, which helper ------------------------------------------------------------------------
 
 
-def test_a_store_named_by_the_environment(S: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d33_a_store_named_by_the_environment(S: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYLIGHTNIX_ROOT", str(S.root))
     rh = repl_realize(instantiate(promising))
     b = repl_build()

@@ -85,7 +85,7 @@ def test_by_stage_which_writes_nothing(S: StorageSettings, named: dict[str, RRef
     assert picture(S) == before
 
 
-def test_by_age(S: StorageSettings, named: dict[str, RRef]) -> None:
+def test_d38_by_age(S: StorageSettings, named: dict[str, RRef]) -> None:
     starts = realization_starts(named.values(), S)
     middle = starts[named["train-big"]]
     since = {rref for rref, started in starts.items() if started >= middle}
@@ -104,7 +104,7 @@ def test_the_age_is_that_of_the_latest_build(S: StorageSettings) -> None:
     assert find(newer=first + 1e-6, S=S) == [rref]
 
 
-def test_how_two_configs_differ(
+def test_d41_how_two_configs_differ(
     S: StorageSettings, capsys: pytest.CaptureFixture[str], tmp_path: FsPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("/")

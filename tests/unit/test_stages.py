@@ -84,7 +84,7 @@ def test_node_is_its_bytes(S: StorageSettings) -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "a/b", "/a", "a\0", "context.json", "__buildstart__.txt", "__buildstop__.txt", "x" * 256, "é" * 200, 3]
 )
-def test_names_that_are_not_of_plain_files_are_refused(S: StorageSettings, name: Any) -> None:
+def test_d64_names_that_are_not_of_plain_files_are_refused(S: StorageSettings, name: Any) -> None:
     with pytest.raises(Misuse, match="names of plain files"):
         mknode(mkregistry(S), {}, {name: b""})
 

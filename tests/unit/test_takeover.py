@@ -92,7 +92,7 @@ def mode(path: Path) -> int:
 # --- what is sealed -------------------------------------------------------------------------------
 
 
-def test_everything_becomes_read_only_and_the_hash_is_that_of_the_tree(out: Path) -> None:
+def test_d1_everything_becomes_read_only_and_the_hash_is_that_of_the_tree(out: Path) -> None:
     (out / "sub/inner").mkdir(parents=True)
     (out / "sub").chmod(0o2775)
     (out / "file").write_bytes(b"12345")

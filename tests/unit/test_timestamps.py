@@ -14,7 +14,7 @@ microseconds = st.integers(min_value=-(2**50), max_value=2**52)
 """Between the years 1934 and 2112; there a float still tells microseconds apart."""
 
 
-def test_stamp_has_a_four_digit_year_in_utc() -> None:
+def test_d67_stamp_has_a_four_digit_year_in_utc() -> None:
     assert timestring(0) == "19700101-00:00:00:000000+0000"
     assert timestring(1795383000.123456) == "20261122-21:30:00:123456+0000"
 

@@ -81,7 +81,7 @@ def test_matcher_and_realizer_are_replaced_and_else_kept(S: StorageSettings) -> 
         realize1(instantiate(redefine(leaf, new_matcher=match_only()), S=S))
 
 
-def test_without_an_explicit_registry(S: StorageSettings) -> None:
+def test_d29_without_an_explicit_registry(S: StorageSettings) -> None:
     with current_registry(mkregistry(S)) as r:
         dref = redefine(leaf, new_config=renew)()
         assert list(r.builders) == [dref]

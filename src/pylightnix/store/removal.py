@@ -159,7 +159,7 @@ def _finished(folder: _Folder) -> bool:
         return True
     except OSError as error:
         # Somebody put something into it since it was listed, perhaps another remover by `_move_up`.
-        if error.errno == errno.ENOTEMPTY and folder.rounds < _MAX_ROUNDS:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.rounds < _MAX_ROUNDS:
             return False
         raise OSError(error.errno, error.strerror, folder.name) from error
     return True
