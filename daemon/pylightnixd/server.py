@@ -127,7 +127,7 @@ class _Server:
                 requests = Requests(self.hold, builds, work)
                 await work.start(self.hold.run_committer)
                 work.start_soon(builds.run)
-                work.start_soon(self._signals, builds)
+                await work.start(self._signals, builds)
                 work.start_soon(self._collect_logs, logs)
                 work.start_soon(self._tell_supervisor, requests)
                 work.start_soon(self._end_when_idle, requests)
@@ -189,8 +189,9 @@ class _Server:
 
     # --- the end --------------------------------------------------------------------------------------
 
-    async def _signals(self, builds: Builds) -> None:
+    async def _signals(self, builds: Builds, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()  # before anybody is told that we serve
             async for number in signals:
                 if number == signal.SIGHUP:
                     self._take_settings(builds)

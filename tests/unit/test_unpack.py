@@ -142,10 +142,10 @@ def test_archive_that_is_not_there(S: StorageSettings, tmp_path: Path) -> None:
         ({"path": 3}, "path of an archive, found 3"),
         ({"refpath": "x"}, "file of another derivation"),
         ({"refpath": [selfref, "x"]}, "file of another derivation"),
-        ({"path": "x", "sha256": "0" * 63}, "64 hexadecimal digits"),
-        ({"path": "x", "sha256": "sha256-xyz"}, "64 hexadecimal digits"),
-        ({"path": "x", "sha1": "g" * 40}, "40 hexadecimal digits"),
-        ({"path": "x", "sha1": 3}, "40 hexadecimal digits"),
+        ({"path": "x", "sha256": "0" * 63}, "expected a sha256 in hexadecimal"),
+        ({"path": "x", "sha256": "sha256-xyz"}, "expected a sha256 in hexadecimal"),
+        ({"path": "x", "sha1": "g" * 40}, "expected a sha1 in hexadecimal"),
+        ({"path": "x", "sha1": 3}, "expected a sha1 in hexadecimal"),
     ],
 )
 def test_misuse(S: StorageSettings, arguments: dict[str, Any], why: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final, Optional
 from pylightnix.build import Build, build_config, build_outpath, build_path, build_wrapper
 from pylightnix.config import mkconfig
 from pylightnix.errors import InvalidConfig, Misuse, UnpackFailed
+from pylightnix.fetch.checksums import parse_checksum
 from pylightnix.matchers import match_only
 from pylightnix.refs import isrefpath, isselfpath
 from pylightnix.registry import Registry, mkdrv
@@ -21,7 +22,7 @@ from pylightnix.types import Context, DRef, Path, RealizeArg, RefPath, StorageSe
 
 __all__ = ["UnpackRealizer", "unpack", "unpack_into"]
 
-_HEX_DIGITS: Final = {"sha1": 40, "sha256": 64}
+_ALGORITHMS: Final = {"sha1", "sha256"}
 
 
 # --- building -----------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def _check(file: BufferedReader, path: str, config: dict[str, Any]) -> None:
     """Compare the checksums of a file with those that the config has, and leave it at its start."""
     import hashlib
 
-    for algorithm in sorted(_HEX_DIGITS.keys() & config.keys()):
+    for algorithm in sorted(_ALGORITHMS & config.keys()):
         found = hashlib.file_digest(file, algorithm).hexdigest()
         file.seek(0)
         if found != config[algorithm]:
@@ -102,7 +103,7 @@ def unpack(
             checksum nobody notices when it changes; `source` and `refpath` do.
         refpath: an archive in another realization, ``[dref, 'file']``. Exactly one of the two is given.
         name: the name of the derivation, by default ``unpack``.
-        sha256: what the archive's SHA-256 must be, in hexadecimal.
+        sha256: what the archive's SHA-256 must be, in hexadecimal, Nix's base 32 or SRI.
         sha1: what its SHA-1 must be. With both, both are compared.
         aunpack_args: ignored, with a warning: no external program is called. They stay in the config.
         r: the registry, else the current one.
@@ -127,8 +128,8 @@ def unpack(
         "path": None if path is None else _absolute(path),
         "refpath": None if refpath is None else _refpath(refpath),
         "aunpack_args": list(aunpack_args) or None,
-        "sha256": _checksum("sha256", sha256),
-        "sha1": _checksum("sha1", sha1),
+        "sha256": None if sha256 is None else parse_checksum(sha256, "sha256").hex,
+        "sha1": None if sha1 is None else parse_checksum(sha1, "sha1").hex,
     }
     config = {**{key: item for key, item in items.items() if item is not None}, **kwargs}
     return mkdrv(mkconfig(config), match_only(), UnpackRealizer(), r)
@@ -147,10 +148,3 @@ def _refpath(refpath: object) -> list[str]:
     return [str(part) for part in found]
 
 
-def _checksum(algorithm: str, checksum: object) -> Optional[str]:
-    if checksum is None:
-        return None
-    found = checksum.lower() if isinstance(checksum, str) else ""
-    if len(found) != _HEX_DIGITS[algorithm] or set(found) - set("0123456789abcdef"):
-        raise Misuse(f"unpack: {algorithm}: expected {_HEX_DIGITS[algorithm]} hexadecimal digits, found {checksum!r:.100}")
-    return found
