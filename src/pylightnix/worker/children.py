@@ -14,11 +14,15 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn, Optional
+from typing import Final, NoReturn, Optional
 
 from pylightnix.worker.linux import become_subreaper, die_with_parent, flush_c_streams, own_children
 
 __all__ = ["Children", "Ended", "how_it_ended"]
+
+
+_HANDLED: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""The signals for which the worker has handlers of its own, which a child puts back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,9 @@ class Children:
             stream.flush()  # or the child would print it, too
         flush_c_streams()
         parent = os.getpid()
-        # No signal may reach the child while it has this process's handlers and its wakeup descriptor.
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        # None of these may reach the child while it has this process's handlers and its wakeup descriptor. Others are
+        # left alone: the mask comes back as a set of enum members, which are made one by one, twice for every fork.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
             pid = os.fork()
             if pid == 0:
@@ -140,9 +145,8 @@ def _live(parent: int, signal_mask: set[int], body: Callable[[], None]) -> NoRet
         die_with_parent(parent)
         become_subreaper()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in _HANDLED:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
         body()
         status = 0
