@@ -24,6 +24,7 @@ from pylightnix.protocol.messages import EventPhase, FailedRow, Fetching, Resour
 from pylightnix.refs import isrref, rref2dref
 from pylightnix.travel import capture_environment
 from pylightnix.types import DRef
+from pylightnixd.bulk import Bulk
 from pylightnixd.caller_builds import CallerBuilds
 from pylightnixd.claims import Abandoned, Caller
 from pylightnixd.durations import Durations
@@ -71,6 +72,9 @@ class Builds:
     nursery: trio.Nursery
     """Holds the builds."""
     fetcher: LateFetcher
+    bulk: Bulk = field(default_factory=Bulk)
+    plan_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    """For threads that plan: several at a time would be no faster, and keep the loop waiting longer for its turn."""
     running: dict[str, RunningBuild] = field(default_factory=dict)
     lost_wakeups: int = 0
     stopping: bool = False
@@ -114,6 +118,7 @@ class Builds:
         self._interests.setdefault(joined.build, {})[waiter.id] = _Interest(waiter, job, known, joined.new)
         if joined.new:
             self._jobs[joined.build] = job
+            self.bulk.grew(1)
         if joined.new and job.fetch is not None and not self.stopping:
             self.table.start(trio.current_time(), joined.build)
             self._begin(joined.build, job)

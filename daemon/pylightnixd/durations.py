@@ -46,7 +46,10 @@ class Durations:
         _remember(self._of_name, undref(dref)[1], seconds)
 
     def expected(self, drefs: Iterable[DRef]) -> dict[DRef, float]:
-        """Return how long each of these is expected to take. What nobody can tell takes as long as the others on average."""
+        """Return how long each of these is expected to take. What nobody can tell takes as long as the others on average.
+
+        May be called in another thread while `record` is in this one: each is one look-up.
+        """
         found = {dref: self._of_dref.get(dref, self._of_name.get(undref(dref)[1])) for dref in drefs}
         known = [seconds for seconds in found.values() if seconds is not None]
         usual = sum(known) / len(known) if known else UNKNOWN_SECONDS

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
-from typing import Any, Final, Optional
+from typing import Any, Final, Optional, TypeVar
 
 import trio
 
@@ -62,9 +62,12 @@ from pylightnixd.table import BuildKey
 __all__ = ["Operation", "OperationState"]
 
 _log = logging.getLogger("pylightnixd")
+T = TypeVar("T")
 
 STEPS_AT_ONCE: Final = 50
 """How many actions an operation takes before it lets others have a turn: some two milliseconds' worth."""
+AT_ONCE_MAX: Final = 200
+"""How many derivations are thought about at once: some five milliseconds' worth. With more, it is done in a thread."""
 WAITING_SECONDS: Final = 0.1
 """How long a build waits before that is told, and how often it is looked whether it still does."""
 TEXT_CHARACTERS: Final = 1000
@@ -131,6 +134,8 @@ class Operation:
     _waiting_by_needs: Counter[Needs] = field(default_factory=Counter)
     _path_seconds: dict[DRef, float] = field(default_factory=dict)
     """How long it will probably take from the start of each to the end of all, along the longest way."""
+    _numbers_at_end: tuple[int, int] = (0, 0)
+    """What `done` and `total` were when it ended."""
     _waiting_told: tuple[int, int] = (0, 0)
     _wait_span: int = 0
     _wait_scheduled: bool = False
@@ -149,6 +154,16 @@ class Operation:
     def is_steered(self) -> bool:
         """Whether it asks its client what is to become of derivations, and so cannot go on without it."""
         return bool(self.request.ask or self.request.ask_on_failure)
+
+    @property
+    def total(self) -> int:
+        """How many derivations it has."""
+        return self.plan.total if self.plan is not None else self._numbers_at_end[1] or len(self.specs)
+
+    @property
+    def done(self) -> int:
+        """How many of them are in a final state."""
+        return self.plan.done if self.plan is not None else self._numbers_at_end[0]
 
     # --- what it is made of ---------------------------------------------------------------------------
 
@@ -237,7 +252,6 @@ class Operation:
         resources: Optional[Resources] = None,
         fetch: Optional[Fetching] = None,
     ) -> None:
-        plan = self.plan
         event = Event(
             id=span,
             parent=self._build_spans.get(dref) if kind == "fetch" and dref is not None else None,
@@ -248,8 +262,8 @@ class Operation:
             build=build,
             ok=ok,
             text=text,
-            done=plan.done if plan else None,
-            total=total if total is not None else plan.total if plan else None,
+            done=self.done,
+            total=total if total is not None else self.total,
             code=code,
             joined=joined,
             resources=resources,
@@ -304,10 +318,15 @@ class Operation:
             if self._child is not None:
                 self._child.close()
             self.builds.leave(self)
-            self.specs.clear()
-            self._fetches.clear()
-            self.blobs.clear()
-            self.held_bytes = 0
+            self._forget()
+
+    def _forget(self) -> None:
+        """Let go what only an operation that runs needs: ended ones are kept for a while, to be asked about."""
+        self._numbers_at_end = (self.done, self.total)
+        self.plan = None
+        self.held_bytes = 0
+        for kept in (self.specs, self._fetches, self.blobs, self._wanted, self._path_seconds, self._build_spans, self._at_work):
+            kept.clear()
 
     def interrupt(self, reason: PylightnixException) -> None:
         """End it before it is done, for a reason that is not its client's."""
@@ -315,36 +334,20 @@ class Operation:
         self.cancel_scope.cancel()
 
     async def _realize(self) -> None:
-        targets = [DRef(target) for target in self.request.targets]
         configs = [config for _, config in self.specs.values()]
         await self.hold.removals.wait_past(self.specs.keys())
         await self.hold.in_thread(lambda: self.hold.register(configs))
-        deps = {dref: tuple(sorted(cfgdeps(config))) for dref, (_, config) in self.specs.items()}
-        for dref, below in [(None, targets), *deps.items()]:
-            for dep in below:
-                if dep not in deps:
-                    raise ForeignDerivation(dep, dref)
-        order = dependency_order(targets, deps)
-        plan = self.plan = Plan(
-            order,
-            deps,
-            forced=[DRef(d) for d in self.request.forced],
-            ask=[DRef(d) for d in self.request.ask],
-            ask_on_failure=self.request.ask_on_failure,
-            assert_realized=[DRef(d) for d in self.request.assert_realized],
-            dry_run=self.request.dry_run,
-            keep_going=self.request.keep_going,
-        )
-        if not self.request.dry_run:
-            self._path_seconds = path_seconds(order, deps, self.builds.durations.expected(order))
+        plan, first = await self._in_turns(self._make_plan)
+        self.builds.bulk.grew(len(self.specs))
+        self.plan = plan
         losses = self.hold.losses
-        actions: deque[Action] = deque(plan.start())
+        actions: deque[Action] = deque(first)
         steps = 0
         while True:
             while actions:
                 action = actions.popleft()
                 if isinstance(action, Finish):
-                    self.outcome = plan.outcome()
+                    self.outcome = await self._in_turns(plan.outcome)
                     return
                 if isinstance(action, Commit):
                     actions.extend(plan.handle(await self._commit(plan, losses)))
@@ -363,6 +366,40 @@ class Operation:
                 self._tell_ended(fact)
                 actions.extend(plan.handle(fact))
                 actions.extend(self._let_go(fact))
+
+    async def _in_turns(self, think: Callable[[], T]) -> T:
+        """Run what thinks about all derivations, in a thread if they are many, so that others have their turns meanwhile.
+
+        It must touch nothing but what is the operation's own, which does nothing else meanwhile.
+        """
+        if len(self.specs) <= AT_ONCE_MAX:
+            return think()
+        async with self.builds.plan_limiter:
+            with self.builds.bulk.undisturbed():
+                return await trio.to_thread.run_sync(think)
+
+    def _make_plan(self) -> tuple[Plan, list[Action]]:
+        """Return the plan and its first actions."""
+        request, targets = self.request, [DRef(target) for target in self.request.targets]
+        deps = {dref: tuple(sorted(cfgdeps(config))) for dref, (_, config) in self.specs.items()}
+        for dref, below in [(None, targets), *deps.items()]:
+            for dep in below:
+                if dep not in deps:
+                    raise ForeignDerivation(dep, dref)
+        order = dependency_order(targets, deps)
+        plan = Plan(
+            order,
+            deps,
+            forced=[DRef(d) for d in request.forced],
+            ask=[DRef(d) for d in request.ask],
+            ask_on_failure=request.ask_on_failure,
+            assert_realized=[DRef(d) for d in request.assert_realized],
+            dry_run=request.dry_run,
+            keep_going=request.keep_going,
+        )
+        if not request.dry_run:
+            self._path_seconds = path_seconds(order, deps, self.builds.durations.expected(order))
+        return plan, plan.start()
 
     def _tell_ended(self, fact: Fact) -> None:
         dref = getattr(fact, "dref", None)

@@ -43,6 +43,14 @@ To cancel, and to deliver what was claimed, helps it to end.
 """
 KEEP_ENDED: Final = 100
 """How many operations that have ended can still be asked about."""
+KEEP_ENDED_DERIVATIONS: Final = 100_000
+"""How many derivations these may have together."""
+SPECS_AT_ONCE: Final = 50
+"""How many derivations are taken in before others have a turn: a millisecond's worth."""
+ROWS_AT_ONCE: Final = 500
+"""How many rows are made before others have a turn."""
+PS_BUILDS_MAX: Final = 1000
+"""How many builds `ps` tells of."""
 HELD_EACH_BYTES: Final = 1024
 """What a piece of a blob or a derivation counts beside its own bytes."""
 BYTES_PER_ANSWER: Final = 6 << 20
@@ -162,8 +170,10 @@ class Requests:
     # --- submitting -----------------------------------------------------------------------------------
 
     async def register(self, session: Session, params: m.Register) -> m.Registered:
-        configs = [_config(data, f"$.configs[{i}]") for i, data in enumerate(params.configs)]
-        drefs = await self.hold.in_thread(lambda: self.hold.register(configs))
+        def put() -> list[DRef]:
+            return self.hold.register([_config(data, f"$.configs[{i}]") for i, data in enumerate(params.configs)])
+
+        drefs = await self.hold.in_thread(put)
         return m.Registered(drefs=[str(dref) for dref in drefs])
 
     async def submit_open(self, session: Session, params: m.SubmitOpen) -> m.Submitted:
@@ -209,6 +219,9 @@ class Requests:
         self._check_room(operation.held_bytes, size)
         operation.held_bytes += size
         for i, spec in enumerate(params.derivations):
+            if i % SPECS_AT_ONCE == SPECS_AT_ONCE - 1:
+                await trio.lowlevel.checkpoint()
+                self._open_operation(params.operation)  # another connection may have cancelled or committed it meanwhile
             for needed, part in ((spec.matcher, "matcher"), (spec.realizer, "realizer")):
                 if (needed.kind in ("python", "fetch") or needed.blob) and needed.blob not in operation.whole_blobs:
                     raise MessageInvalid(f"its blob {needed.blob!r} was not sent in full", f"$.derivations[{i}].{part}.blob")
@@ -216,6 +229,7 @@ class Requests:
                 operation.add(spec)
             except PylightnixException as error:
                 raise MessageInvalid(str(error), f"$.derivations[{i}].config") from error
+        self.builds.bulk.grew(len(params.derivations))
         return m.Done()
 
     def _check_room(self, held: int, more: int) -> None:
@@ -233,12 +247,19 @@ class Requests:
 
     async def _run(self, operation: Operation) -> None:
         await operation.run()
-        ended = [o for o in self.operations.values() if o.state is OperationState.ended]
-        for old in ended[:-KEEP_ENDED]:
-            del self.operations[old.id]
+        self._forget_old()
         if not self.under_way:
             self.quiet.set()
             self.quiet = trio.Event()
+
+    def _forget_old(self) -> None:
+        """Forget the operations that ended first, until there is room for the others; the latest is always kept."""
+        derivations = 0
+        ended = [o for o in self.operations.values() if o.state is OperationState.ended]
+        for place, operation in enumerate(reversed(ended)):
+            derivations += operation.total
+            if place and (place >= KEEP_ENDED or derivations > KEEP_ENDED_DERIVATIONS):
+                del self.operations[operation.id]
 
     # --- what comes of it -----------------------------------------------------------------------------
 
@@ -266,7 +287,7 @@ class Requests:
         operation = self._operation(params.operation)
         await operation.ended.wait()
         await session.wait_turn()
-        return _page(_rows(operation, params.part), params.offset, params.limit)
+        return await _page(_part(operation, params.part), _ROWS.get(params.part, _as_it_is), params.offset, params.limit)
 
     async def subscribe(self, session: Session, params: m.Subscribe) -> m.Done:
         operation = self._operation(params.operation)
@@ -297,13 +318,7 @@ class Requests:
     async def attach(self, session: Session, params: m.Attach) -> m.Attached:
         operation = self._operation(params.operation)
         self._attach(session, operation)
-        plan = operation.plan
-        return m.Attached(
-            state=operation.state.value,
-            targets=operation.request.targets,
-            total=plan.total if plan else 0,
-            done=plan.done if plan else 0,
-        )
+        return m.Attached(state=operation.state.value, targets=operation.request.targets, total=operation.total, done=operation.done)
 
     def _attach(self, session: Session, operation: Operation) -> None:
         operation.clients += 1
@@ -376,15 +391,17 @@ class Requests:
                 targets=o.request.targets[:100],
                 user=o.user,
                 started=o.created,
-                done=o.plan.done if o.plan else 0,
-                total=o.plan.total if o.plan else len(o.specs),
+                done=o.done,
+                total=o.total,
                 clients=o.clients,
             )
             for o in self.operations.values()
             if o.state is not OperationState.ended
         ]
         lines = []
-        for entry in self.builds.table.entries():
+        # What runs is told of first: with thousands that wait, it is what somebody wants to know.
+        entries = sorted(self.builds.table.entries(), key=lambda entry: entry.state is BuildState.queued)
+        for entry in entries[:PS_BUILDS_MAX]:
             running = self.builds.running.get(entry.id)
             users = sorted({self.operations[o].user for o in entry.operations if o in self.operations})
             lines.append(
@@ -400,7 +417,7 @@ class Requests:
                     resources=self.builds.resources_of(entry.id),
                 )
             )
-        return m.Processes(operations=operations, builds=lines)
+        return m.Processes(operations=operations, builds=lines, more_builds=len(entries) - len(lines))
 
     def _waiting_for(self, entry: TableEntry) -> str:
         if entry.state is not BuildState.queued:
@@ -458,7 +475,7 @@ class Requests:
             rows = list(index.valid_rrefs(dref, context_key(_context(params.context or b"{}"))))
         else:
             rows = list(index.valid_rrefs(dref if params.what == "drefrrefs" else None))
-        return _page(rows, params.offset, params.limit)
+        return await _page(rows, _as_it_is, params.offset, params.limit)
 
 
 # By the names of the methods; `hello` is answered by the connection itself.
@@ -500,31 +517,39 @@ def _trouble_row(operation: Operation, error: BaseException) -> m.FailedRow:
     return msgspec.structs.replace(failed_row(DRef(""), error), dref=targets[0] if targets else None)
 
 
-def _rows(operation: Operation, part: str) -> list[Any]:
+def _part(operation: Operation, part: str) -> list[Any]:
+    """Return a part of what came of an operation, each to become a row."""
     outcome = operation.outcome
     if outcome is None:
         error = operation.trouble or AssertionError("BUG: ended without an outcome")
-        return [_trouble_row(operation, error)] if part == "failed" else []
-    if part == "matched":
-        return [m.MatchedRow(dref, list(rrefs)) for dref, rrefs in outcome.matched.items()]
-    if part == "failed":
-        return [error.row if isinstance(error, FailedBuild) else failed_row(dref, error) for dref, error in outcome.failed]
-    if part == "skipped":
-        return [m.SkippedRow(dref, because) for dref, because in outcome.skipped]
-    if part == "steps":
-        return [m.StepRow(step.dref, step.kind.value, step.reason) for step in outcome.steps]
-    plain: list[Any] = list(getattr(outcome, part))
-    return plain
+        return [(None, FailedBuild(_trouble_row(operation, error)))] if part == "failed" else []
+    return list(outcome.matched.items()) if part == "matched" else list(getattr(outcome, part))
 
 
-def _page(rows: list[Any], offset: int, limit: int) -> m.Rows:
-    """Return a page that fits into one message."""
+def _as_it_is(found: Any) -> object:
+    row: object = found
+    return row
+
+
+_ROWS: Final[dict[str, Callable[[Any], object]]] = {
+    "matched": lambda found: m.MatchedRow(found[0], list(found[1])),
+    "failed": lambda found: found[1].row if isinstance(found[1], FailedBuild) else failed_row(*found),
+    "skipped": lambda found: m.SkippedRow(*found),
+    "steps": lambda step: m.StepRow(step.dref, step.kind.value, step.reason),
+}
+
+
+async def _page(found: list[Any], row_of: Callable[[Any], object], offset: int, limit: int) -> m.Rows:
+    """Return a page that fits into one message; others have their turns while it is made."""
     page: list[object] = []
     size = 0
-    for row in rows[offset : offset + limit]:
+    for place, one in enumerate(found[offset : offset + limit], 1):
+        if place % ROWS_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
+        row = row_of(one)
         size += len(msgspec.msgpack.encode(row, enc_hook=str))
         if page and size > BYTES_PER_ANSWER:
             break
         page.append(row)
     end = offset + len(page)
-    return m.Rows(rows=page, next=end if end < len(rows) else None)
+    return m.Rows(rows=page, next=end if end < len(found) else None)

@@ -51,7 +51,7 @@ _log = logging.getLogger("pylightnixd")
 
 LINGER_SECONDS: Final = 2.0
 """How long clients of what ended in the drain may stay to ask about it."""
-COLLECT_SECONDS: Final = 60.0
+TIDY_SECONDS: Final = 60.0
 DRAIN_SECONDS: Final = 30.0
 FEATURES: Final[tuple[str, ...]] = ()
 FIXED: Final = ("layout", "socket_path", "socket_is_ours", "grace_seconds", "fetch")
@@ -124,11 +124,12 @@ class _Server:
                 table = BuildTable(self.settings.budget, self.settings.grace_seconds)
                 durations = Durations.of(self.hold.reader.index)
                 builds = Builds(self.hold, table, pool, self.settings.limits, logs, durations, self.instance, work, fetcher)
+                builds.bulk.begin()
                 requests = Requests(self.hold, builds, work)
                 await work.start(self.hold.run_committer)
                 work.start_soon(builds.run)
                 await work.start(self._signals, builds)
-                work.start_soon(self._collect_logs, logs)
+                work.start_soon(self._tidy, logs, requests)
                 work.start_soon(self._tell_supervisor, requests)
                 work.start_soon(self._end_when_idle, requests)
                 async with trio.open_nursery() as accepting:
@@ -218,14 +219,16 @@ class _Server:
         self.told = trio.Event()
         _log.info("settings read again")
 
-    async def _collect_logs(self, logs: LogFolder) -> None:
-        """Remove old logs once in a while."""
+    async def _tidy(self, logs: LogFolder, requests: Requests) -> None:
+        """Remove old logs once in a while, and look for garbage when nobody is kept waiting by that."""
         while True:
+            if not requests.active:
+                requests.builds.bulk.shrank()
             paths = logs.excess(self.settings.keep_logs)
             if paths:
                 logs.forget(paths)
                 await self.hold.in_thread(partial(remove_logs, paths))
-            with trio.move_on_after(COLLECT_SECONDS):
+            with trio.move_on_after(TIDY_SECONDS):
                 await self.told.wait()
 
     async def _drain(self, requests: Requests, builds: Builds) -> None:

@@ -1,4 +1,6 @@
-"""How long a question takes while all slots burn CPU and many clients follow chatty logs. Figures are printed.
+"""How long a question takes while the daemon is busy. Figures are printed.
+
+Either all slots burn CPU and many clients follow chatty logs, or one client submits a large closure.
 
 Run with ``make bench``. The test fails only beyond a generous multiple of what is aimed at: a p99 below 50 ms.
 """
@@ -7,11 +9,14 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path as FsPath
 
 import pytest
+from tests.client.daemons import environment
 from tests.daemon import stages
 from tests.daemon.conftest import Daemon
 from tests.daemon.wire_client import HungUp
@@ -22,6 +27,21 @@ from pylightnix.protocol.errors import ProtocolError
 FOLLOWERS = 8
 QUESTIONS = 1000
 AIM_SECONDS = 0.05
+LARGE = 20_000
+SUBMIT = """
+import sys
+from pylightnix import instantiate, mkSS
+from pylightnix.storage import store_layout
+from pylightnix_client.client import Client
+from tests.benchmarks.large_closure import layers
+
+S = mkSS(sys.argv[2])
+closure = instantiate(layers, int(sys.argv[1]), S=S)[1]
+with Client.connect(store_layout(S)) as client:
+    for dry_run in (True, False):
+        operation = client.submit(closure, dry_run=dry_run)
+        operation.wait()
+"""
 
 
 @pytest.mark.slow
@@ -59,7 +79,31 @@ def test_status_under_full_load(tmp_path: FsPath) -> None:
         daemon.stop()
         for thread in threads:
             thread.join()
+    _report(f"{slots} slots burning, {FOLLOWERS} clients following {rate / 1e6:.1f} MB/s of logs", took)
+
+
+@pytest.mark.slow
+def test_status_while_a_large_closure_is_submitted(tmp_path: FsPath) -> None:
+    with Daemon(tmp_path / "store", "--drain", "0") as daemon:
+        daemon.wait_ready()
+        took = []
+        with daemon.client() as client:
+            command = [sys.executable, "-c", SUBMIT, str(LARGE), str(tmp_path / "store")]
+            program = subprocess.Popen(command, env=environment())
+            while client.status().operations == 0:
+                assert program.poll() is None
+                time.sleep(0.01)
+            while program.poll() is None:
+                begun = time.perf_counter()
+                client.status()
+                took.append(time.perf_counter() - begun)
+                time.sleep(0.002)
+        assert program.wait() == 0
+    _report(f"{LARGE} derivations submitted, planned and found to fail at once", took)
+
+
+def _report(what: str, took: list[float]) -> None:
     percent = statistics.quantiles(took, n=100)
-    print(f"\nstatus, {QUESTIONS} times, {slots} slots burning, {FOLLOWERS} clients following {rate / 1e6:.1f} MB/s of logs:")
+    print(f"\nstatus, {len(took)} times, {what}:")
     print(f"       p50 {percent[49] * 1e3:.1f} ms, p99 {percent[98] * 1e3:.1f} ms, max {max(took) * 1e3:.1f} ms")
     assert percent[98] < 20 * AIM_SECONDS

@@ -55,6 +55,8 @@ def ps_command(session: Session) -> None:
             answers.object("operation", **_fields(operation))
         for build in found.builds:
             answers.object("build", **_fields(build))
+        if found.more_builds:
+            answers.object("more-builds", count=found.more_builds)
         return
     for line in _ps_lines(found):
         answers.text(line)
@@ -73,6 +75,8 @@ def _ps_lines(found: m.Processes) -> Iterator[str]:
         resources = build.resources
         takes = "" if resources is None or resources == m.Resources(cpus=1) else f", takes {amounts(resources)}"
         yield f"build     {build.build}  {build.state}  {build.dref}  {what}{takes}"
+    if found.more_builds:
+        yield f"… and {found.more_builds} more builds that wait"
 
 
 def amounts(resources: m.Resources) -> str:

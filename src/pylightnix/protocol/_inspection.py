@@ -74,10 +74,11 @@ class BuildLine(Message, frozen=True, kw_only=True):
 
 
 class Processes(Message, frozen=True, kw_only=True):
-    """All operations and builds."""
+    """All operations, and the builds, or as many of them as are told of."""
 
     operations: list[OperationLine]
     builds: list[BuildLine]
+    more_builds: v.Count = 0
 
 
 class Status(Message, frozen=True, kw_only=True):
