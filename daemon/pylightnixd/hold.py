@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Optional, TypeVar
 
@@ -52,7 +54,8 @@ class HeldStore:
     placer: Store
     committer: Store
     removals: Removals
-    place_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    placing: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the thread that uses `placer`; the others hash meanwhile."""
     commit_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     disk_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(max(2, os.cpu_count() or 1)))
     _codes: set[str] = field(default_factory=set)
@@ -109,28 +112,35 @@ class HeldStore:
         realizer_digest: Optional[str],
         manifest: Optional[str] = None,
         dynamic: Mapping[DRef, Set[RRef]],
+        clear: bool = False,
     ) -> list[RRef]:
         """Take over the outputs of one attempt and put them in place; return their references, of which see `wait_nameable`.
 
         What the digest covers is recorded the first time that it is told. `dynamic` is what was realized for the realizer.
+        With `clear` the build folder is removed, too, if it can be.
 
         Raises:
             InvalidOutput: one of them cannot be stored.
             StoreError: the store failed.
         """
-        outputs = await self.in_thread(
-            lambda: take_outputs(self.placer.layout, dref, folder, [os.path.join(folder, name) for name in names])
-        )
         told: Optional[str] = None
         found = {below: sorted(rrefs) for below, rrefs in dynamic.items() if rrefs}
         if manifest is not None and realizer_digest is not None and realizer_digest not in self._codes:
             told = manifest if _is_sound(manifest, realizer_digest) else None
-        rrefs = await trio.to_thread.run_sync(
-            lambda: self.placer.place(
-                dref, context, outputs, started=started, stopped=stopped, dynamic=found, realizer_digest=realizer_digest, manifest=told
-            ),
-            limiter=self.place_limiter,
-        )
+
+        def place() -> list[RRef]:
+            outputs = take_outputs(self.placer.layout, dref, folder, [os.path.join(folder, name) for name in names])
+            with self.placing:
+                rrefs = self.placer.place(
+                    dref, context, outputs, started=started, stopped=stopped, dynamic=found, realizer_digest=realizer_digest, manifest=told
+                )
+            if clear:
+                with suppress(StoreError):  # the outputs are in place, and whoever made the folder tries again
+                    remove_tree(folder)
+            return rrefs
+
+        # One hop to a thread for all: a build of a trivial stage costs hardly more than its hops.
+        rrefs = await self.in_thread(place)
         if realizer_digest is not None and told is not None:
             if len(self._codes) >= CODES_KEPT:
                 self._codes.clear()

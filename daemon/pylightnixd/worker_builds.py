@@ -93,9 +93,10 @@ class WorkerBuilds:
             if running.worker is not None and running.job.in_fresh_worker:
                 self.pool.retire(running.worker)
             running.worker = None
-            # Shielded, and not bounded: a thread that removes files cannot be abandoned half-way.
-            with trio.CancelScope(shield=True):
-                await self.hold.remove(folder)  # noqa: ASYNC102
+            if os.path.lexists(folder):  # noqa: ASYNC240  # a hop to a thread takes longer
+                # Shielded, and not bounded: a thread that removes files cannot be abandoned half-way.
+                with trio.CancelScope(shield=True):
+                    await self.hold.remove(folder)  # noqa: ASYNC102
 
     async def _conclude(self, running: RunningBuild, ended: BuildEnded, report: Optional[BuildReport], folder: str) -> Optional[FailedRow]:
         """Put in place what a build has made, or say why there is nothing to put."""
@@ -112,6 +113,7 @@ class WorkerBuilds:
                 realizer_digest=running.job.digest,
                 manifest=report.manifest,
                 dynamic=running.realized,
+                clear=True,
             )
             self.durations.record(running.job.key.dref, report.stopped - report.started)
             return None

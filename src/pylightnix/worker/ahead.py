@@ -78,7 +78,7 @@ class Ahead:
         return isinstance(origin, str) and self._is_below_roots(origin)
 
     def _is_below_roots(self, path: str) -> bool:
-        return path.startswith(self._roots)
+        return f"{path}{os.sep}".startswith(self._roots)  # the folder itself, too
 
     def _root_stamps(self) -> list[int]:
         return [os.stat(root).st_mtime_ns if os.path.isdir(root) else 0 for root in self._roots]
