@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Optional
 
 from pylightnix.embedded import Outcome
@@ -73,9 +75,14 @@ def _cancel(operation: Operation) -> None:
 
 
 class Spans:
-    """Turns the daemon's spans into the events of the library."""
+    """Turns the daemon's spans into the events of the library.
 
-    def __init__(self) -> None:
+    Args:
+        begun: when builds began whose beginning was not heard of, in UTC seconds since the epoch.
+    """
+
+    def __init__(self, begun: Mapping[DRef, float] = MappingProxyType({})) -> None:
+        self._begun = begun
         self._started: dict[int, float] = {}
         self._ended: set[DRef] = set()
         self._failed: set[DRef] = set()
@@ -90,7 +97,7 @@ class Spans:
             return BuildStarted(dref, event.done or 0, event.total or 0)
         if event.phase != "stop":
             return None
-        started = self._started.pop(event.id, event.time)
+        started = self._started.pop(event.id, self._begun.get(dref, event.time))
         if event.ok:
             self._ended.add(dref)
             return BuildFinished(dref, max(0.0, event.time - started))

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Optional, TypeAlias
 
+import msgspec
 import trio
 
 from pylightnix.config import canonical_bytes
@@ -221,7 +222,9 @@ class WorkerBuilds:
             return failed_row(dref, BuildDied(str(dref), how, running.id))
         left = [str(name) for name in report.error.get("outpaths") or () if isinstance(name, str)]
         kept = await self.hold.keep_failed(dref, folder, left)
-        return failed_row(dref, report.error, **({"outpaths": kept} if kept else {}))
+        row = failed_row(dref, report.error, **({"outpaths": kept} if kept else {}))
+        # The message was made in the build, and may say where this was then.
+        return msgspec.structs.replace(row, message=row.message.replace(folder, os.path.dirname(kept[0]))) if kept else row
 
 
 def _wrote_too_much(log: BuildLog) -> str:

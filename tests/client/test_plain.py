@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pylightnix import DRef
+from pylightnix.events import BuildFinished
 from pylightnix.protocol import messages as m
 from pylightnix_client.board import Board
 from pylightnix_client.output import Answers
 from pylightnix_client.plain import last_lines, plain_line
 from pylightnix_client.progress import JsonProgress, TextProgress
+from pylightnix_client.realizing import Spans
 
 DREF = "dref:0123456789abcdef0123456789abcdef-model"
 SEQUENCES = st.sampled_from(["\x1b[2J", "\x1b]0;title\x07", "\x1b[31m", "\x1b", "\x9b1A", "\r", "\b", "\u202e", "\x00", "\ud800", "[bold]"])
@@ -133,3 +136,9 @@ def test_a_build_that_ran_before_is_known_by_what_it_writes() -> None:
     board = Board()
     board.hear(m.LogPiece(operation="o", build="b1", dref=DREF, data=b"so far"))
     assert [(row.line, row.started) for row in board.shown(9)] == [("so far", None)]
+
+
+def test_a_build_that_began_before_took_as_long_as_it_took() -> None:
+    spans = Spans({DRef(DREF): 100.0})
+    stop = m.Event(id=7, kind="build", phase="stop", time=106.5, dref=DREF, build="b1", ok=True)
+    assert spans.event(stop) == BuildFinished(DRef(DREF), 6.5)

@@ -75,6 +75,7 @@ def test_what_a_failed_build_left_is_kept(daemon: Daemon, client: WireClient) ->
     assert "in fails_with_output" in row.traceback
     (kept,) = row.fields["outpaths"]
     assert Path(kept, "half.txt").read_text() == "half done"
+    assert kept in row.message
 
 
 @pytest.mark.parametrize(

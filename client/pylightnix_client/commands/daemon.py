@@ -195,8 +195,9 @@ def attach_command(session: Session, operation: str) -> int:
 
     with session.connect() as client:
         found = client.attach(operation)
+        begun = {DRef(line.dref): line.started for line in client.ps().builds if line.started is not None}
         with showing(session.answers, live=True) as progress:
-            watch(found, Spans(), progress)
+            watch(found, Spans(begun), progress)
             result = found.wait()
         failed = [] if result.ok else _failures(client, operation)
     logs = ends_of_logs(session, [DRef(row.dref) for row in failed if row.dref is not None], progress.builds)
