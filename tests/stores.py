@@ -97,13 +97,18 @@ def stage(
     return mkdrv(mkconfig({"name": name, **config}), matcher or match_latest(), realizer or writes({"out.txt": name}), r)
 
 
+def _unlink_by(pid: int, path: str) -> None:
+    if os.getpid() == pid:  # a process that was forked meanwhile has a copy of the notes, too
+        os.unlink(path)
+
+
 class Notes(Sequence[Any]):
     """A list to append to from realizers and matchers wherever they run: a file, of which copies that travelled know the name."""
 
     def __init__(self) -> None:
         fd, self._path = tempfile.mkstemp(prefix="test-pylightnix-notes-")
         os.close(fd)
-        weakref.finalize(self, os.unlink, self._path)
+        weakref.finalize(self, _unlink_by, os.getpid(), self._path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_notes_at, (self._path,))

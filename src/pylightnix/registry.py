@@ -17,6 +17,7 @@ from typing import Any, Optional
 from pylightnix.config import Config, assert_rref_deps, canonical_bytes, cfgdeps, cfgname, mkconfig
 from pylightnix.errors import (
     ForeignDerivation,
+    InvalidConfig,
     InvalidStorage,
     Misuse,
     NoRegistry,
@@ -170,7 +171,7 @@ def _write(dref: DRef, canonical: bytes, checked: Config, S: Optional[StorageSet
     if unwritten:
         # A daemon had the store a moment ago: asking for the lock once more for each config would only cost time.
         if not is_written(layout, dref, canonical):
-            unwritten[dref] = canonical
+            unwritten[dref] = _fit_for_daemon(dref, canonical)
     else:
         try:
             write_derivation(layout, dref, canonical, checked.val)
@@ -179,7 +180,17 @@ def _write(dref: DRef, canonical: bytes, checked: Config, S: Optional[StorageSet
 
             if daemon_socket(layout) is None:
                 raise
-            unwritten[dref] = canonical
+            unwritten[dref] = _fit_for_daemon(dref, canonical)
+
+
+def _fit_for_daemon(dref: DRef, canonical: bytes) -> bytes:
+    # Now rather than when it is sent: here the stage is known that it is of, and no other one suffers from it.
+    from pylightnix.protocol.limits import CONFIG_BYTES_MAX
+
+    if len(canonical) > CONFIG_BYTES_MAX:
+        problem = f"is {len(canonical)} bytes long, and a daemon takes at most {CONFIG_BYTES_MAX}"
+        raise InvalidConfig(str(dref), problem, "make a stage of what is so long, for example with mknode, and depend on it")
+    return canonical
 
 
 def write_all(r: Registry) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Optional, TypeAlias, TypeVar, Union, cast
 
-from pylightnix.errors import InvalidConfig, PylightnixException
+from pylightnix.errors import PylightnixException
 from pylightnix.events import Observer, ignore
 from pylightnix.storage import store_layout
 from pylightnix.store.layout import StoreLayout
@@ -231,19 +231,12 @@ def register(configs: Mapping[DRef, bytes], S: Optional[StorageSettings]) -> Non
     """Put derivations, given by their canonical configs, into the store.
 
     Raises:
-        InvalidConfig: one is longer than a daemon takes. Nothing was registered.
         StoreError: it does not take them.
     """
     layout = store_layout(S)
 
     def through(socket: str) -> None:
-        from pylightnix.protocol.limits import CONFIG_BYTES_MAX
         from pylightnix_client.client import Client
-
-        for dref, canonical in configs.items():
-            if len(canonical) > CONFIG_BYTES_MAX:
-                problem = f"is {len(canonical)} bytes long, and a daemon takes at most {CONFIG_BYTES_MAX}"
-                raise InvalidConfig(str(dref), problem, "make a stage of what is so long, for example with mknode, and depend on it")
 
         with Client.connect(socket) as client:
             client.register(list(configs.values()))

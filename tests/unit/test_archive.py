@@ -9,7 +9,9 @@ import json
 import lzma
 import os
 import random
+import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -326,6 +328,14 @@ def test_every_truncation_is_noticed(S: StorageSettings, D: StorageSettings, sim
     check_usable(D)
 
 
+def is_harmless(broken: bytes, data: bytes) -> bool:
+    """Tell whether what was broken counts for nothing: gzip has bits that do, at the end of what is compressed."""
+    try:
+        return data.startswith(b"\x1f\x8b") and gzip.decompress(broken) == gzip.decompress(data)
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
 def test_damage_to_compressed_archives_is_noticed(
     S: StorageSettings, D: StorageSettings, simple: RRef, compress: Callable[[bytes], bytes]
@@ -336,7 +346,7 @@ def test_damage_to_compressed_archives_is_noticed(
         where = generator.randrange(12, len(data))
         broken = bytearray(data)
         broken[where] ^= 1 << generator.randrange(8)
-        with pytest.raises(InvalidArchive):
+        with nullcontext() if is_harmless(bytes(broken), data) else pytest.raises(InvalidArchive):
             take(bytes(broken), D)
         with pytest.raises(InvalidArchive):
             take(data[:where], D)

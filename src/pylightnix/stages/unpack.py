@@ -146,5 +146,3 @@ def _refpath(refpath: object) -> list[str]:
     if not isrefpath(found) or isselfpath(found) or not isinstance(found, list):
         raise Misuse(f"unpack: refpath: expected the file of another derivation, [dref, 'file'], found {refpath!r:.100}")
     return [str(part) for part in found]
-
-
