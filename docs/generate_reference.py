@@ -50,7 +50,8 @@ PAGES = [
         "stages",
         "Stages, derivations, closures",
         "A stage registers derivations; `instantiate` collects what a stage needs into a closure.",
-        """mknode command source unpack mkdrv mkdrv_ instantiate Stage StageResult InstantiateArg Derivation Closure Registry mkregistry
+        """mknode command source fetchurl fetchurl2 fetchlocal unpack mkdrv mkdrv_
+        instantiate Stage StageResult InstantiateArg Derivation Closure Registry mkregistry
         current_registry setregistry tlregistry mkclosure isclosure redefine realized assert_valid_closure assert_have_realizers""",
     ),
     Page(
@@ -132,6 +133,7 @@ PAGES = [
         """PylightnixException Misuse InvalidConfig InvalidName InvalidReference InvalidStageCall ConflictingArguments NoRegistry
         ForeignDerivation CycleError CodeKeyError TargetNotFound BuildError PromiseException InvalidOutput InvalidTree CommandFailed
         InvalidSource SourceChanged UnpackFailed
+        FetchFailed FetchUnavailable WrongChecksum InvalidChecksum InvalidURL FetchSetupError
         RemoteFailure MatcherRefused InvalidMatch AmbiguousMatch NotRealized MissingDerivation MissingRealization InUse
         InvalidStorage StoreExists StoreError StoreBusy StoreFull StoreReadOnly StoreForeign StoreTooNew StoreCorrupt StoreIOError
         InvalidArchive ArchiveIOError""",
