@@ -160,12 +160,10 @@ class Download:
         spec, means = self._spec, self._means
         with disk_errors(means.folder, "fetching a file"):
             await self._lock()
-            found = await self._in_thread(self._present)
-            if found is None:
-                part = await self._in_thread(lambda: PartFile(means.folder, self._key, spec.all_algorithms))
+            found = await self._in_thread(self._opened)
+            if isinstance(found, PartFile):
+                part = found
                 try:
-                    if spec.is_fresh:
-                        await self._in_thread(lambda: part.start_over(None))
                     if spec.descriptor is not None:
                         await self._copy(part, spec.descriptor)
                     else:
@@ -188,6 +186,16 @@ class Download:
             self._report(0, None, "", 0, "for another process that fetches this file")
             await trio.sleep(pause)
             pause = min(2 * pause, longest)
+
+    def _opened(self) -> FetchedFile | PartFile:
+        """Return the file if it is here already, else what there is of it."""
+        present = self._present()
+        if present is not None:
+            return present
+        part = PartFile(self._means.folder, self._key, self._spec.all_algorithms)
+        if self._spec.is_fresh:
+            part.start_over(None)
+        return part
 
     def _present(self) -> Optional[FetchedFile]:
         """Return the file if another process has just fetched it, or prefetch kept it."""
@@ -269,7 +277,8 @@ class Download:
         except (httpx.HTTPError, httpx.InvalidURL, Unanswered) as error:
             failure = failure_of(url, error)
         if failure is None:
-            return await self._in_thread(lambda: self._checked(part, url))
+            # The digests are there already; only what is wrong takes time.
+            return None if self._mismatch(part.checksums()) is None else await self._in_thread(lambda: self._checked(part, url))
         if part.size > self._furthest and not failure.is_permanent:
             self._furthest = part.size
             return Failure(url, failure.problem, progressed=True)
@@ -296,7 +305,8 @@ class Download:
         if total is not None and total > largest:
             return Failure(url, f"has {total} bytes, more than the {largest} bytes that are allowed", is_permanent=True)
         if isinstance(meaning, StartOver):
-            await self._in_thread(lambda: part.start_over(meaning.known))
+            if not part.try_begin(meaning.known):
+                await self._in_thread(lambda: part.start_over(meaning.known))
         else:
             part.was_resumed = True
             await self._in_thread(lambda: part.note(meaning.known))

@@ -124,8 +124,7 @@ class PartFile:
     def start_over(self, known: Optional[Resumable]) -> None:
         """Drop all bytes; those to come are from `known`."""
         # The sidecar first: without one the bytes count for nothing, with another's they would be mixed.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._sidecar)
+        self._drop_sidecar()
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
         self._hashes = [hashlib.new(name) for name in self._algorithms]
@@ -134,6 +133,13 @@ class PartFile:
         self.known = None
         if known is not None:
             self.note(known)
+
+    def try_begin(self, known: Resumable) -> bool:
+        """Do as `start_over` if that takes no time at all: nothing is there, and what comes is too small to be worth a sidecar."""
+        if self.size > 0 or self.known is not None or known.total is None or known.total > _BLOCK_BYTES:
+            return False
+        self.known = known
+        return True
 
     def note(self, known: Resumable) -> None:
         """Write down where the bytes come from."""
