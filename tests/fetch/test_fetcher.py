@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import resource
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from tests.fetch.conftest import LIMITS, PROMPT, within_test
 from tests.fetch.servers import Nginx, Request, scripted
 from tests.stores import check_error
 
-from pylightnix import FetchFailed, FetchUnavailable, InvalidURL, Misuse, WrongChecksum
+from pylightnix import FetchFailed, FetchUnavailable, InvalidURL, Misuse, StoreError, WrongChecksum
 from pylightnix.fetch import Checksum, FetchedFile, FetchEnvironment, FetchProgress, FetchSpec, checked_headers
 from pylightnix.fetch.fetcher import Fetcher, running_fetcher
 
@@ -409,6 +410,7 @@ def test_size_limit(folder: str, says_so: bool) -> None:
     with scripted(handler) as server:
         error = failure(folder, spec_of(server.url + "/f", max_bytes=1_000_000))
     assert "1000000 bytes that are allowed" in str(error)
+    assert left(folder) == []
     assert len(server.requests) == 1
     with scripted(handler) as server:
         assert fetch(folder, spec_of(server.url + "/f", max_bytes=len(CONTENT))) == CONTENT
@@ -545,3 +547,19 @@ def test_open_file_in_place_of_urls(folder: str, tmp_path: Path) -> None:
         assert "file:///shown" in str(error)
     finally:
         os.close(fd)
+
+
+def test_disk_that_takes_no_more(folder: str) -> None:
+    def handler(request: Request) -> None:
+        request.serve(CONTENT)
+
+    with scripted(handler) as server:
+        spec = spec_of(server.url + "/f")
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
+        try:
+            with pytest.raises(StoreError):
+                fetch(folder, spec)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert fetch(folder, spec) == CONTENT

@@ -132,6 +132,19 @@ def test_last_asker_stops_the_fetch_and_its_part_is_taken_up(folder: str) -> Non
     assert [request.offset > 1 << 19 for request in server.requests] == [False, True]
 
 
+def test_who_comes_after_a_failure_begins_anew(folder: str) -> None:
+    with scripted(lambda request: request.answer(404) if request.number == 1 else request.serve(CONTENT)) as server:
+
+        async def main() -> None:
+            async with running_fetcher(folder, limits=LIMITS) as fetcher:
+                lent = fetcher.fetched(spec_of(server.url + "/f"))
+                with pytest.raises(FetchFailed):
+                    await lent.__aenter__()
+                await ask(fetcher, spec_of(server.url + "/f"))
+
+        within_test(main)
+
+
 def test_progress_that_raises_harms_nobody(folder: str) -> None:
     def broken(progress: FetchProgress) -> None:
         raise RuntimeError

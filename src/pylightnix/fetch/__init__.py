@@ -1,8 +1,9 @@
 """Fetching files over HTTP: resumed, checked, from mirrors, each once. The one asynchronous room of the package, on trio.
 
 What decides is synchronous and knows neither network nor clock: `checksums`, `urls`, `redirects`, `retrying`, `mirrors`, `resuming`,
-`environment` (but for `read_environment`), `spec`. What acts is `fetcher`, for a long-lived process, and around it `download`, `exchange`,
-`receiving`, `transports`; for synchronous code there is `blocking`. `parts`, `files`, `locks` and `sweeping` have what lies on the disk.
+`environment` (but for `read_environment`), `spec`. What acts is `fetcher`, for a long-lived process, and around it
+`download`, `audience`, `means`, `exchange`, `receiving`, `transports`; for synchronous code there are `blocking`, and `local` for local
+files. `parts`, `files`, `locks` and `sweeping` have what lies on the disk.
 
 Here are the names that load neither trio nor httpx; `Fetcher` is had from `pylightnix.fetch.fetcher`.
 """

@@ -8,79 +8,53 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Optional, TypeVar
 
 import httpx
 import trio
 
 from pylightnix.errors import FetchFailed, FetchUnavailable, PylightnixException, WrongChecksum
+from pylightnix.fetch.audience import Audience
 from pylightnix.fetch.checksums import Checksum
 from pylightnix.fetch.environment import FetchEnvironment
 from pylightnix.fetch.exchange import Question, Unanswered, asked, failure_of, refusal_of
 from pylightnix.fetch.files import FetchedFile, kept_path
 from pylightnix.fetch.local import spellings
 from pylightnix.fetch.locks import KeyLocks
-from pylightnix.fetch.mirrors import FailureMemory
+from pylightnix.fetch.means import Means
 from pylightnix.fetch.parts import PartFile, digests_of, disk_errors
 from pylightnix.fetch.receiving import Receiver
 from pylightnix.fetch.resuming import Append, Misled, StartOver, Whole, answered, range_headers, source_id
-from pylightnix.fetch.retrying import Failure, FetchPlan, GiveUp, Pause, RetryPolicy
-from pylightnix.fetch.spec import FetchLimits, FetchProgress, FetchSpec, Headers, OnProgress, Speedometer
-from pylightnix.fetch.transports import Transports
-from pylightnix.fetch.urls import origin_of, shown_url
+from pylightnix.fetch.retrying import Failure, FetchPlan, GiveUp, Pause
+from pylightnix.fetch.spec import FetchSpec, Headers
+from pylightnix.fetch.urls import shown_url
 
-__all__ = ["Download", "Means"]
+__all__ = ["Download"]
 
 T = TypeVar("T")
 
-_REPORT_SECONDS: Final = 0.1
 _LOCK_POLL_SECONDS: Final = (0.02, 0.5)
 _COPY_BYTES: Final = 16 << 20
-
-
-@dataclass(slots=True)
-class Means:
-    """What all downloads of one fetcher share."""
-
-    folder: str
-    limits: FetchLimits
-    policy: RetryPolicy
-    transports: Transports
-    memory: FailureMemory
-    slots: trio.CapacityLimiter
-    disk: trio.CapacityLimiter
-    hosts: dict[tuple[str, int], trio.CapacityLimiter]
-    random: random.Random
-
-    def host_slots(self, url: str) -> trio.CapacityLimiter:
-        """Return who may ask the server of `url` at a time."""
-        origin = origin_of(url)
-        return self.hosts.setdefault((origin.host, origin.port), trio.CapacityLimiter(self.limits.transfers_per_host))
 
 
 class Download:
     """One fetch and those who want it.
 
     Attributes:
-        askers: who wants it, each with whom to tell how far it is.
+        audience: who wants it.
         ended: set when there is a file, or a failure.
     """
 
     def __init__(self, means: Means, spec: FetchSpec, environment: FetchEnvironment, key: str, urls: Sequence[str]) -> None:
         self._means, self._spec, self._environment, self._key, self._urls = means, spec, environment, key, list(urls)
-        self.askers: dict[object, Optional[OnProgress]] = {}
+        self.audience = Audience()
         self.ended = trio.Event()
         self._scope = trio.CancelScope()
         self._file: Optional[FetchedFile] = None
         self._failure: Optional[Exception] = None
         self._wrong: Optional[WrongChecksum] = None
         self._locks: Optional[KeyLocks] = None
-        self._speed = Speedometer()
-        self._said: Optional[FetchProgress] = None
-        self._said_at = 0.0
         self._furthest = 0
         self._is_anew = False
 
@@ -113,6 +87,11 @@ class Download:
             raise FetchUnavailable(self._shown_urls(), [(url, "is not fetched, as the fetcher ends") for url in self._shown_urls()])
         return self._file
 
+    @property
+    def has_failed(self) -> bool:
+        """It is over, and there is no file."""
+        return self.ended.is_set() and self._file is None
+
     def cancel(self) -> None:
         """Stop, as nobody wants it any more. The part stays."""
         self._scope.cancel()
@@ -127,29 +106,6 @@ class Download:
             with contextlib.suppress(OSError):
                 os.unlink(self._file.path)
         locks.close()
-
-    def tell(self, on_progress: Optional[OnProgress]) -> None:
-        """Tell a late-comer how far it is."""
-        if on_progress is not None and self._said is not None:
-            on_progress(self._said)
-
-    # --- progress -------------------------------------------------------------------------------------
-
-    def _report(self, so_far: int, total: Optional[int], url: str, attempt: int, waiting: str = "") -> None:
-        now = trio.current_time()
-        last = self._said
-        is_news = last is None or (last.attempt, last.waiting, last.total) != (attempt, waiting, total) or so_far == total
-        if not is_news and now - self._said_at < _REPORT_SECONDS:
-            return
-        speed = self._speed.note(so_far, now)
-        self._said_at = now
-        self._said = FetchProgress(so_far, total, speed, shown_url(url) if url else "", attempt, waiting)
-        for asker, on_progress in list(self.askers.items()):
-            if on_progress is not None:
-                try:
-                    on_progress(self._said)
-                except Exception:  # noqa: BLE001  # one asker's bug is not to harm the others
-                    self.askers[asker] = None
 
     def _shown_urls(self) -> list[str]:
         return [shown_url(url) for url in self._spec.urls]
@@ -183,7 +139,7 @@ class Download:
         # Without a checksum nothing tells one file of this key from another, so nobody else may use any.
         take = self._locks.try_using if self._spec.checksums else self._locks.try_removing
         while not (take() and self._locks.try_fetching()):
-            self._report(0, None, "", 0, "for another process that fetches this file")
+            self.audience.report(0, None, "", 0, "for another process that fetches this file")
             await trio.sleep(pause)
             pause = min(2 * pause, longest)
 
@@ -230,7 +186,7 @@ class Download:
             return len(block)
 
         while await self._in_thread(copied):
-            self._report(part.size, total, url, 1)
+            self.audience.report(part.size, total, url, 1)
         failure = self._checked(part, url)
         if failure is not None:
             raise self._wrong or FetchFailed(self._shown_urls(), [(shown_url(url), failure.problem)])
@@ -241,13 +197,15 @@ class Download:
         while True:
             step = plan.next_step(trio.current_time(), self._means.random.random())
             if isinstance(step, GiveUp):
+                if not step.is_retryable:
+                    await self._in_thread(lambda: part.start_over(None))
                 raise self._given_up(plan, step)
             if isinstance(step, Pause):
                 last = plan.failures[-1]
-                self._report(part.size, None, last.url, len(plan.failures), f"{step.seconds:.1f} s, since it {last.problem}")
+                self.audience.report(part.size, None, last.url, len(plan.failures), f"{step.seconds:.1f} s, since it {last.problem}")
                 await trio.sleep(step.seconds)
                 continue
-            self._report(part.size, part.known.total if part.known else None, step.url, step.attempt)
+            self.audience.report(part.size, part.known.total if part.known else None, step.url, step.attempt)
             failure = await self._attempt(part, step.url, step.attempt)
             if failure is None:
                 self._means.memory.answered(step.url)
@@ -312,7 +270,7 @@ class Download:
             await self._in_thread(lambda: part.note(meaning.known))
 
         def report(so_far: int) -> None:
-            self._report(so_far, total, url, attempt)
+            self.audience.report(so_far, total, url, attempt)
 
         receiver = Receiver(part, url, self._means.limits, largest, self._means.disk, report, response.aclose)
         # As it comes: httpx would decompress what `aiter_bytes` gives.

@@ -23,7 +23,6 @@ Must not know stages, nor what becomes of the files.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -32,15 +31,15 @@ from typing import Final, Optional
 import trio
 
 from pylightnix.errors import InvalidURL, Misuse
-from pylightnix.fetch.download import Download, Means
+from pylightnix.fetch.download import Download
 from pylightnix.fetch.environment import FetchEnvironment
 from pylightnix.fetch.files import FetchedFile, keep_file
-from pylightnix.fetch.mirrors import FailureMemory, hashed_urls
+from pylightnix.fetch.means import Means
+from pylightnix.fetch.mirrors import hashed_urls
 from pylightnix.fetch.parts import make_fetch_folder
 from pylightnix.fetch.retrying import RetryPolicy
 from pylightnix.fetch.spec import FetchLimits, FetchSpec, OnProgress
 from pylightnix.fetch.sweeping import sweep
-from pylightnix.fetch.transports import Transports
 from pylightnix.fetch.urls import check_url, local_path_of, shown_url
 
 __all__ = ["Fetcher", "running_fetcher"]
@@ -86,9 +85,8 @@ class Fetcher:
         """
         key, download = self._joined(spec, environment or FetchEnvironment(), owner)
         asker = object()
-        download.askers[asker] = progress
+        download.audience.join(asker, progress)
         try:
-            download.tell(progress)
             file = await download.result()
             if keep:
                 await trio.to_thread.run_sync(keep_file, self._means.folder, file, limiter=self._means.disk)
@@ -105,7 +103,7 @@ class Fetcher:
         routes = tuple(environment.proxy_for(url) for url in urls)
         key = (disk_key, spec.headers, tuple(urls), routes, environment.ca_pem, spec.total_seconds, spec.descriptor)
         download = self._downloads.get(key)
-        if download is None:
+        if download is None or download.has_failed:
             download = self._downloads[key] = Download(self._means, spec, environment, disk_key, urls)
             self._nursery.start_soon(download.run)
         return key, download
@@ -123,8 +121,8 @@ class Fetcher:
         return list(dict.fromkeys([*hashed_urls(bases, spec.checksums), *spec.urls]))
 
     def _leave(self, key: object, download: Download, asker: object) -> None:
-        del download.askers[asker]
-        if download.askers:
+        download.audience.leave(asker)
+        if download.audience:
             return
         if self._downloads.get(key) is download:
             del self._downloads[key]
@@ -162,12 +160,8 @@ async def running_fetcher(
         folder=folder,
         limits=limits,
         policy=policy,
-        transports=Transports(),
-        memory=FailureMemory(),
         slots=trio.CapacityLimiter(limits.transfers),
         disk=trio.CapacityLimiter(_DISK_THREADS),
-        hosts={},
-        random=random.Random(),
     )
     try:
         async with trio.open_nursery() as nursery:
