@@ -115,7 +115,6 @@ def test_limits(S: StorageSettings) -> None:
         assert isinstance(failure(S, fetchurl, f"{server.url}/f", SHA256, mode="", total_seconds=0.3), FetchUnavailable)
 
 
-@pytest.mark.embedded_only("a daemon's workers have the environment of its start")
 def test_settings_of_the_environment(S: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted(lambda request: request.serve(CONTENT)) as server:
         monkeypatch.setenv("PYLIGHTNIX_HASHED_MIRRORS", f"{server.url}/base")

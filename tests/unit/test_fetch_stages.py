@@ -302,7 +302,7 @@ def test_realizer_travels_and_shows_no_secret(S: StorageSettings) -> None:
     assert isinstance(realizer, FetchRealizer)
     assert secret not in repr(realizer)
     assert pickle.loads(pickle.dumps(realizer)) == realizer
-    assert pack_realizer(realizer).kind == "python"
+    assert pack_realizer(realizer).kind == "fetch"
     manifest = realizer_manifest(realizer)
     assert manifest is not None
     assert secret not in str(manifest.to_json())
