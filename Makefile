@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_STORE ?= $(CURDIR)/_demo
 PYTEST_ARGS ?=
+# How many processes the tests are spread over.
+TEST_JOBS ?= auto
 
 BIN := $(VENV)/bin
 # What ruff and mypy look at; folders that are not there yet are left out.
@@ -46,7 +48,7 @@ demo: $(VENV)/.stamp-demo
 	PYLIGHTNIX_ROOT='$(DEMO_STORE)' $(BIN)/python docs/examples/digits.py
 
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) $(PYTEST_ARGS)
 
 # --- for those who change the code ------------------------------------------------------------
 
@@ -67,7 +69,7 @@ types: $(VENV)/.stamp-dev
 
 # With the demo's packages there, so that no example is skipped.
 examples: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest tests/docs $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) tests/docs $(PYTEST_ARGS)
 
 docs: $(VENV)/.stamp-dev
 	$(BIN)/python docs/generate_reference.py
