@@ -111,7 +111,8 @@ class FetchBuilds:
             # As where it runs without a daemon: what a realizer raises is the cause of a failed build.
             layout = self.hold.reader.layout
             S = StorageSettings(Path(layout.state), Path(layout.storage), None)
-            return failed_row(running.job.key.dref, dump_exception(BuildError(S, running.job.key.dref, None, error)))
+            dumped = dump_exception(BuildError(S, running.job.key.dref, None, error))
+            return failed_row(running.job.key.dref, {**dumped, "traceback": ""})  # it would be of our code, not of the user's
 
     @asynccontextmanager
     async def _lent(self, running: RunningBuild, fetch: FetchJob) -> AsyncIterator[None]:

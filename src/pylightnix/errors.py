@@ -578,7 +578,7 @@ class WrongChecksum(FetchFailed):
         text = (
             f"{url}: expected the {algorithm} {self.expected[algorithm]} ({self.expected['sri']}), "
             f"found {self.found[algorithm]} ({self.found['sri']}){aside}; look at what it is. If it is what you want, give its checksum to "
-            "the stage; if it is not, correct the URL"
+            f"the stage: pylightnix prefetch {url} prints it, and keeps the file for that build. If it is not, correct the URL"
         )
         self.args = (text,)
 
