@@ -78,11 +78,11 @@ docs: $(VENV)/.stamp-dev
 slow: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-# The first slow test of each file: what a bounded run can afford. Left out are measurements, and the deep
-# variants of state machines that the fast tests run already.
+# The first slow test of each file: what a bounded run can afford. Left out are measurements, and what
+# the fast tests do already, only less often: state machines, kill -9 of a daemon.
 slow-sample: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow --collect-only -q \
-	| grep -v -e '^tests/benchmarks/' -e '^tests/property/test_.*machine' -e '^tests/property/test_planner' \
+	| grep -v -e '^tests/benchmarks/' -e '^tests/property/test_.*machine' -e '^tests/property/test_planner' -e '^tests/faults/test_daemon_killed' \
 	| awk -F'::' '/::/ && !seen[$$1]++' \
 	| tr '\n' '\0' | xargs -0 $(BIN)/python -m pytest -m slow --durations=0 $(PYTEST_ARGS)
 
