@@ -420,6 +420,10 @@ class Requests:
         return m.Processes(operations=operations, builds=lines, more_builds=len(entries) - len(lines))
 
     def _waiting_for(self, entry: TableEntry) -> str:
+        running = self.builds.running.get(entry.id)
+        if running is not None and running.fetching is not None:
+            fetch = running.fetching
+            return f"{fetch.bytes} of {'?' if fetch.total is None else fetch.total} bytes from {fetch.mirror or 'its mirrors'}"
         if entry.state is not BuildState.queued:
             return "what its realizer has asked for" if entry.waits else "slots to go on" if entry.lent else ""
         return self.builds.waits_for(entry.needs)

@@ -181,6 +181,9 @@ def test_a_fetch_is_cancelled_with_its_build(daemon: Daemon, client: WireClient)
     with scripted(handler) as server:
         operation = client.submit(one(daemon, f"{server.url}/f"))
         assert asked.wait(30)
+        while (line := client.ps().builds[0]).waiting_for != f"1000 of {len(CONTENT)} bytes from {server.url}/f":
+            pass
+        assert (line.state, line.pid, line.resources) == ("running", None, None)
         client.call("cancel", m.Cancel(operation=operation), m.Done)
         assert not client.wait(operation).ok
         while client.ps().builds:

@@ -69,12 +69,10 @@ def _ps_lines(found: m.Processes) -> Iterator[str]:
         done = f"{operation.done}/{operation.total}"
         yield f"operation {operation.operation}  {operation.state}  {done}  {operation.user}  {_shown(operation.targets)}"
     for build in found.builds:
-        what = f"process {build.pid} since {_clock(build.started)}" if build.pid else build.waiting_for
-        if build.pid and build.waiting_for:
-            what += f", waits for {build.waiting_for}"
-        resources = build.resources
-        takes = "" if resources is None or resources == m.Resources(cpus=1) else f", takes {amounts(resources)}"
-        yield f"build     {build.build}  {build.state}  {build.dref}  {what}{takes}"
+        said = [f"process {build.pid} since {_clock(build.started)}"] if build.pid else []
+        said += [f"waits for {build.waiting_for}"] if build.waiting_for else []
+        said += [f"takes {amounts(build.resources)}"] if build.resources and build.resources != m.Resources(cpus=1) else []
+        yield f"build     {build.build}  {build.state}  {build.dref}  {', '.join(said) or 'starts'}"
     if found.more_builds:
         yield f"… and {found.more_builds} more builds that wait"
 
