@@ -38,32 +38,49 @@ __all__ = [
 ]
 
 
+# Texts without a dict of their own are no business of the garbage collector, and a large closure has many.
+
+
 class Path(str):
     """A path in the file system, as text."""
+
+    __slots__ = ()
 
 
 class SPath(Path):
     """A path inside a store."""
 
+    __slots__ = ()
+
 
 class Hash(str):
     """A SHA-256 digest: 64 hexadecimal digits."""
+
+    __slots__ = ()
 
 
 class HashPart(str):
     """The first 32 hexadecimal digits of a `Hash`."""
 
+    __slots__ = ()
+
 
 class Name(str):
     """A label of characters ``[a-zA-Z0-9_-]``, shown at the end of references."""
+
+    __slots__ = ()
 
 
 class DRef(str):
     """A reference to a derivation, ``dref:<32 hex>-<name>``. Not checked by the constructor."""
 
+    __slots__ = ()
+
 
 class RRef(str):
     """A reference to a realization, ``rref:<32 hex>-<32 hex>-<name>``. Not checked by the constructor."""
+
+    __slots__ = ()
 
 
 class StorageSettings(NamedTuple):
