@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from json.encoder import encode_basestring as _quoted
 from typing import Any, Optional
 
 from pylightnix.errors import InvalidConfig, shown
-from pylightnix.refs import assert_valid_name, isdref, isrref, isselfpath
+from pylightnix.refs import NAME_LENGTH_MAX, PYLIGHTNIX_NAMEPAT, assert_valid_name, isdref, isrref, isselfpath
 from pylightnix.types import DRef, Hash, Name, RefPath
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "assert_valid_config",
     "assert_valid_dict",
     "canonical_bytes",
+    "canonical_deps",
     "cfgcattrs",
     "cfgdeps",
     "cfgdict",
@@ -123,10 +126,10 @@ class _Unfit(Exception):
 def _json_copy(value: Any, depth: int = 0) -> Any:
     """Return a copy of `value` made of plain JSON types only, or raise `_Unfit`."""
     kind = type(value)
-    if kind is str:
+    if kind is str or isinstance(value, str):
         if not value.isascii():
-            _json_text(value, "")
-        return value
+            return _json_text(value, "")
+        return value if kind is str else str.__str__(value)
     if value is None or kind is bool or kind is float:
         return value
     if kind is int and -(1 << 63) < value < 1 << 63:
@@ -151,8 +154,6 @@ def _json_key(key: Any) -> str:
 
 def _json_copy_of_subclass(value: Any, depth: int) -> Any:
     """Bring texts, numbers and containers of derived types (a DRef, numpy.float64) down to the plain type."""
-    if isinstance(value, str):
-        return _json_text(value, "")
     if isinstance(value, int):
         return _json_int(value, "")
     if isinstance(value, float):
@@ -205,7 +206,26 @@ def canonical_bytes(value: Any) -> bytes:
 
 def readable_text(value: Any) -> str:
     """Return the form of the same value that stands on disk for people: sorted, indented, a final newline."""
-    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    return _readable(value, "\n") + "\n"
+
+
+def _readable(value: Any, newline: str) -> str:
+    """Return what ``json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False)`` does.
+
+    With an indent, that is a chain of generators in Python: seven times slower, and half of what it costs to
+    write a derivation.
+    """
+    if isinstance(value, str):
+        return _quoted(value)
+    if type(value) is int:
+        return int.__repr__(value)
+    if not value or not isinstance(value, (dict, list)):
+        return _CANONICAL.encode(value)
+    inner = newline + "  "
+    if isinstance(value, dict):
+        items = [f"{_quoted(key)}: {_readable(value[key], inner)}" for key in sorted(value)]
+        return f"{{{inner}{f',{inner}'.join(items)}{newline}}}"
+    return f"[{inner}{f',{inner}'.join([_readable(item, inner) for item in value])}{newline}]"
 
 
 def mkconfig(d: dict[str, Any]) -> Config:
@@ -300,6 +320,17 @@ def _leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
 def cfgdeps(c: Config) -> set[DRef]:
     """Return every DRef that stands as a value anywhere in the config, heads of refpaths included."""
     return {DRef(text) for text in _texts(c.val) if text.startswith("dref:") and isdref(text)}
+
+
+_CANONICAL_DREF = re.compile(rf'(?<!\\)"(dref:[0-9a-f]{{32}}-{PYLIGHTNIX_NAMEPAT}{{1,{NAME_LENGTH_MAX}}})"(?!:)'.encode())
+# A quote inside a text follows a backslash, one around it never; one that ends a key precedes a colon, others never.
+
+
+def canonical_deps(canonical: bytes) -> tuple[DRef, ...]:
+    """Return what `cfgdeps` finds, sorted, given the canonical form: faster than a walk."""
+    if b'"dref:' not in canonical:
+        return ()
+    return tuple([DRef(text.decode("ascii")) for text in sorted(set(_CANONICAL_DREF.findall(canonical)))])
 
 
 def _texts(value: Any) -> Iterator[str]:

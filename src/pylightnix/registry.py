@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from pylightnix.config import Config, assert_rref_deps, canonical_bytes, cfgdeps, cfgname, mkconfig
+from pylightnix.config import Config, assert_rref_deps, canonical_bytes, canonical_deps, cfgdeps, cfgname, mkconfig
 from pylightnix.errors import (
     ForeignDerivation,
     InvalidConfig,
@@ -158,11 +158,10 @@ def mkdrv_(c: Config, S: Optional[StorageSettings] = None) -> DRef:
 
 def _identify(checked: Config) -> tuple[DRef, bytes, tuple[DRef, ...]]:
     """Return the reference, the canonical form and the direct dependencies of a config."""
-    deps = cfgdeps(checked)
     canonical = canonical_bytes(checked.val)
     if b'"rref:' in canonical:
         assert_rref_deps(checked)
-    return derivation_ref(canonical, cfgname(checked)), canonical, tuple(sorted(deps))
+    return derivation_ref(canonical, cfgname(checked)), canonical, canonical_deps(canonical)
 
 
 def _write(dref: DRef, canonical: bytes, checked: Config, S: Optional[StorageSettings], unwritten: dict[DRef, bytes]) -> None:
@@ -170,7 +169,7 @@ def _write(dref: DRef, canonical: bytes, checked: Config, S: Optional[StorageSet
     layout = store_layout(S)
     if unwritten:
         # A daemon had the store a moment ago: asking for the lock once more for each config would only cost time.
-        if not is_written(layout, dref, canonical):
+        if not is_written(layout, dref, canonical, checked.val):
             unwritten[dref] = _fit_for_daemon(dref, canonical)
     else:
         try:

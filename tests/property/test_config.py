@@ -19,6 +19,7 @@ from pylightnix.config import (
     assert_rref_deps,
     assert_valid_config,
     canonical_bytes,
+    canonical_deps,
     cfgdeps,
     cfgdict,
     cfghash,
@@ -73,6 +74,18 @@ def reordered(value: Any, data: st.DataObject) -> Any:
 
 # --- canonical bytes --------------------------------------------------------------------------------
 
+_DREF = f"dref:{'0' * 32}-a"
+near_drefs = st.lists(st.sampled_from([_DREF, "dref:", '"', "\\", ":", ",", "[", "a"]), max_size=6).map("".join)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.dictionaries(near_drefs | drefs, nested(near_drefs | drefs)))
+@example({"a": [_DREF, f'"{_DREF}', f'{_DREF}"', f'\\"{_DREF}"', f"{_DREF}\n", f"{_DREF}é", f"{_DREF}-b"]})
+@example({_DREF: {_DREF: _DREF.replace("-a", "-c")}})
+def test_the_canonical_form_gives_the_dependencies(value: dict[str, Any]) -> None:
+    config = mkconfig(value)
+    assert canonical_deps(canonical_bytes(config.val)) == tuple(sorted(cfgdeps(config)))
+
 
 @settings(deadline=None, max_examples=50)
 @given(config_dicts(scalars))
@@ -82,7 +95,7 @@ def test_canonical_bytes_parse_to_the_value(value: dict[str, Any]) -> None:
     assert typed(config.val) == typed(value)
     assert typed(json.loads(data)) == typed(value)
     assert canonical_bytes(json.loads(data)) == data, "canonical is a fixed point"
-    assert typed(json.loads(readable_text(value))) == typed(value)
+    assert readable_text(config.val) == json.dumps(config.val, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     assert cfgserialize(config).encode() == data
     assert cfghash(config) == hashlib.sha256(data).hexdigest()
     assert assert_valid_config(config) is config

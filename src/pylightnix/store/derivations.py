@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from pylightnix.config import Config, canonical_bytes, cfgname, readable_text
 from pylightnix.errors import MissingDerivation, PylightnixException, StoreCorrupt, StoreIOError
-from pylightnix.refs import mkdref
+from pylightnix.refs import assert_valid_name
 from pylightnix.store.faults import reach
 from pylightnix.store.layout import CONFIG_FILE, StoreLayout
 from pylightnix.store.removal import remove_tree
-from pylightnix.types import DRef, HashPart
+from pylightnix.types import DRef
 
 if TYPE_CHECKING:
     from pylightnix.store.owner import Owner
@@ -29,7 +29,8 @@ __all__ = ["derivation_ref", "is_written", "read_canonical", "read_config", "wri
 
 def derivation_ref(canonical: bytes, name: str) -> DRef:
     """Return the reference of the derivation whose canonical config these bytes are."""
-    return mkdref(HashPart(hashlib.sha256(canonical).hexdigest()[:32]), name)
+    assert_valid_name(name)
+    return DRef(f"dref:{hashlib.sha256(canonical).hexdigest()[:32]}-{name}")
 
 
 def _parse(data: bytes) -> tuple[bytes, Any]:
@@ -43,21 +44,30 @@ def _parse(data: bytes) -> tuple[bytes, Any]:
     return canonical_bytes(value), value
 
 
-def is_written(layout: StoreLayout, dref: DRef, canonical: bytes) -> bool:
-    """Tell whether the derivation's folder is there and right."""
-    return _is_intact(layout.config(dref), canonical)
+def is_written(layout: StoreLayout, dref: DRef, canonical: bytes, value: dict[str, Any]) -> bool:
+    """Tell whether the derivation's folder is there and right. Arguments as of `write_derivation`."""
+    return _is_intact(layout.config(dref), canonical, _file_of(value))
 
 
-def _is_intact(path: str, canonical: bytes) -> bool:
+def _file_of(value: dict[str, Any]) -> bytes:
+    return readable_text(value).encode("utf-8")
+
+
+def _is_intact(path: str, canonical: bytes, expected: bytes) -> bool:
+    """Tell whether a file holds a config: as it would be written, or the same value spelt in another way."""
     try:
-        with open(path, "rb", buffering=0, opener=_open_no_link) as file:
-            return _parse(file.readall())[0] == canonical
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            data = os.read(fd, len(expected) + 1)
+            if data == expected:
+                return True
+            while more := os.read(fd, 1 << 16):
+                data += more
+        finally:
+            os.close(fd)
+        return _parse(data)[0] == canonical
     except (OSError, ValueError):
         return False
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def write_derivation(layout: StoreLayout, dref: DRef, canonical: bytes, value: dict[str, Any], owner: Optional[Owner] = None) -> bool:
@@ -75,8 +85,8 @@ def write_derivation(layout: StoreLayout, dref: DRef, canonical: bytes, value: d
         InvalidStorage: the store was never made.
         StoreReadOnly, StoreForeign, StoreFull, StoreBusy, StoreIOError: it cannot be written.
     """
-    folder = layout.derivation(dref)
-    if _is_intact(f"{folder}/{CONFIG_FILE}", canonical):
+    folder, data = layout.derivation(dref), _file_of(value)
+    if _is_intact(f"{folder}/{CONFIG_FILE}", canonical, data):
         return False
     from pylightnix.store.access import translated_errors, write_access
 
@@ -84,7 +94,7 @@ def write_derivation(layout: StoreLayout, dref: DRef, canonical: bytes, value: d
     with access as writer, translated_errors(layout, f"writing the derivation {dref}"):
         draft = writer.make_folder()
         try:
-            _write_draft(draft, folder, readable_text(value).encode("utf-8"))
+            _write_draft(draft, folder, data)
         except BaseException:
             remove_tree(draft)
             raise
