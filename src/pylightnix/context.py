@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from json.encoder import encode_basestring as _quoted
 from typing import Any, Optional
 
 from pylightnix.config import canonical_bytes, readable_text
@@ -38,6 +39,15 @@ _RREF_DOMAIN = b"pylightnix-rref-1\0"
 _EMPTY_KEY = hashlib.sha256(b"{}").hexdigest()[:32]
 
 
+def _canonical_mapping(context: DirectContext) -> str:
+    """Return the canonical JSON text of `_plain`, without the general encoder: it is wanted for every step of a plan."""
+    items = []
+    for dref in sorted(context):
+        rrefs = context[dref]
+        items.append(f"{_quoted(dref)}:[{','.join(map(_quoted, sorted(rrefs) if len(rrefs) > 1 else rrefs))}]")
+    return f"{{{','.join(items)}}}"
+
+
 def _plain(context: DirectContext) -> dict[str, list[str]]:
     return {str(dref): sorted(map(str, rrefs)) for dref, rrefs in context.items()}
 
@@ -46,7 +56,7 @@ def context_key(deps: DirectContext) -> str:
     """Return 32 hex digits that stand for the direct dependencies `deps`: realizations match when these do."""
     if not deps:
         return _EMPTY_KEY
-    return hashlib.sha256(canonical_bytes(_plain(deps))).hexdigest()[:32]
+    return hashlib.sha256(_canonical_mapping(deps).encode("utf-8")).hexdigest()[:32]
 
 
 def _stored(deps: DirectContext, dynamic: DirectContext) -> dict[str, Any]:

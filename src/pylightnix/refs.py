@@ -137,12 +137,14 @@ def isselfpath(p: Any) -> bool:
 
 def assert_valid_dref(ref: Any) -> None:
     """Raise `InvalidReference` unless `ref` is a derivation reference."""
-    undref(ref)
+    if not isdref(ref):
+        undref(ref)
 
 
 def assert_valid_rref(ref: Any) -> None:
     """Raise `InvalidReference` unless `ref` is a realization reference."""
-    unrref(ref)
+    if not isrref(ref):
+        unrref(ref)
 
 
 def assert_valid_hash(h: Any) -> None:

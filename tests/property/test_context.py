@@ -72,6 +72,8 @@ def test_keys_and_hashes_stand_for_the_content_alone(one: Direct, other: Direct,
     tree = "0" * 64
     assert context_key(shuffled(one, data)) == context_key(one)
     assert (context_key(one) == context_key(other)) == (one == other)
+    canonical = json.dumps(one, sort_keys=True, separators=(",", ":"))
+    assert context_key(one) == hashlib.sha256(canonical.encode()).hexdigest()[:32]
     assert realization_hash(tree, shuffled(one, data), shuffled(other, data)) == realization_hash(tree, one, other)
     assert (realization_hash(tree, one, other) == realization_hash(tree, other, one)) == (one == other)
     assert realization_hash("1" * 64, one, other) != realization_hash(tree, one, other)

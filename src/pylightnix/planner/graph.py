@@ -27,13 +27,28 @@ def _needed(targets: Sequence[N], deps: Mapping[N, Sequence[N]]) -> set[N]:
 def dependency_order(targets: Sequence[N], deps: Mapping[N, Sequence[N]]) -> list[N]:
     """Return what `targets` need, dependencies first, else in the order of the keys of `deps`.
 
-    Kahn's algorithm with a heap, O(n log n + edges).
+    Keys that stand after what they depend on, as registries have them, are in order already; else Kahn's
+    algorithm with a heap finds one, in O(n log n + edges).
 
     Raises:
         CycleError: there is none; the error names a circle.
         KeyError: a needed node is not a key of `deps`.
     """
     needed = _needed(targets, deps)
+    order = [node for node in deps if node in needed]
+    return order if _is_ordered(order, deps) else _kahn_order(needed, deps)
+
+
+def _is_ordered(nodes: Sequence[N], deps: Mapping[N, Sequence[N]]) -> bool:
+    seen: set[N] = set()
+    for node in nodes:
+        if not seen.issuperset(deps[node]):
+            return False
+        seen.add(node)
+    return True
+
+
+def _kahn_order(needed: set[N], deps: Mapping[N, Sequence[N]]) -> list[N]:
     rank = {node: i for i, node in enumerate(deps) if node in needed}
     missing = {node: len(set(deps[node])) for node in needed}
     dependents: dict[N, list[N]] = {node: [] for node in needed}

@@ -72,6 +72,10 @@ class NodeState(Enum):
     skipped = "skipped"
     unknown = "unknown"
 
+    # There is one object for each state, so its address will do: Enum's own hash is Python code, and each
+    # step of a plan looks states up in the sets below.
+    __hash__ = object.__hash__
+
 
 _FINAL = frozenset({NodeState.settled, NodeState.failed, NodeState.skipped, NodeState.unknown})
 _BUSY = frozenset({NodeState.asking, NodeState.finding, NodeState.matching, NodeState.building})
@@ -301,8 +305,9 @@ class Plan:
         if self.is_dry_run:
             node.would_build = True
             self._set(node, NodeState.unknown)
+            because = f"depends on {node.dref}, which would be built"
             for above in self._above(node):
-                above.reason = f"depends on {node.dref}, which would be built"
+                above.reason = because
                 self._set(above, NodeState.unknown)
         elif node.dref in self._assert_realized:
             self._fail(node, NotRealized(node.dref, f"a build was needed ({reason}) where assert_realized forbids it"), actions)

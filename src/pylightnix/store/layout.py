@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from pylightnix.refs import undref, unrref
+from pylightnix.refs import assert_valid_dref, assert_valid_rref
 from pylightnix.types import DRef, RRef
 
 __all__ = [
@@ -27,6 +27,9 @@ START_FILE: Final = "__buildstart__.txt"
 STOP_FILE: Final = "__buildstop__.txt"
 METADATA_NAMES: Final = frozenset({CONTEXT_FILE, START_FILE, STOP_FILE})
 """Names at the top of a realization that are metadata, not part of its tree."""
+
+_HASH_START: Final = len("dref:")
+_DERIVATION_START: Final = len("rref:") + 32 + len("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +80,15 @@ class StoreLayout:
         return f"{self.state}/fetch"
 
     def derivation(self, dref: DRef | str) -> str:
-        dhash, name = undref(dref)
-        return f"{self.storage}/{dhash}-{name}"
+        assert_valid_dref(dref)
+        return f"{self.storage}/{dref[_HASH_START:]}"
 
     def config(self, dref: DRef | str) -> str:
         return f"{self.derivation(dref)}/{CONFIG_FILE}"
 
     def realization(self, rref: RRef | str) -> str:
-        rhash, dhash, name = unrref(rref)
-        return f"{self.storage}/{dhash}-{name}/{rhash}"
+        assert_valid_rref(rref)
+        return f"{self.storage}/{rref[_DERIVATION_START:]}/{rref[_HASH_START : _DERIVATION_START - 1]}"
 
 
 def state_folder(root: str, storage: str) -> str:
