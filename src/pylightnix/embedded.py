@@ -11,11 +11,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Final, Optional, Union
 
 from pylightnix.attempt import call_matcher, call_realizer, realizer_manifest, take_outputs
+from pylightnix.collecting import Uncollected
 from pylightnix.context import LazyContext
 from pylightnix.errors import BuildError, MissingRealization, Misuse, StoreError
 from pylightnix.events import (
@@ -38,6 +40,7 @@ from pylightnix.planner.messages import (
     AskMatcher,
     Built,
     CallerAnswered,
+    Candidate,
     CandidatesFound,
     Commit,
     CommitFailed,
@@ -76,6 +79,9 @@ from pylightnix.types import (
 __all__ = ["Outcome", "forced_drefs", "realize_closure", "realize_in_steps"]
 
 _log = logging.getLogger("pylightnix")
+
+_FOUND_AT_ONCE: Final = 100
+"""Of how many derivations the index is asked for the realizations in one query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +138,10 @@ def realize_closure(
     """
     assert_valid_closure(closure)
     forced = forced_drefs(closure, force_rebuild)
-    graph = needed_graph(closure.targets, closure.derivations, closure.S)
-    plan = Plan(graph.order, graph.deps, forced=forced, assert_realized=assert_realized, dry_run=dry_run, keep_going=keep_going)
-    driver = _Driver(closure, graph, plan, realize_args or {}, observe)
+    with Uncollected():
+        graph = needed_graph(closure.targets, closure.derivations, closure.S)
+        plan = Plan(graph.order, graph.deps, forced=forced, assert_realized=assert_realized, dry_run=dry_run, keep_going=keep_going)
+        driver = _Driver(closure, graph, plan, realize_args or {}, observe)
     for pause in driver.run():
         raise AssertionError(f"BUG: the plan asks about {pause.dref}, which it was not told to do")
     return driver.outcome()
@@ -202,7 +209,12 @@ class _Driver:
         self._derivations: dict[DRef, Derivation] = {d.dref: d for d in closure.derivations}
         self._rank = {dref: i for i, dref in enumerate(graph.order)}
         self._realize_args, self._observe = realize_args, observe
+        self._uncollected = Uncollected()
         self._queue: list[tuple[int, int, Action]] = []
+        self._unasked: dict[DRef, FindCandidates] = {}
+        """Look-ups in the queue that the index was not asked about yet."""
+        self._found: dict[DRef, list[Candidate]] = {}
+        """What the index said about other look-ups in the queue. Good until code of users runs, which may realize, too."""
         self._pushed = 0
         self._losses = 0
         self._made: dict[DRef, list[RRef]] = {}
@@ -217,6 +229,7 @@ class _Driver:
         while True:
             with open_store(self._layout) as self._store:
                 self._losses = self._store.batch.losses
+                self._found.clear()
                 actions = self._plan.start() if fact is None else self._plan.handle(self._confirmed(fact))
                 question = self._turn(actions)
                 if question is None:
@@ -234,23 +247,29 @@ class _Driver:
     def _turn(self, actions: Sequence[Action]) -> Optional[AskCaller]:
         """Do one action after the other until there are none, or the caller is to be asked."""
         try:
-            while True:
-                for action in actions:
-                    self._pushed += 1
-                    heapq.heappush(self._queue, (self._rank_of(action), self._pushed, action))
-                _, _, action = heapq.heappop(self._queue)
-                if isinstance(action, Finish):
-                    return None
-                if isinstance(action, AskCaller):
-                    committed = self._commit()
-                    if isinstance(committed, CommitFailed):
-                        raise committed.error
-                    return action
-                actions = self._plan.handle(self._attempt(action))
+            with self._uncollected:
+                while True:
+                    for action in actions:
+                        self._push(action)
+                    _, _, action = heapq.heappop(self._queue)
+                    if isinstance(action, Finish):
+                        return None
+                    if isinstance(action, AskCaller):
+                        committed = self._commit()
+                        if isinstance(committed, CommitFailed):
+                            raise committed.error
+                        return action
+                    actions = self._plan.handle(self._attempt(action))
         except BaseException:
             # Realizations that were finished before stay, whatever stops the rest.
             self._store.flush()
             raise
+
+    def _push(self, action: Action) -> None:
+        self._pushed += 1
+        heapq.heappush(self._queue, (self._rank_of(action), self._pushed, action))
+        if isinstance(action, FindCandidates):
+            self._unasked[action.dref] = action
 
     def _attempt(self, action: Action) -> Fact:
         try:
@@ -285,14 +304,33 @@ class _Driver:
 
     def _act(self, action: Action) -> Fact:
         if isinstance(action, FindCandidates):
-            return CandidatesFound(action.dref, self._store.candidates(action.dref, action.context))
+            return CandidatesFound(action.dref, self._find(action))
         if isinstance(action, AskMatcher):
             return self._ask(action)
         if isinstance(action, StartBuild):
-            return self._build(action)
+            with self._code_of_users():
+                return self._build(action)
         if isinstance(action, Commit):
             return self._commit()
         raise AssertionError(f"BUG: the planner gave {action!r}")
+
+    def _find(self, action: FindCandidates) -> list[Candidate]:
+        """Return the candidates of one derivation; ask the index for those of others in the queue with it."""
+        found = self._found.pop(action.dref, None)
+        if found is None:
+            asked = [action]
+            self._unasked.pop(action.dref, None)
+            while self._unasked and len(asked) < _FOUND_AT_ONCE:
+                asked.append(self._unasked.popitem()[1])
+            found, *others = self._store.candidates_of_many([(each.dref, each.context) for each in asked])
+            self._found.update(zip((each.dref for each in asked[1:]), others, strict=True))
+        return found
+
+    @contextmanager
+    def _code_of_users(self) -> Iterator[None]:
+        self._found.clear()
+        with self._uncollected.interrupted():
+            yield
 
     def _failed(self, dref: DRef, error: BaseException) -> Failed:
         self._observe(BuildFailed(dref, error))
@@ -304,7 +342,8 @@ class _Driver:
             if isinstance(matcher, BuiltinMatcher):
                 answer = matcher.pick(action.candidates)
             else:
-                answer = call_matcher(matcher, self._settings(None), [candidate.rref for candidate in action.candidates])
+                with self._code_of_users():
+                    answer = call_matcher(matcher, self._settings(None), [candidate.rref for candidate in action.candidates])
         except Exception as error:  # noqa: BLE001  # a user's code; the planner decides what follows
             return self._failed(action.dref, error)
         made = self._made.pop(action.dref, ())
@@ -380,6 +419,10 @@ class _Driver:
     # --- the end ------------------------------------------------------------------------------------
 
     def outcome(self) -> Outcome:
+        with self._uncollected:
+            return self._outcome()
+
+    def _outcome(self) -> Outcome:
         ended = self._plan.outcome()
         for dref, because in ended.skipped:
             self._observe(BuildSkipped(dref, because))

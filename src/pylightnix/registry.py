@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from pylightnix.collecting import Uncollected
 from pylightnix.config import Config, assert_rref_deps, canonical_bytes, canonical_deps, cfgdeps, cfgname, mkconfig
 from pylightnix.errors import (
     ForeignDerivation,
@@ -368,7 +369,8 @@ def mkclosure(result: StageResult, r: Registry) -> Closure:
         raise Misuse(f"a stage is expected to return a DRef, or a container that holds some; found {result!r:.200}")
     write_all(r)
     derivations = list(r.builders.values())
-    needed_graph(targets, derivations, r.S)
+    with Uncollected():
+        needed_graph(targets, derivations, r.S)
     return Closure(result, targets, derivations, r.S)
 
 

@@ -174,6 +174,9 @@ def test_candidates_are_valid_or_in_place(index: Index) -> None:
     enter(index, new(rref("f", D2)), valid=True)
     assert [c.rref for c in index.candidates(D1, "key", ())] == [A]
     assert [c.rref for c in index.candidates(D1, "key", {B})] == [A, B]
+    many = index.candidates_of_many([(D2, "key"), (D2, "none"), (D1, "key"), (D1, "another"), (D2, "key")], {B})
+    assert [[c.rref for c in found] for found in many] == [[rref("f", D2)], [], [A, B], [rref("e")], [rref("f", D2)]]
+    assert index.candidates_of_many([], ()) == []
     with index.transaction(durable=False):
         index.demote(A, "me")
     assert index.candidates(D1, "key", {A}) == []

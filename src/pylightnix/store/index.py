@@ -290,18 +290,25 @@ class Index:
 
     def candidates_with_dynamic(self, dref: DRef, context_key: str, in_place: Container[RRef]) -> dict[Candidate, list[RRef]]:
         """Return what `candidates` does, each with its dynamic dependencies."""
-        # One query: this is all that confirming what is realized asks of the index.
+        return self.candidates_of_many([(dref, context_key)], in_place)[0]
+
+    def candidates_of_many(self, wanted: Sequence[tuple[DRef, str]], in_place: Container[RRef]) -> list[dict[Candidate, list[RRef]]]:
+        """Return what `candidates_with_dynamic` does, of each (derivation, context key): some hundreds at most."""
+        found: list[dict[Candidate, list[RRef]]] = [{} for _ in wanted]
+        if not wanted:
+            return found
+        # One query: this is all that confirming what is realized asks of the index. A cross join is not reordered.
         rows = self._rows(
-            "SELECT rref, started, state, (SELECT group_concat(referred) FROM reference WHERE referrer = id AND dynamic = 1)"
-            " FROM realization WHERE dref = ? AND context_key = ? AND state <> 2 ORDER BY rref",
-            (dref, context_key),
+            f"WITH wanted (number, its_dref, its_key) AS (VALUES {','.join(['(?, ?, ?)'] * len(wanted))})"
+            " SELECT number, rref, started, state, (SELECT group_concat(referred) FROM reference WHERE referrer = id AND dynamic = 1)"
+            " FROM wanted CROSS JOIN realization ON dref = its_dref AND context_key = its_key WHERE state <> 2 ORDER BY number, rref",
+            [value for number, (dref, key) in enumerate(wanted) for value in (number, dref, key)],
         )
-        # What was pending when it was read may have become valid, and left `in_place`, while we look there.
-        return {
-            Candidate(RRef(rref), started): [RRef(below) for below in dynamic.split(",")] if dynamic else []
-            for rref, started, state, dynamic in rows
-            if state == VALID or rref in in_place or self.state_of(RRef(rref)) == VALID
-        }
+        for number, rref, started, state, dynamic in rows:
+            # What was pending when it was read may have become valid, and left `in_place`, while we look there.
+            if state == VALID or rref in in_place or self.state_of(RRef(rref)) == VALID:
+                found[number][Candidate(RRef(rref), started)] = [RRef(below) for below in dynamic.split(",")] if dynamic else []
+        return found
 
     def pending_of_others(self, dref: DRef, context_key: str, owner: str) -> list[tuple[RRef, str]]:
         """Return the pending realizations of a (derivation, context) that others entered, with their owners."""

@@ -51,13 +51,18 @@ class Store:
         whose folder is gone (removed by hand) is not offered either, so that it is built again, nor one that
         has lost a dynamic dependency.
         """
-        with translated_errors(self.layout, f"looking up realizations of {dref}"):
-            found = self.index.candidates_with_dynamic(dref, context_key(context), self.batch.pending)
-            return [
-                candidate
-                for candidate, dynamic in found.items()
-                if os.path.isdir(self.layout.realization(candidate.rref)) and all(self._is_there(below) for below in dynamic)
-            ]
+        return self.candidates_of_many([(dref, context)])[0]
+
+    def candidates_of_many(self, wanted: Sequence[tuple[DRef, Mapping[DRef, Sequence[RRef]]]]) -> list[list[Candidate]]:
+        """Return what `candidates` does, of each (derivation, context): for some hundreds at once it is quicker than for each."""
+        drefs = wanted[0][0] if len(wanted) == 1 else f"{len(wanted)} derivations"
+        with translated_errors(self.layout, f"looking up realizations of {drefs}"):
+            keys = [(dref, context_key(context)) for dref, context in wanted]
+            found = self.index.candidates_of_many(keys, self.batch.pending)
+            return [[candidate for candidate, dynamic in each.items() if self._is_whole(candidate.rref, dynamic)] for each in found]
+
+    def _is_whole(self, rref: RRef, dynamic: Iterable[RRef]) -> bool:
+        return os.path.isdir(self.layout.realization(rref)) and all(self._is_there(below) for below in dynamic)
 
     def _is_there(self, rref: RRef) -> bool:
         known = rref in self.batch.pending or self.index.state_of(rref) == VALID
