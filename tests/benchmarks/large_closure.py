@@ -1,6 +1,8 @@
 """Instantiate, plan and confirm one large closure, as a process of its own so that its memory can be told.
 
-``python tests/benchmarks/large_closure.py COUNT ROOT`` writes one JSON object: seconds and MiB of each step.
+``python tests/benchmarks/large_closure.py COUNT ROOT`` writes one JSON object: seconds of each step, on the wall and of
+this process's CPU, and how many MiB it had at most. With ``--confirm`` what is realized already is confirmed only,
+through the daemon if one serves the store.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from pylightnix import (
     mkSS,
 )
 from pylightnix.context import context_key
-from pylightnix.embedded import realize_closure
+from pylightnix.embedded import Outcome
 from pylightnix.registry import needed_graph
+from pylightnix.remote import realize_closure
 from pylightnix.storage import store_layout
 from pylightnix.store.index import NewRealization
 from pylightnix.store.store import open_store
@@ -74,24 +77,26 @@ def realize_in_bulk(closure: Closure, settings: StorageSettings) -> None:
         store.index.make_valid(made.values())
 
 
-def main(count: int, root: str) -> None:
+def main(count: int, root: str, *, only_confirm: bool) -> None:
     settings = mkSS(root)
-    fsinit(settings, use_as_default=False)
-    seconds: dict[str, float] = {}
+    seconds: dict[str, tuple[float, float]] = {}
 
     def timed(what: str, action: Callable[[], Any]) -> Any:
-        begun = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         result = action()
-        seconds[what] = time.perf_counter() - begun
+        seconds[what] = time.perf_counter() - wall, time.process_time() - cpu
         return result
 
-    timed("instantiate, first", lambda: instantiate(layers, count, S=settings))
+    if not only_confirm:
+        fsinit(settings, use_as_default=False)
+        timed("instantiate, first", lambda: instantiate(layers, count, S=settings))
     closure = timed("instantiate, again", lambda: instantiate(layers, count, S=settings))[1]
-    planned = timed("plan", lambda: realize_closure(closure, dry_run=True))
+    planned: Outcome = timed("plan", lambda: realize_closure(closure, dry_run=True))
     if len(planned.steps) != len(closure.derivations):
         raise AssertionError(f"planned {len(planned.steps)} of {len(closure.derivations)}")
-    timed("(insert in bulk)", lambda: realize_in_bulk(closure, settings))
-    outcome = timed("confirm", lambda: realize_closure(closure))
+    if not only_confirm:
+        timed("(insert in bulk)", lambda: realize_in_bulk(closure, settings))
+    outcome: Outcome = timed("confirm", lambda: realize_closure(closure))
     if len(outcome.reused) != len(closure.derivations):
         raise AssertionError(f"reused {len(outcome.reused)} of {len(closure.derivations)}: {outcome.failed[:1]}")
     mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -99,4 +104,4 @@ def main(count: int, root: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], only_confirm="--confirm" in sys.argv[3:])
