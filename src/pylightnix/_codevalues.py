@@ -26,7 +26,7 @@ from typing import Any, Final, Optional
 from pylightnix._origins import is_project_module, package_of
 from pylightnix.errors import CodeKeyError, shown
 
-__all__ = ["DataText", "is_code", "shown_value", "snapshot"]
+__all__ = ["DataText", "is_code", "shown_value", "snapshot", "type_text"]
 
 _SIZE_MAX: Final = 1 << 20
 """Most bytes of text that one value may give."""
@@ -99,7 +99,7 @@ class DataText:
             raise
         except Exception as error:  # noqa: BLE001  # methods of users' objects
             self.problems = [f"looking at it raises {type(error).__name__}"]
-        return _type_text(value)
+        return type_text(value)
 
     def of_code_in(self, value: Any) -> bytes:
         """Return the text of state: of the functions and classes right in it, and of its type."""
@@ -112,7 +112,7 @@ class DataText:
         else:
             items = []
         pairs = [key + b"=" + self.code(item) for key, item in sorted(items, key=lambda pair: pair[0])]
-        cls = self.code(type(value)) if is_project_module(type(value).__module__) else _type_text(value)
+        cls = self.code(type(value)) if is_project_module(type(value).__module__) else type_text(value)
         return b"state:" + cls + b"{" + b",".join(pairs) + b"}"
 
     def _text(self, value: Any) -> bytes:
@@ -164,7 +164,7 @@ class DataText:
     def _compound(self, value: Any) -> bytes:
         cls = type(value)
         if package_of(cls.__module__) == "pylightnix":
-            return _type_text(value)
+            return type_text(value)
         if isinstance(value, (dict, types.MappingProxyType)):
             keyed = sorted(((self._text(key), item) for key, item in value.items()), key=lambda pair: pair[0])
             return self._kind(cls, dict) + b"{" + b",".join(key + b"=" + self._text(item) for key, item in keyed) + b"}"
@@ -203,7 +203,7 @@ class DataText:
         if cls is object or package_of(cls.__module__) in _SILENT_PACKAGES:
             if cls.__name__ == "SimpleNamespace":
                 return b"namespace" + self._text(vars(value))
-            return _type_text(value)
+            return type_text(value)
         if is_project_module(cls.__module__) and not isinstance(value, types.ModuleType):
             return b"object" + self.code(cls) + self._text(_attributes(value))
         name = getattr(value, "__name__", None)
@@ -212,7 +212,7 @@ class DataText:
         is_module = isinstance(value, types.ModuleType)
         what = f"the module {name}, used as a value" if is_module else f"of the type {cls.__module__}.{cls.__qualname__}"
         self.problems.append(f"it is {what}" if len(self._open) == 1 else f"it holds something that is {what}")
-        return _type_text(value)
+        return type_text(value)
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -225,7 +225,8 @@ def _attributes(value: Any) -> dict[str, Any]:
     return found
 
 
-def _type_text(value: Any) -> bytes:
+def type_text(value: Any) -> bytes:
+    """Return the text of a value that counts by its type only."""
     cls = type(value)
     package = package_of(cls.__module__)
     # Names of classes in `typing` differ from Python to Python.

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Optional, TypeGuard
 
-from pylightnix._codevalues import DataText, is_code, shown_value, snapshot, wrapped_of
+from pylightnix._codevalues import DataText, is_code, shown_value, snapshot, type_text, wrapped_of
 from pylightnix._definitions import class_definitions, class_file, file_stamp, function_definitions, name_of
 from pylightnix._names import Reference, names_of
 from pylightnix._origins import is_project_file, is_project_module, package_of
@@ -415,7 +415,9 @@ class CodeWalk:
             node.text = text.of(value.value)
         for problem in text.problems:
             self.unseen.add(f"{node.name}: {problem}; it counts by its type only")
-        if not text.problems and not isinstance(value.value, (str, int, float, complex, bytes, type(None))):
+        # What counts by its type only is not looked at again; what merely holds such a thing may change beside it.
+        is_seen = not text.problems or node.text != type_text(value.value)
+        if is_seen and not isinstance(value.value, (str, int, float, complex, bytes, type(None))):
             taken = None if is_state else snapshot(value.value)
             self._watched.append((value, taken if taken is not None else _with_code(value)))
 

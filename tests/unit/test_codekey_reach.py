@@ -591,3 +591,18 @@ def test_known_digest_is_found_again_without_a_walk(project: Project) -> None:
     first, again = calls(), calls()
     assert again < first / 50
     assert again < 20 * 51
+
+
+def test_what_changes_beside_something_that_does_not_count_is_noticed(project: Project) -> None:
+    """A realizer that keeps an exception, for example, is given another value: it is other code from then on."""
+    text = "class Switch:\n    def __call__(self):\n        return self.on\n\n"
+    main = project(text + "switch = Switch()\nswitch.error, switch.on = ValueError('x'), 0\n")
+    switch = main.switch
+    first = key(switch)
+    switch.on = 1
+    second = key(switch)
+    switch.error = None
+    third = key(switch)
+    assert len({first, second, third}) == 3
+    switch.error, switch.on = ValueError("y"), 0
+    assert key(switch) == first, "of the exception, its type counts"
