@@ -176,7 +176,6 @@ def test_failure_before_any_output(S: StorageSettings) -> None:
     assert raised.value.outpaths == []
 
 
-@pytest.mark.embedded_only("a worker has no keyboard: there it is a failure like others")
 def test_keyboard_interrupt_is_not_wrapped(S: StorageSettings) -> None:
     def f(b: Build) -> None:
         raise KeyboardInterrupt

@@ -407,6 +407,18 @@ def test_what_is_no_pickled_error_is_replaced(blob: object) -> None:
     assert str(pickle.loads(pickle.dumps(loaded))) == str(loaded)
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_an_interrupt_stays_one_and_an_exit_ends_no_other_program(trusted: bool) -> None:
+    loaded = journey(KeyboardInterrupt("why"), trusted)
+    assert type(loaded) is KeyboardInterrupt
+    assert loaded.args == ("why",)
+    assert isinstance(loaded.__cause__, RemoteTraceback)
+    assert journey(KeyboardInterrupt(), trusted).args == ()
+    ended = journey(SystemExit(0), trusted)
+    assert isinstance(ended, RemoteFailure)
+    assert ended.type_name == "SystemExit"
+
+
 @pytest.mark.parametrize(
     "dumped", [{}, {"type": 1, "message": b"", "fields": [], "traceback": None}, {"code": "build-failed", "fields": {"outpaths": 1}}]
 )

@@ -136,7 +136,7 @@ def _trim(part: Optional[traceback.TracebackException]) -> None:
 
 def _pickled(error: BaseException) -> Optional[bytes]:
     if not isinstance(error, Exception):
-        return None  # raised again elsewhere, a SystemExit would end another program
+        return None  # see `load_exception`
     blob = _sound_pickle(error)
     if blob is None and isinstance(error, BuildError):
         inner = dump_exception(_cause(error))
@@ -185,12 +185,13 @@ def load_exception(dumped: Mapping[str, Any], trusted: bool) -> BaseException:
         dumped: the map. Keys that are missing or of other types are let pass.
         trusted: whether it may be unpickled, which runs what its sender put there: only if that was the
             same user. Else, and where unpickling fails, errors of this package come back in their own
-            class with their text, and all others as `RemoteFailure`.
+            class with their text, and all others as `RemoteFailure`. So does a `SystemExit`, which raised again
+            would end another program, perhaps as if all were well; a `KeyboardInterrupt` is one here, too.
 
     Returns:
         The error, its remote traceback attached as a `RemoteTraceback` where Python shows causes.
     """
-    error = _unpickled(dumped.get("pickled")) if trusted else None
+    error: Optional[BaseException] = _unpickled(dumped.get("pickled")) if trusted else None
     if error is None:
         error = _stand_in(dumped)
     text = _text(dumped, "traceback")
@@ -222,12 +223,14 @@ _OWN_CLASSES: Final = {
 }
 
 
-def _stand_in(dumped: Mapping[str, Any]) -> Exception:
+def _stand_in(dumped: Mapping[str, Any]) -> BaseException:
     type_name, traceback_text = _text(dumped, "type") or "Exception", _text(dumped, "traceback")
     found = dumped.get("fields")
     fields = {name: value for name, value in found.items() if isinstance(name, str)} if isinstance(found, Mapping) else {}
     own = _OWN_CLASSES.get(_text(dumped, "code"))
     if own is None or own is RemoteFailure:
+        if type_name == KeyboardInterrupt.__name__:
+            return KeyboardInterrupt(*filter(None, [_text(dumped, "message")]))
         return RemoteFailure(type_name, _text(dumped, "message"), traceback_text)
     if own is BuildError:
         inner = fields.get("exception")
