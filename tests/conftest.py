@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 from tests.stores import AS_ROOT, OTHER_UID, new_store
@@ -35,6 +36,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test of the language twice, on a store of this process's own and on one that a daemon owns."""
     if "S" not in metafunc.fixturenames or metafunc.definition.get_closest_marker("language") is None:
         return
+    if len(metafunc.definition._fixtureinfo.name2fixturedefs["S"]) != 1:
+        raise pytest.UsageError(f"{metafunc.definition.nodeid}: a fixture S of its own would be the same store both times")
     ways = ["embedded", "daemon"]
     only = metafunc.definition.get_closest_marker("embedded_only")
     if only is not None:
@@ -52,20 +55,37 @@ def zygote() -> Iterator[Zygote]:
 
 
 @pytest.fixture
-def S(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorageSettings]:
+def own_or_served(
+    request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], StorageSettings]]:
+    """Makes stores below the test's folder, by name: this process's own or, where the test runs through a daemon, each with its own."""
+    through_daemon = "daemon" in getattr(request.node, "callspec", _NO_PARAMETERS).params.values()
+    pids: dict[int, str] = {}
+
+    def make(name: str) -> StorageSettings:
+        settings = new_store(tmp_path / name)
+        if through_daemon:
+            running: Zygote = request.getfixturevalue("zygote")
+            log = str(tmp_path_factory.mktemp("daemon") / "log")
+            pids[running.start(str(settings.root), log)] = log
+        return settings
+
+    yield make
+    for pid, log in pids.items():
+        os.kill(pid, signal.SIGTERM)
+        assert request.getfixturevalue("zygote").wait(pid) == 0, said(log)
+        assert "BUG" not in said(log), said(log)
+        assert "Traceback" not in said(log), said(log)
+
+
+class _NO_PARAMETERS:  # noqa: N801  # what stands for the parameters of a test that has none
+    params: Final[dict[str, object]] = {}
+
+
+@pytest.fixture
+def S(own_or_served: Callable[[str], StorageSettings]) -> StorageSettings:
     """A fresh store, which is nobody's default; in tests marked `language`, once this process's own and once a daemon's."""
-    settings = new_store(tmp_path / "store")
-    if getattr(request, "param", "embedded") == "embedded":
-        yield settings
-        return
-    log = str(tmp_path / "daemon.log")
-    running: Zygote = request.getfixturevalue("zygote")
-    pid = running.start(str(settings.root), log)
-    yield settings
-    os.kill(pid, signal.SIGTERM)
-    assert running.wait(pid) == 0, said(log)
-    assert "BUG" not in said(log), said(log)
-    assert "Traceback" not in said(log), said(log)
+    return own_or_served("store")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Optional, TypeVar
@@ -26,13 +26,16 @@ import trio
 from pylightnix.attempt import take_outputs
 from pylightnix.codekey import CodeManifest
 from pylightnix.config import Config, canonical_bytes, cfgname
-from pylightnix.errors import PylightnixException, StoreError
+from pylightnix.context import realization_hash
+from pylightnix.errors import InvalidOutput, PylightnixException, StoreError
 from pylightnix.planner.messages import Candidate
+from pylightnix.refs import mkrref, undref
+from pylightnix.store.commit import TakenOutput
 from pylightnix.store.derivations import derivation_ref, write_derivation
 from pylightnix.store.kept import keep_failed
 from pylightnix.store.removal import remove_tree
 from pylightnix.store.store import Store, another_view
-from pylightnix.types import DRef, RRef
+from pylightnix.types import DRef, HashPart, RRef
 from pylightnixd.removal import Removals
 
 __all__ = ["HeldStore"]
@@ -111,16 +114,19 @@ class HeldStore:
         stopped: float,
         realizer_digest: Optional[str],
         manifest: Optional[str] = None,
-        dynamic: Mapping[DRef, Set[RRef]],
+        dynamic: Mapping[DRef, Collection[RRef]],
         clear: bool = False,
+        host: Optional[str] = None,
+        expected: Optional[RRef] = None,
     ) -> list[RRef]:
         """Take over the outputs of one attempt and put them in place; return their references, of which see `wait_nameable`.
 
         What the digest covers is recorded the first time that it is told. `dynamic` is what was realized for the realizer.
-        With `clear` the build folder is removed, too, if it can be.
+        With `clear` the build folder is removed, too, if it can be. `host` is where they were made, None for here; `expected` is what
+        the only one of them must be.
 
         Raises:
-            InvalidOutput: one of them cannot be stored.
+            InvalidOutput: one of them cannot be stored, or is not what was expected. None is in place.
             StoreError: the store failed.
         """
         told: Optional[str] = None
@@ -130,9 +136,20 @@ class HeldStore:
 
         def place() -> list[RRef]:
             outputs = take_outputs(self.placer.layout, dref, folder, [os.path.join(folder, name) for name in names])
+            if expected is not None:
+                (output,) = outputs
+                _check_reference(expected, dref, output, realization_hash(output.tree_hash, context, found))
             with self.placing:
                 rrefs = self.placer.place(
-                    dref, context, outputs, started=started, stopped=stopped, dynamic=found, realizer_digest=realizer_digest, manifest=told
+                    dref,
+                    context,
+                    outputs,
+                    started=started,
+                    stopped=stopped,
+                    dynamic=found,
+                    realizer_digest=realizer_digest,
+                    manifest=told,
+                    host=host,
                 )
             if clear:
                 with suppress(StoreError):  # the outputs are in place, and whoever made the folder tries again
@@ -221,6 +238,14 @@ class HeldStore:
         if error is None:
             raise AssertionError("BUG: asked what was lost when nothing was")
         return error, self.reader.lost_among(rrefs)
+
+
+def _check_reference(expected: RRef, dref: DRef, output: TakenOutput, rhash: HashPart) -> None:
+    dhash, name = undref(dref)
+    found = mkrref(rhash, dhash, name)
+    if found != expected:
+        problem = f"its tree and its context have the reference {found}, and {expected} was expected"
+        raise InvalidOutput(dref, output.path, problem, "look for what has changed it")
 
 
 def _is_sound(manifest: str, digest: str) -> bool:

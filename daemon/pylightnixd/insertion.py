@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Optional
 
 import trio
 
@@ -22,7 +23,25 @@ from pylightnix.types import DRef, RRef
 from pylightnixd.hold import HeldStore
 from pylightnixd.session import Session
 
-__all__ = ["Insertions"]
+__all__ = ["HandedOver", "Insertions"]
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """An output, and what a client says of it."""
+
+    dref: DRef
+    context: Mapping[DRef, Sequence[RRef]]
+    dynamic: Mapping[DRef, Sequence[RRef]]
+    output: str
+    """Its name in the connection's folder."""
+    started: float
+    stopped: Optional[float]
+    """None for now."""
+    host: Optional[str]
+    """None for here."""
+    expected: Optional[RRef]
+    """What it must be."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +52,8 @@ class Insertions:
     nursery: trio.Nursery
     """Holds what removes folders, which outlives connections."""
     _folders: dict[Session, str] = field(default_factory=dict)
+    _inserted: dict[Session, set[DRef]] = field(default_factory=dict)
+    """Of what realizations were put in place on a connection: what comes next on it may be made from them."""
     _at_work: list[DRef] = field(default_factory=list)
     """What realizations are being put in place of, and what they depend on."""
 
@@ -43,51 +64,67 @@ class Insertions:
             with translated_errors(layout, "making a folder for an output that is handed over"):
                 folder = self._folders[session] = self.hold.make_folder()
 
+            self._inserted[session] = set()
+
             def leave() -> None:
-                del self._folders[session]
+                del self._folders[session], self._inserted[session]
                 self.nursery.start_soon(self.hold.remove, folder)
 
             session.on_end.append(leave)
         return self._folders[session]
 
     def busy_with(self, drefs: Set[DRef]) -> list[DRef]:
-        """Return with which of these derivations it is at work now."""
-        return [dref for dref in self._at_work if dref in drefs]
+        """Return with which of these derivations it is at work now, or may be in a moment."""
+        return [dref for part in (self._at_work, *self._inserted.values()) for dref in part if dref in drefs]
 
-    async def insert(self, session: Session, dref: DRef, context: Mapping[DRef, Sequence[RRef]], output: str, started: float) -> RRef:
-        """Make a folder in the connection's folder a realization, durable when this returns.
+    async def insert(self, session: Session, handed: HandedOver) -> RRef:
+        """Make a folder in the connection's folder a realization, durable when this returns; kept for as long as the connection.
 
         Raises:
             MessageInvalid: the connection has no folder, or the context is not one of the derivation.
             MissingDerivation, MissingRealization: it, or what it depends on, is not in the store.
-            InvalidOutput: it cannot be stored. It is there still.
+            InvalidOutput: it cannot be stored, or is not what is expected. It is there still.
             StoreError: the store failed.
         """
         folder = self._folders.get(session)
         if folder is None:
             raise MessageInvalid("this connection has no folder; ask for one with insert.open", "$.output")
-        work = [dref, *context]
+        work = [handed.dref, *handed.context, *handed.dynamic]
         self._at_work += work
         try:
             await self.hold.removals.wait_past(set(work))
-            deps = await self.hold.in_thread(lambda: cfgdeps(read_config(self.hold.reader.layout, dref)))
-            self._check(deps, context)
+            deps = await self.hold.in_thread(lambda: cfgdeps(read_config(self.hold.reader.layout, handed.dref)))
+            self._check(deps, handed)
+            now = time.time()
             (rref,) = await self.hold.place(
-                dref, context, folder, [output], started=min(started, time.time()), stopped=time.time(), realizer_digest=None, dynamic={}
+                handed.dref,
+                handed.context,
+                folder,
+                [handed.output],
+                started=min(handed.started, now),
+                stopped=now if handed.stopped is None else min(handed.stopped, now),
+                realizer_digest=None,
+                dynamic=handed.dynamic,
+                host=handed.host,
+                expected=handed.expected,
             )
+            self._inserted[session].add(handed.dref)
             await self.hold.wait_nameable([rref])
             return rref
         finally:
             for each in work:
                 self._at_work.remove(each)
 
-    def _check(self, deps: Set[DRef], context: Mapping[DRef, Sequence[RRef]]) -> None:
+    def _check(self, deps: Set[DRef], handed: HandedOver) -> None:
         """Raise if what has these direct dependencies cannot have this context."""
+        context = handed.context
         if set(context) != deps or not all(rrefs for rrefs in context.values()):
             raise MessageInvalid(f"expected realizations of {sorted(deps)}, found {sorted(context)}", "$.context")
-        for dep, rrefs in context.items():
-            for rref in rrefs:
-                if rref2dref(rref) != dep:
-                    raise MessageInvalid(f"{rref} is no realization of {dep}", "$.context")
-        for rref in sorted(self.hold.reader.lost_among(rref for rrefs in context.values() for rref in rrefs)):
+        for where, part in (("$.context", context), ("$.dynamic", handed.dynamic)):
+            for dep, rrefs in part.items():
+                for rref in rrefs:
+                    if rref2dref(rref) != dep:
+                        raise MessageInvalid(f"{rref} is no realization of {dep}", where)
+        named = (rref for part in (context, handed.dynamic) for rrefs in part.values() for rref in rrefs)
+        for rref in sorted(self.hold.reader.lost_among(named)):
             raise MissingRealization(rref, self.hold.reader.layout.storage)

@@ -25,7 +25,7 @@ from pylightnix.types import DRef, RRef
 from pylightnixd.builds import Builds
 from pylightnixd.claims import Caller
 from pylightnixd.hold import HeldStore
-from pylightnixd.insertion import Insertions
+from pylightnixd.insertion import HandedOver, Insertions
 from pylightnixd.logs import read_log, tail_offset
 from pylightnixd.operation import Operation, OperationState
 from pylightnixd.report import FailedBuild, failed_row
@@ -376,8 +376,17 @@ class Requests:
         return m.InsertOpened(folder=self.insertions.open(session))
 
     async def insert(self, session: Session, params: m.Insert) -> m.Inserted:
-        context = _context(params.context)
-        rref = await self.insertions.insert(session, DRef(params.dref), context, params.output, params.started)
+        handed = HandedOver(
+            dref=DRef(params.dref),
+            context=_context(params.context),
+            dynamic={} if params.dynamic is None else _context(params.dynamic, "$.dynamic"),
+            output=params.output,
+            started=params.started,
+            stopped=params.stopped,
+            host=params.host,
+            expected=None if params.rref is None else RRef(params.rref),
+        )
+        rref = await self.insertions.insert(session, handed)
         return m.Inserted(rref=str(rref))
 
     # --- questions ------------------------------------------------------------------------------------
@@ -488,12 +497,12 @@ _HANDLERS: Final[dict[str, Any]] = {
 }
 
 
-def _context(data: bytes) -> dict[DRef, list[RRef]]:
+def _context(data: bytes, where: str = "$.context") -> dict[DRef, list[RRef]]:
     try:
         # As plain text first: msgspec makes no subclasses of str, which references are.
         value = msgspec.json.decode(data, type=dict[str, list[str]])
     except (msgspec.DecodeError, RecursionError) as error:
-        raise MessageInvalid(f"not a context ({error})", "$.context") from error
+        raise MessageInvalid(f"not a context ({error})", where) from error
     return {DRef(dref): [RRef(rref) for rref in rrefs] for dref, rrefs in value.items()}
 
 

@@ -51,14 +51,14 @@ def sunpack(archive: str, S: Optional[StorageSettings] = None) -> None:
         InvalidArchive: it is damaged, or not what it says it is. What came before the damage, and was sound,
             is in the store; nothing else is.
         ArchiveIOError: it cannot be read.
-        StoreOwned: a daemon owns the store.
         StoreError, InvalidStorage: the store cannot be used.
+        NoDaemon, DaemonGone: the daemon that owns it ended in the middle.
     """
     from pylightnix.transfer.receiving import receive
     from pylightnix.transfer.streams import opened_archive
 
     with opened_archive(os.fspath(archive)) as source:
-        receive(source, store_layout(S), "sunpack")
+        receive(source, store_layout(S))
 
 
 def copyclosure(rrefs_S: Iterable[RRef], S: Optional[StorageSettings], D: Optional[StorageSettings] = None) -> None:
@@ -71,8 +71,8 @@ def copyclosure(rrefs_S: Iterable[RRef], S: Optional[StorageSettings], D: Option
         MissingRealization: `S` does not have one of them.
         InvalidArchive: a realization in `S` is not what that store says it is. What was copied before stays.
         StoreCorrupt: a config or a context in `S` cannot be read.
-        StoreOwned: a daemon owns `D`.
         StoreError, InvalidStorage: a store cannot be used.
+        NoDaemon, DaemonGone: the daemon that owns `D` ended in the middle.
     """
     from pylightnix.transfer.arrival import Refused, arrivals
     from pylightnix.transfer.copying import copy_folder
@@ -81,7 +81,7 @@ def copyclosure(rrefs_S: Iterable[RRef], S: Optional[StorageSettings], D: Option
     from pylightnix.transfer.selection import select
 
     selection = select(rrefs_S, S, siblings=False)
-    with arrivals(store_layout(D), "copyclosure") as arrived:
+    with arrivals(store_layout(D)) as arrived:
         for dref in selection.derivations:
             arrived.derivation(dref, read_canonical(selection.layout, dref))
         for info in selection.realizations:

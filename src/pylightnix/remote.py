@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Optional, TypeAlias, TypeVar, Union, cast
 
 from pylightnix.errors import PylightnixException
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from pylightnix.pause import Answer, Pause
     from pylightnix.store.collection import Removal
     from pylightnix.store.store import Store
+    from pylightnix.transfer.destination import Destination
 
 __all__ = [
     "ask_store",
     "here_only",
     "insert",
+    "open_for_arrivals",
     "realize_closure",
     "realize_closure_async",
     "realize_in_steps",
@@ -317,6 +319,29 @@ def here_only(doing: str) -> Iterator[None]:
         yield
     except StoreOwned as error:
         raise StoreOwned(error.root, error.holders, error.socket, doing) from error
+
+
+@contextmanager
+def open_for_arrivals(layout: StoreLayout) -> Iterator[Destination]:
+    """Open a store for realizations that were made elsewhere, through the daemon if one owns it, for the block.
+
+    What that block raises is not mended: if the daemon goes in the middle, what was taken by then is there.
+    """
+    with ExitStack() as stack:
+
+        def through(socket: str) -> Destination:
+            from pylightnix_client.arrival import Through
+            from pylightnix_client.client import Client
+
+            return Through(stack.enter_context(Client.connect(socket)), layout)
+
+        def here() -> Destination:
+            from pylightnix.store.store import open_store
+            from pylightnix.transfer.destination import Here
+
+            return Here(stack.enter_context(open_store(layout)))
+
+        yield _wherever(layout, through, here)
 
 
 def _wherever(layout: StoreLayout, through: Callable[[str], T], here: Callable[[], T], find: Find = daemon_socket) -> T:

@@ -5,29 +5,44 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.client.daemons import chain, environment, fail, served_store, short_store, write_config
 from tests.old_stores import OldStore
 from tests.stores import new_store
 
 from pylightnix import (
+    DRef,
+    InUse,
+    InvalidOutput,
+    Registry,
     RRef,
     StorageSettings,
-    StoreBusy,
     allrrefs,
     instantiate,
     match_latest,
+    mkconfig,
+    mkdrv,
     mkSS,
     realize1,
+    rmref,
     rrefctx,
 )
 from pylightnix.arch import copyclosure, spack, sunpack
-from pylightnix.build import build_wrapper
+from pylightnix.build import Build, build_outpath, build_wrapper
 from pylightnix.either import either_isLeft, either_status, mkdrvE, realizeE
+from pylightnix.protocol import messages as m
+from pylightnix.query import realization_info
+from pylightnix.refs import mkrref, undref
+from pylightnix.storage import store_layout
 from pylightnix.v0 import import_v0
+from pylightnix_client.client import Client
+from pylightnix_client.exchange import Ask
 
 
 @pytest.fixture
@@ -135,28 +150,70 @@ def test_old_stores(program: Any) -> None:
 # --- with a daemon ----------------------------------------------------------------------------------------
 
 
-def test_a_store_that_a_daemon_owns_exports_and_says_that_it_cannot_import(tmp_path: Path) -> None:
+def test_a_store_that_a_daemon_owns_exports_and_imports(tmp_path: Path) -> None:
+    D = new_store(tmp_path / "to")
+    old = OldStore(str(tmp_path / "old"))
+    old.realization(old.derivation(name="low"), {"out.txt": "x"})
     with served_store() as S:
         rref = realize1(instantiate(chain, S=S))
         spack([rref], str(tmp_path / "out"), S)
-        D = new_store(tmp_path / "to")
         sunpack(str(tmp_path / "out"), D)
         assert rrefctx(rref, D) == rrefctx(rref, S)
         assert list(allrrefs(D)) == list(allrrefs(S))
         copyclosure([rref], S, new_store(tmp_path / "copy"))
-        old = OldStore(str(tmp_path / "old"))
-        old.realization(old.derivation(name="low"), {"out.txt": "x"})
+    with served_store() as S:
         assert import_v0(old.root, S, dry_run=True).present == 0
-        with pytest.raises(StoreBusy, match=r"sunpack works only in a store that no daemon owns"):
-            sunpack(str(tmp_path / "out"), S)
-        with pytest.raises(StoreBusy, match=r"copyclosure works only .* stop that daemon"):
-            copyclosure([rref], D, S)
-        with pytest.raises(StoreBusy, match=r"import-v0 works only"):
-            import_v0(old.root, S)
-        argv = [sys.executable, "-m", "pylightnix_client", "--store", str(S.root), "import", str(tmp_path / "out")]
-        ran = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=60)
-        assert ran.returncode == 75
-        assert "import works only in a store that no daemon owns" in ran.stderr
+        assert len(import_v0(old.root, S).realizations) == 1
+        copyclosure([rref], D, S)
+        assert set(allrrefs(D)) < set(allrrefs(S))
+    with served_store() as S:
+        for expected in ("3 realizations imported, 0 present", "0 realizations imported, 3 present"):
+            argv = [sys.executable, "-m", "pylightnix_client", "--store", str(S.root), "import", str(tmp_path / "out")]
+            ran = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=60)
+            assert (ran.returncode, ran.stdout) == (0, f"{rref}\n")
+            assert expected in ran.stderr
+        assert list(allrrefs(S)) == list(allrrefs(D))
+
+
+def test_where_and_when_it_was_built_travels_to_a_daemon_and_what_it_found_too(tmp_path: Path) -> None:
+    D = new_store(tmp_path / "from")
+
+    def outer(r: Registry) -> DRef:
+        def realizer(b: Build) -> None:
+            with open(f"{build_outpath(b)}/found", "w") as file:
+                file.write(realize1(instantiate(chain, S=b.S)))
+
+        return mkdrv(mkconfig({"name": "outer"}), match_latest(), build_wrapper(realizer), r)
+
+    rref = realize1(instantiate(outer, S=D))
+    with served_store() as S:
+        copyclosure([rref], D, S)
+        assert list(allrrefs(S)) == list(allrrefs(D))
+        info, before = realization_info(rref, S), realization_info(rref, D)
+        assert before is not None
+        assert info == replace(before, realizer_digest=None), "nobody can tell what code it was"
+        assert realize1(instantiate(outer, S=S)) == rref
+
+
+def test_what_a_daemon_is_told_to_expect_it_insists_on(tmp_path: Path) -> None:
+    with served_store() as S, Client.connect(store_layout(S)) as client:
+        dref, _ = instantiate(lambda r: mkdrv(mkconfig({"name": "leaf"}), match_latest(), build_wrapper(write_config), r), S=S)
+        folder = client.call(Ask("insert.open", m.InsertOpen())).folder  # type: ignore[attr-defined]  # it is InsertOpened
+        os.mkdir(f"{folder}/one")
+        told = m.Insert(dref=str(dref), context=b"{}", output="one", started=1.0)
+        with pytest.raises(InvalidOutput, match=r"have the reference rref:.* was expected"):
+            client.call(Ask("insert", msgspec.structs.replace(told, rref=str(mkrref("0" * 32, *undref(dref))))))
+        assert list(allrrefs(S)) == []
+        [rref] = [client.call(Ask("insert", told)).rref]  # type: ignore[attr-defined]  # it is Inserted
+        with pytest.raises(InUse, match="handed over"):
+            rmref(RRef(rref), S)
+        client.close()
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return rmref(RRef(rref), S)
+            except InUse:
+                assert time.monotonic() < deadline, "what was inserted is let go when the connection ends"
 
 
 def _left_or_right(good: bool) -> Any:

@@ -203,7 +203,7 @@ def test_damaged_archives_bring_nothing_false(changes: list[tuple[float, str, by
     data = edited(sample.data, changes)
     D = sample.store()
     try:
-        receive(source(data), store_layout(D), "testing")
+        receive(source(data), store_layout(D))
     except InvalidArchive:
         assert data != sample.data
     else:

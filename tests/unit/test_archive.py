@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.stores import Numbered, check_tmp, check_usable, new_store, picture, refuses, stage, text_of, unharmed, writes
+from tests.stores import Numbered, check_tmp, check_usable, picture, refuses, stage, text_of, unharmed, writes
 
 from pylightnix import (
     ArchiveIOError,
@@ -61,13 +61,9 @@ pytestmark = pytest.mark.language
 
 
 @pytest.fixture
-def S(tmp_path: Path) -> StorageSettings:
-    return new_store(tmp_path / "from")
-
-
-@pytest.fixture
-def D(tmp_path: Path) -> StorageSettings:
-    return new_store(tmp_path / "to")
+def D(own_or_served: Callable[[str], StorageSettings]) -> StorageSettings:
+    """Where things go."""
+    return own_or_served("to")
 
 
 def _fills(b: Any) -> None:
@@ -112,7 +108,7 @@ def test_d55_what_is_unpacked_is_what_was_packed(S: StorageSettings, D: StorageS
     assert picture(D) == before
     check_tmp(D)
     check_usable(D)
-    assert sorted(os.listdir(tmp_path)) == sorted([name, "from", "to"])
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "store", "to"])
 
 
 def test_what_was_imported_is_used(S: StorageSettings, D: StorageSettings, tmp_path: Path) -> None:
@@ -234,7 +230,7 @@ def test_what_is_damaged_is_not_exported(S: StorageSettings, D: StorageSettings,
     with pytest.raises(StoreCorrupt, match="its tree hash is"):
         spack([rref], str(tmp_path / "a"), S)
     assert (tmp_path / "a").read_text() == "before"
-    assert sorted(os.listdir(tmp_path)) == ["a", "from", "to"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "store", "to"]
     with pytest.raises(InvalidArchive, match="have the reference"):
         copyclosure([rref], S, D)
     os.mkfifo(tmp_path / "pipe")
@@ -256,7 +252,7 @@ def test_an_archive_that_cannot_be_written_is_reported(S: StorageSettings, tmp_p
             spack([rref], str(path), S)
     with pytest.raises(ArchiveIOError, match="No space left"), open("/dev/full", "wb", buffering=0) as full:
         _send_to(full, rref, S)
-    assert sorted(os.listdir(tmp_path)) == ["folder", "from"]
+    assert sorted(os.listdir(tmp_path)) == ["folder", "store"]
 
 
 def test_what_is_no_file_is_written_as_it_stands(S: StorageSettings, D: StorageSettings, tmp_path: Path) -> None:
@@ -299,7 +295,7 @@ def pack(rref: RRef, S: StorageSettings) -> bytes:
 
 
 def take(data: bytes, D: StorageSettings) -> None:
-    receive(StreamSource(io.BufferedReader(io.BytesIO(data)), "the test"), store_layout(D), "testing")
+    receive(StreamSource(io.BufferedReader(io.BytesIO(data)), "the test"), store_layout(D))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from tests.stores import Notes, check_tmp, check_usable, new_store, output, text_of, writes
+from tests.stores import Notes, check_tmp, check_usable, output, text_of, writes
 
 from pylightnix import (
     AmbiguousMatch,
@@ -61,11 +61,6 @@ from pylightnix.either import (
 pytestmark = pytest.mark.language
 
 
-@pytest.fixture
-def S(tmp_path: Path) -> StorageSettings:
-    return new_store(tmp_path / "store")
-
-
 class Switch:
     """A realizer that fails until it is told not to."""
 
@@ -115,6 +110,7 @@ def test_success_is_right(S: StorageSettings) -> None:
     assert realizeManyE(instantiate(one(writes({"out.txt": "x"}), out=[selfref, "out.txt"]), S=S)) == found
 
 
+@pytest.mark.embedded_only("the realizer counts its runs in memory")
 def test_d30_failure_is_left_is_remembered_and_gives_way_to_success(S: StorageSettings) -> None:
     switch = Switch(ValueError("no luck"))
     plan = instantiate(one(switch, out=[selfref, "out.txt"]), S=S)

@@ -183,7 +183,6 @@ def low_and_high(r: Registry) -> DRef:
     return stage(r, "high", middle=stage(r, "middle", low=low))
 
 
-@pytest.mark.embedded_only("sunpack works in a store that no daemon owns")
 def test_d56_a_storage_of_another_name_is_exported_and_imported(S: StorageSettings, tmp_path: FsPath) -> None:
     root = tmp_path / "apart"
     apart = mkSS(str(root), str(root / "somewhere"))

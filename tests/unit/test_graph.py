@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pylightnix import fsinit, mkSS, realize, realizeMany
+from pylightnix import realize, realizeMany
 from pylightnix.embedded import realize_closure
 from pylightnix.errors import CycleError
 from pylightnix.matchers import match_only
@@ -108,13 +108,6 @@ def registered(dref: DRef, deps: Sequence[DRef]) -> RegisteredDerivation:
     derivation = RegisteredDerivation(dref, match_only(), never)
     derivation.config, derivation.deps = b"{}", tuple(deps)
     return derivation
-
-
-@pytest.fixture
-def S(tmp_path: Path) -> StorageSettings:
-    settings = mkSS(str(tmp_path))
-    fsinit(settings, use_as_default=False)
-    return settings
 
 
 def test_a_closure_with_a_circle_is_refused_naming_it(S: StorageSettings) -> None:

@@ -18,13 +18,11 @@ import pytest
 from pylightnix import (
     Config,
     allrrefs,
-    fsinit,
     fstmpdir,
     instantiate,
     match_only,
     mkconfig,
     mkdrv,
-    mkSS,
     realize1,
     rref2path,
 )
@@ -131,13 +129,6 @@ def test_golden_realizations_differ() -> None:
 
 
 # --- through the store ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def S(tmp_path: Path) -> StorageSettings:
-    settings = mkSS(str(tmp_path))
-    fsinit(settings, use_as_default=False)
-    return settings
 
 
 def make_stage(config: Config, files: Mapping[str, bytes], r: Registry) -> DRef:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.old_stores import Content, Link, OldStore, old_hash
-from tests.stores import check_tmp, check_usable, new_store, picture, refuses, text_of, unharmed
+from tests.stores import check_tmp, check_usable, picture, refuses, text_of, unharmed
 
 from pylightnix import (
     DRef,
@@ -55,11 +55,6 @@ def old(tmp_path: Path) -> OldStore:
     return OldStore(str(tmp_path / "old"))
 
 
-@pytest.fixture
-def S(tmp_path: Path) -> StorageSettings:
-    return new_store(tmp_path / "store")
-
-
 def snapshot(root: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for top, folders, files in os.walk(root):
@@ -73,6 +68,7 @@ def refused(report: ImportReport) -> dict[str, str]:
     return {os.path.relpath(remark.path, report.storage): remark.reason for remark in report.refused()}
 
 
+@pytest.mark.language
 def test_a_chain_with_several_realizations(old: OldStore, S: StorageSettings) -> None:
     low = old.derivation(name="low", z=1, a=[1.5, None, "é"], out=[selfref, "out.txt"])
     middle = old.derivation(name="middle", low=low, path=[low, "sub", "run.sh"])
@@ -107,6 +103,7 @@ def test_a_chain_with_several_realizations(old: OldStore, S: StorageSettings) ->
     check_usable(S)
 
 
+@pytest.mark.language
 def test_todays_programs_use_what_was_imported(old: OldStore, S: StorageSettings) -> None:
     low = old.derivation(b=2, a=1, name="low")
     high = old.derivation(name="high", low=low)
@@ -134,6 +131,7 @@ def test_several_realizations_of_one_dependency(old: OldStore, S: StorageSetting
     assert list(rrefctx(new[RRef(both)], S).values()) == [sorted(new[RRef(rref)] for rref in lows[:2])]
 
 
+@pytest.mark.language
 def test_again_changes_nothing(old: OldStore, S: StorageSettings) -> None:
     low = old.derivation(name="low")
     high = old.derivation(name="high", low=low)
@@ -150,6 +148,7 @@ def test_again_changes_nothing(old: OldStore, S: StorageSettings) -> None:
     assert len(list(allrrefs(S))) == 3
 
 
+@pytest.mark.language
 def test_a_dry_run_tells_the_same_and_takes_nothing(old: OldStore, S: StorageSettings, tmp_path: Path) -> None:
     low = old.derivation(name="low")
     old.realization(low, NESTED)
@@ -286,6 +285,7 @@ def test_derivations_that_cannot_be_taken(old: OldStore, S: StorageSettings) -> 
     assert list(alldrefs(S)) == list(report.derivations.values())
 
 
+@pytest.mark.language
 def test_contexts_that_do_not_hang_together(old: OldStore, S: StorageSettings) -> None:
     low = old.derivation(name="low")
     middle = old.derivation(name="middle", low=low)
@@ -316,6 +316,7 @@ def test_what_is_no_part_of_the_store_is_skipped(old: OldStore, S: StorageSettin
     assert len(report.remarks) == 6
 
 
+@pytest.mark.language
 def test_links_that_lead_out_are_noted(old: OldStore, S: StorageSettings, tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("outside")
     low = old.derivation(name="low")

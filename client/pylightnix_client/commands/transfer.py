@@ -102,10 +102,10 @@ def import_command(session: Session, file: str) -> None:
         raise click.UsageError("give the archive to import, or a pipe that it comes from")
     S = _made(session.settings())
     if file == _STANDARD:
-        received = receive(StreamSource(sys.stdin.buffer, "standard input"), store_layout(S), "import")
+        received = receive(StreamSource(sys.stdin.buffer, "standard input"), store_layout(S))
     else:
         with opened_archive(file) as source:
-            received = receive(source, store_layout(S), "import")
+            received = receive(source, store_layout(S))
     _show_received(session, received)
 
 

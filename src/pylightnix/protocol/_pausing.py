@@ -40,13 +40,17 @@ class InsertOpened(Message, frozen=True, kw_only=True):
     folder: v.PathText
 
 
-class Insert(Message, frozen=True, kw_only=True):
-    """Make this folder inside of that one a realization."""
+class Insert(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Make this folder inside of that one a realization; with `rref`, only if it is that one."""
 
     dref: v.DRefText
     context: v.Canonical
     output: v.FolderName
     started: v.Seconds
+    rref: Optional[v.RRefText] = None
+    dynamic: Optional[v.Canonical] = None
+    stopped: Optional[v.Seconds] = None
+    host: Optional[v.Label] = None
 
 
 class Inserted(Message, frozen=True, kw_only=True):

@@ -108,11 +108,13 @@ class Store:
         dynamic: Optional[Mapping[DRef, Sequence[RRef]]] = None,
         realizer_digest: Optional[str] = None,
         manifest: Optional[str] = None,
+        host: Optional[str] = None,
     ) -> list[RRef]:
         """Put the outputs of one attempt in place. The caller holds the build lock.
 
         They are not durable before `flush`, and nobody may be told of them before that. `dynamic` is what the
-        realizer has realized while it ran; `manifest` says what the digest covers, as JSON.
+        realizer has realized while it ran; `manifest` says what the digest covers, as JSON; `host` is where they were
+        made, None for here.
         """
         attempt = Attempt(
             dref=dref,
@@ -121,7 +123,7 @@ class Store:
             started=started,
             stopped=stopped,
             builder=_builder(os.geteuid()),
-            host=os.uname().nodename,
+            host=os.uname().nodename if host is None else host,
             dynamic={d: sorted(rrefs) for d, rrefs in (dynamic or {}).items()},
             realizer_digest=realizer_digest,
             manifest=manifest,

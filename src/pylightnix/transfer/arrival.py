@@ -1,64 +1,29 @@
 """Putting realizations that were made elsewhere into a store: everything is checked again, then placed as a build's outputs are.
 
 Whoever brings them says what they are; that counts for nothing until the same reference comes out of the tree as it
-lies on this disk. Must not know where they come from.
+lies on this disk. Must not know where they come from, nor whether a daemon owns the store.
 
-What was built elsewhere is recorded as built on that host, and as this user's: who brings it vouches for it.
+What was built elsewhere is recorded as built on that host, and as the store's owner's: who brings it vouches for it.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Final, Optional
+from dataclasses import replace
 
-from pylightnix.attempt import take_outputs
 from pylightnix.config import Config, assert_rref_deps, canonical_bytes, cfgdeps, cfgname, mkconfig
-from pylightnix.context import realization_hash
 from pylightnix.errors import Misuse
-from pylightnix.refs import mkrref, rref2dref, undref
-from pylightnix.remote import here_only
-from pylightnix.store.access import translated_errors, user_name
-from pylightnix.store.commit import Attempt, TakenOutput, place
-from pylightnix.store.derivations import derivation_ref, write_derivation
-from pylightnix.store.faults import reach
-from pylightnix.store.index import VALID
-from pylightnix.store.layout import START_FILE, STOP_FILE, StoreLayout
-from pylightnix.store.removal import remove_tree
-from pylightnix.store.store import Store, open_store
+from pylightnix.refs import rref2dref
+from pylightnix.remote import open_for_arrivals
+from pylightnix.store.derivations import derivation_ref
+from pylightnix.store.layout import StoreLayout
+from pylightnix.transfer.destination import Arriving, Destination, Refused
 from pylightnix.types import DRef, RRef
 
 __all__ = ["Arrivals", "Arriving", "Refused", "arrivals"]
-
-_log = logging.getLogger("pylightnix")
-
-_FLUSH_COUNT: Final = 64
-_FLUSH_BYTES: Final = 1 << 28
-
-
-class Refused(Exception):
-    """Something that arrives is not what it is said to be. Nothing of it is in the store. Who knows where it came from says the rest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arriving:
-    """What is said of a realization that arrives."""
-
-    rref: RRef
-    deps: Mapping[DRef, Sequence[RRef]]
-    """Its direct dependencies."""
-    started: float
-    stopped: float
-    host: str
-    start_stamp: Optional[bytes]
-    stop_stamp: Optional[bytes]
-    dynamic: Mapping[DRef, Sequence[RRef]] = field(default_factory=dict)
-    """Its dependencies that its realizer found while it ran."""
 
 
 class Arrivals:
@@ -69,10 +34,9 @@ class Arrivals:
         present: how many were there already.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
         self._deps: dict[DRef, set[DRef]] = {}
-        self._bytes = 0
         self._now = time.time()  # no build started later, whatever is said: it would be the latest for ever
         self.placed: list[RRef] = []
         self.present = 0
@@ -93,28 +57,24 @@ class Arrivals:
         deps = cfgdeps(checked)
         if missing := deps - self._deps.keys():
             raise Refused(f"{dref} depends on {min(missing)}, which did not come before it")
-        write_derivation(self._store.layout, dref, canonical, checked.val, self._store.owner)
+        self._destination.derivation(dref, canonical, checked.val)
         self._deps[dref] = deps
 
     def has(self, arriving: Arriving) -> bool:
-        """Tell whether the store has a realization already. If its build started later than any known, that is noted.
+        """Tell whether nothing of a realization is needed. If its build started later than any known, that is noted.
 
         Raises:
             Refused: it cannot be one of its derivation, which comes first.
         """
-        with translated_errors(self._store.layout, f"looking for {arriving.rref}"):
-            self._check(arriving)
-            if not self._is_there(arriving.rref):
-                return False
-            started = min(arriving.started, self._now)
-            if started > self._store.index.starts([arriving.rref])[arriving.rref]:
-                with self._store.index.transaction(durable=True):
-                    self._store.index.note_start(arriving.rref, started)
+        self._check(arriving)
+        rref = arriving.rref
+        if not self._destination.has(rref) or not self._destination.note_start(rref, min(arriving.started, self._now)):
+            return False
         self.present += 1
         return True
 
     def realization(self, arriving: Arriving, unpack: Callable[[int, str], None]) -> None:
-        """Put a realization in place that the store does not have.
+        """Put a realization in place that the store does not have, as `has` tells.
 
         Args:
             arriving: what is said of it.
@@ -126,67 +86,24 @@ class Arrivals:
             StoreError: the store does not take it.
                 What `unpack` raises is raised, too; errors of the system are translated.
         """
-        layout = self._store.layout
-        with translated_errors(layout, f"unpacking {arriving.rref}"):
-            dref = self._check(arriving)
-            folder = self._store.owner.make_folder()
-            try:
-                reach("folder_made")
-                _unpack(folder, arriving, unpack)
-                (output,) = take_outputs(layout, dref, folder, [f"{folder}/out"])
-                self._place(dref, arriving, output)
-            finally:
-                remove_tree(folder)
-        self._bytes += output.nar_bytes
-        if len(self._store.batch.pending) >= _FLUSH_COUNT or self._bytes >= _FLUSH_BYTES:
-            self.flush()
+        self._check(arriving)
+        is_new = not self._destination.has(arriving.rref)
+        started, stopped = (min(moment, self._now) for moment in (arriving.started, arriving.stopped))
+        self._destination.realization(replace(arriving, started=started, stopped=stopped), unpack)
+        if is_new:
+            self.placed.append(arriving.rref)
+        else:
+            self.present += 1
 
-    def flush(self) -> None:
-        """Make durable what was placed.
-
-        Raises:
-            StoreError: that failed, and what was not durable is gone.
-        """
-        self._bytes = 0
-        self._store.flush()
-        if lost := self._store.lost_among(self.placed[-_FLUSH_COUNT:]):
-            raise self._store.batch.lost or AssertionError(f"BUG: {min(lost)} is not valid after a flush")
-
-    def _check(self, arriving: Arriving) -> DRef:
+    def _check(self, arriving: Arriving) -> None:
         dref = rref2dref(arriving.rref)
         if dref not in self._deps:
             raise Refused(f"{arriving.rref} came before its derivation")
         if set(arriving.deps) != self._deps[dref]:
             raise Refused(f"{arriving.rref} was made from other derivations than its own names")
         for below in (below for part in (arriving.deps, arriving.dynamic) for matched in part.values() for below in matched):
-            if not self._is_there(below):
+            if not self._destination.has(below):
                 raise Refused(f"{arriving.rref} was made from {below}, which neither came before it nor is in the store")
-        return dref
-
-    def _is_there(self, rref: RRef) -> bool:
-        known = rref in self._store.batch.pending or self._store.index.state_of(rref) == VALID
-        return known and os.path.isdir(self._store.layout.realization(rref))
-
-    def _place(self, dref: DRef, arriving: Arriving, output: TakenOutput) -> None:
-        dhash, name = undref(dref)
-        found = mkrref(realization_hash(output.tree_hash, arriving.deps, arriving.dynamic), dhash, name)
-        if found != arriving.rref:
-            raise Refused(f"the tree and the context of {arriving.rref} have the reference {found}")
-        attempt = Attempt(
-            dref=dref,
-            context={dep: sorted(rrefs) for dep, rrefs in arriving.deps.items()},
-            outputs=(output,),
-            started=min(arriving.started, self._now),
-            stopped=min(arriving.stopped, self._now),
-            builder=user_name(os.geteuid()),
-            host=arriving.host,
-            realizer_digest=None,
-            dynamic={dep: sorted(rrefs) for dep, rrefs in arriving.dynamic.items()},
-        )
-        store = self._store
-        with store.build_lock(dref, arriving.deps, lambda: _log.warning("waiting for another process that builds %s", dref)):
-            place(store.layout, store.index, store.owner, store.batch, attempt)
-        self.placed.append(arriving.rref)
 
 
 def _config(dref: DRef, canonical: bytes) -> Config:
@@ -198,35 +115,19 @@ def _config(dref: DRef, canonical: bytes) -> Config:
     return config
 
 
-def _unpack(folder: str, arriving: Arriving, unpack: Callable[[int, str], None]) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        unpack(fd, "out")
-    finally:
-        os.close(fd)
-    for name, stamp in ((START_FILE, arriving.start_stamp), (STOP_FILE, arriving.stop_stamp)):
-        if stamp is not None:
-            with open(f"{folder}/out/{name}", "xb") as file:
-                file.write(stamp)
-
-
 @contextmanager
-def arrivals(layout: StoreLayout, doing: str) -> Iterator[Arrivals]:
+def arrivals(layout: StoreLayout) -> Iterator[Arrivals]:
     """Open a store for arrivals. What was placed is durable at the end of the block, also when it raises.
 
-    Args:
-        layout: the store.
-        doing: what the caller does, for the error where a daemon owns the store.
-
     Raises:
-        StoreOwned: a daemon owns the store.
         StoreError, InvalidStorage: the store cannot be used, or failed at the end.
+        NoDaemon, DaemonGone: the daemon that owns it ended in the middle.
     """
-    with here_only(doing), open_store(layout) as store:
-        found = Arrivals(store)
+    with open_for_arrivals(layout) as destination:
+        found = Arrivals(destination)
         try:
             yield found
         except BaseException:
-            store.flush()  # what arrived before, and was what it was said to be, stays
+            destination.flush()  # what arrived before, and was what it was said to be, stays
             raise
-        found.flush()
+        destination.flush()

@@ -32,23 +32,22 @@ class Received:
     """How many it had."""
 
 
-def receive(source: ByteSource, layout: StoreLayout, doing: str) -> Received:
+def receive(source: ByteSource, layout: StoreLayout) -> Received:
     """Take a stream into a store. All that is returned of is durable.
 
     Args:
         source: the stream.
         layout: the store.
-        doing: what the caller does, for the error where a daemon owns the store.
 
     Raises:
         InvalidArchive: the stream is damaged or not what it says it is. What came before the damage, and was
             sound, is in the store; nothing else is.
-        StoreOwned: a daemon owns the store.
         StoreError, InvalidStorage: the store cannot be used.
+        NoDaemon, DaemonGone: the daemon that owns it ended in the middle.
     """
     reader = RecordReader(source)
     derivations = 0
-    with arrivals(layout, doing) as arrived:
+    with arrivals(layout) as arrived:
         for record in reader.records():
             try:
                 if isinstance(record, DerivationRecord):

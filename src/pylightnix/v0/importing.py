@@ -78,15 +78,15 @@ def import_v0(path: str, S: Optional[StorageSettings] = None, *, dry_run: bool =
 
     Raises:
         InvalidStorage: there is no old store at `path`.
-        StoreOwned: a daemon owns the store.
         StoreError, InvalidStorage: the store cannot be used.
+        NoDaemon, DaemonGone: the daemon that owns it ended in the middle.
     """
     report = ImportReport(find_storage(path))
     if dry_run:
         _Import(report, None).run()
         report.present = _present(report.realizations.values(), S)
         return report
-    with arrivals(store_layout(S), "import-v0") as arrived:
+    with arrivals(store_layout(S)) as arrived:
         _Import(report, arrived).run()
     report.present = arrived.present
     return report
