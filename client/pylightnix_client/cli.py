@@ -42,11 +42,13 @@ _COMMANDS: Final = {
     "ls": "files",
     "path": "paths",
     "path2rref": "paths",
+    "plan": "plan",
     "prefetch": "prefetch",
     "ps": "daemon",
     "rm": "upkeep",
     "show": "show",
     "status": "daemon",
+    "why-rebuild": "plan",
 }
 """Each command with the module in `commands` that has it, as a function named after it with ``_command`` (dashes as underscores)."""
 

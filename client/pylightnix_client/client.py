@@ -299,6 +299,10 @@ class Client:
         """Return what is known of a realization. Raises `MissingRealization`."""
         return cast(m.InfoResult, self.call(Ask("info", m.Info(ref=rref))))
 
+    def code(self, digest: str) -> Optional[str]:
+        """Return what a realizer's digest covers, as JSON; None if that was not recorded."""
+        return cast(m.CodeResult, self.call(Ask("code", m.Code(digest=digest)))).manifest
+
     def realization_info(self, rref: str) -> Optional[RealizationInfo]:
         """Return what is known of a realization, None of one that does not count."""
         from pylightnix.store.index import RealizationInfo

@@ -473,6 +473,9 @@ class Requests:
             raise MissingRealization(params.ref, self.hold.reader.layout.realization(params.ref))
         return m.InfoResult(**{name: getattr(found, name) for name in m.InfoResult.__struct_fields__})
 
+    async def code(self, session: Session, params: m.Code) -> m.CodeResult:
+        return m.CodeResult(manifest=self.hold.reader.index.code(params.digest))
+
     async def query(self, session: Session, params: m.Query) -> m.Rows:
         await session.wait_turn()
         index = self.hold.reader.index

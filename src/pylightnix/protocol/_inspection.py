@@ -12,6 +12,8 @@ from pylightnix.protocol.vocabulary import Message
 
 __all__ = [
     "BuildLine",
+    "Code",
+    "CodeResult",
     "DaemonStatus",
     "Info",
     "InfoResult",
@@ -118,6 +120,18 @@ class LogResult(Message, frozen=True, kw_only=True):
     finished: bool
     build: v.Id
     path: v.PathText
+
+
+class Code(Message, frozen=True, kw_only=True):
+    """What does this digest of a realizer cover?"""
+
+    digest: v.Sha256
+
+
+class CodeResult(Message, frozen=True, kw_only=True):
+    """That, as JSON; None if it was not recorded."""
+
+    manifest: Optional[str] = None
 
 
 class Info(Message, frozen=True, kw_only=True):

@@ -15,6 +15,8 @@ from pylightnix.protocol._caller import Abandon, Claim, Deliver, Match, MatchAns
 from pylightnix.protocol._hello import CallerClass, ClientHello, DaemonWelcome
 from pylightnix.protocol._inspection import (
     BuildLine,
+    Code,
+    CodeResult,
     DaemonStatus,
     Info,
     InfoResult,
@@ -88,6 +90,8 @@ __all__ = [
     "Candidate",
     "Claim",
     "ClientHello",
+    "Code",
+    "CodeResult",
     "Credit",
     "DaemonStatus",
     "DaemonWelcome",
@@ -174,6 +178,7 @@ METHODS: Final[dict[str, Method]] = {
     "status": Method(Status, DaemonStatus, read_only=True),
     "log": Method(Log, LogResult, read_only=True),
     "info": Method(Info, InfoResult, read_only=True),
+    "code": Method(Code, CodeResult, read_only=True),
     "query": Method(Query, Rows, read_only=True),
     "remove": Method(Remove, Removed),
     "deliver": Method(Deliver, Done),
