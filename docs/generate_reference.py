@@ -7,6 +7,7 @@ attributes are read from the source (by griffe), so that every version of Python
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -188,6 +189,15 @@ def definition(module: griffe.Module, name: str) -> griffe.Object:
 # --- signatures ---------------------------------------------------------------------------------
 
 
+def value_text(value: object) -> str:
+    """Return a value as Python writes it: versions of griffe differ in the quotes around text."""
+    text = str(value)
+    try:
+        return ast.unparse(ast.parse(text, mode="eval"))
+    except SyntaxError:
+        return text
+
+
 def parameter_text(parameter: griffe.Parameter) -> str:
     kinds = griffe.ParameterKind
     stars = "*" if parameter.kind is kinds.var_positional else "**" if parameter.kind is kinds.var_keyword else ""
@@ -195,7 +205,7 @@ def parameter_text(parameter: griffe.Parameter) -> str:
     if parameter.annotation is not None:
         text += f": {parameter.annotation}"
     if parameter.default is not None and not stars:
-        text += f" = {parameter.default}" if parameter.annotation is not None else f"={parameter.default}"
+        text += f" = {value_text(parameter.default)}" if parameter.annotation is not None else f"={value_text(parameter.default)}"
     return text
 
 
@@ -247,13 +257,15 @@ def signature(name: str, item: griffe.Object) -> str:
             return call_text(f"class {shown}", parameters_text(constructor), "")
         fields = fields_of(item)
         if fields:
-            texts = [f"{each.name}: {each.annotation}" + (f" = {each.value}" if each.value is not None else "") for each in fields]
+            texts = [
+                f"{each.name}: {each.annotation}" + (f" = {value_text(each.value)}" if each.value is not None else "") for each in fields
+            ]
             return call_text(f"class {shown}", texts, "")
         return f"class {shown}({bases})" if bases else f"class {shown}"
     if not isinstance(item, griffe.Attribute):
         raise TypeError(f"{item.path} is a {item.kind.value}, which the reference cannot show")
     annotation = str(item.annotation) if item.annotation is not None else ""
-    value = str(item.value) if item.value is not None else "…"
+    value = value_text(item.value) if item.value is not None else "…"
     if annotation in ("TypeAlias", "") or annotation.startswith("Final"):
         return f"{shown} = {value}"
     return f"{shown}: {annotation}"
