@@ -91,22 +91,19 @@ class Comparing:
     def _between(self, new: DRef, code: Optional[CodeManifest], old: DRef, before: Optional[CodeManifest]) -> str:
         """Return the first difference of two derivations, in what they depend on if it is there."""
         way = ""
-        seen = set()
-        while new not in seen:
-            seen.add(new)
+        while True:
             configs = drefcfg_(new, self._S).val, drefcfg_(old, self._S).val
             changes = config_changes(*configs)
-            if changes and changes[0].deps is None:
-                return way + changes[0].text
-            if configs[0].get("__source__") != configs[1].get("__source__"):
+            if not changes:
                 unknown = "its code is not what it was, and what of it is not recorded; build it, then ask again"
                 return way + (self._code_reason(code, before) or unknown)
-            if not changes or changes[0].deps is None:
-                break
-            way += f"its dependency {changes[0].path} is another derivation, {changes[0].deps[0]}, of which "
-            new, old = changes[0].deps
+            change = changes[0]
+            if change.deps is None:
+                return way + change.text
+            # Before the code, which may reach the function of that very dependency.
+            new, old = change.deps
+            way += f"its dependency {change.path} is another derivation, {new}, of which "
             code, before = self._code(new), self._built_code(old)
-        return way + "nothing is known to differ"
 
     @staticmethod
     def _code_reason(code: Optional[CodeManifest], before: Optional[CodeManifest]) -> Optional[str]:
