@@ -103,6 +103,10 @@ def test_d55_what_is_unpacked_is_what_was_packed(S: StorageSettings, D: StorageS
     spack([rref], str(tmp_path / name), S)
     sunpack(str(tmp_path / name), D)
     assert contents(D) == contents(S)
+    (low,) = (found for found in allrrefs(D) if found.endswith("-low"))
+    assert os.readlink(f"{rref2path(low, D)}/link") == "sub/run"
+    assert os.readlink(f"{rref2path(low, D)}/dangling") == "/no/where"
+    assert sorted(os.listdir(f"{rref2path(low, D)}/sub")) == ["empty", "run"]
     before = picture(D)
     sunpack(str(tmp_path / name), D)
     assert picture(D) == before
@@ -130,6 +134,20 @@ def test_equal_exports_are_equal_bytes(S: StorageSettings, tmp_path: Path) -> No
         spack([rref], str(tmp_path / name), S)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.xz"])
+def test_d54_archives_of_any_name_are_written_at_once_and_without_tools(
+    S: StorageSettings, D: StorageSettings, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rref = realize1(instantiate(chain, S=S))
+    monkeypatch.setenv("PATH", "")
+    spack([rref], str(tmp_path / name), S)
+    once = os.stat(tmp_path / name)
+    sunpack(str(tmp_path / name), D)
+    assert contents(D) == contents(S)
+    spack([rref], str(tmp_path / name), S)
+    assert os.stat(tmp_path / name).st_size == once.st_size, "it is replaced, not appended to"
 
 
 def test_d54_siblings_go_along_in_archives_and_not_in_copies(S: StorageSettings, D: StorageSettings, tmp_path: Path) -> None:

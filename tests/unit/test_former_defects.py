@@ -12,19 +12,27 @@ import re
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path as FsPath
 from typing import Any
 
 import pytest
-from tests.stores import new_store, stage, text_of, writes
+from tests.client.daemons import served_store
+from tests.stores import Notes, check_tmp, new_store, stage, text_of, writes
 
 import pylightnix
 from pylightnix import (
+    ArchiveIOError,
+    Build,
+    BuildError,
     DRef,
+    InUse,
+    InvalidArchive,
     Path,
     Registry,
     RRef,
     StorageSettings,
+    StoreBusy,
     alldrefs,
     allrrefs,
     build_outpath,
@@ -36,15 +44,19 @@ from pylightnix import (
     fsinit,
     instantiate,
     match_all,
+    match_latest,
+    mkconfig,
     mkSS,
     realize,
     realize1,
+    rmref,
     rref2path,
     rrefctx,
     rrefpath2path,
     selfref,
 )
 from pylightnix.arch import copyclosure, spack, sunpack
+from pylightnix.either import either_isLeft, mkdrvE, realizeE
 
 pytestmark = pytest.mark.language
 
@@ -237,3 +249,118 @@ def test_d69_the_documents_use_no_name_that_is_gone_and_an_item_is_a_path_alread
         FsPath(out).write_text(FsPath(dataset.file).read_text())
 
     assert text_of(realize1(instantiate(model, S=S)), S, "out") == "1,2"
+
+
+# --- at the same time ---------------------------------------------------------------------------------
+
+
+def spoils(b: Build) -> None:
+    """Change everything about its process that others could notice."""
+    os.environ["SPOILT"] = "yes"
+    os.umask(0o077)
+    os.chdir("/tmp")
+    sys.path.append("/spoilt")
+    with open(f"{build_outpath(b)}/out.txt", "w") as file:
+        file.write("spoilt")
+
+
+def tells(b: Build) -> None:
+    with open(f"{build_outpath(b)}/out.txt", "w") as file:
+        file.write(f"{os.environ.get('SPOILT')} {os.getcwd()} {'/spoilt' in sys.path}")
+
+
+def test_d21_builds_go_on_at_the_same_time_and_do_not_see_each_other(tmp_path: FsPath) -> None:
+    with served_store() as S:
+        check_builds(S, tmp_path)
+
+
+def check_builds(served: StorageSettings, tmp_path: FsPath) -> None:
+    gates = [str(tmp_path / "to-0"), str(tmp_path / "to-1")]
+    for gate in gates:
+        os.mkfifo(gate)
+
+    def both(r: Registry) -> list[DRef]:
+        return [stage(r, f"side{i}", realizer=build_wrapper(Meeting(gates[i], gates[1 - i]))) for i in range(2)]
+
+    context = realize(instantiate(both, S=served))[2]
+    assert [text_of(rref, served) for rrefs in context.values() for rref in rrefs or []] == ["met", "met"]
+
+    def after(r: Registry) -> DRef:
+        return stage(r, "after", realizer=build_wrapper(tells), first=stage(r, "first", realizer=build_wrapper(spoils)))
+
+    assert text_of(realize1(instantiate(after, S=served)), served) == "None / False"
+
+
+class Meeting:
+    """The function of one of two builds, neither of which ends before the other is running."""
+
+    def __init__(self, own: str, other: str) -> None:
+        self.own, self.other = own, other
+
+    def __call__(self, b: Build) -> None:
+        # Opened for both, no end waits for another; what is read was written by who is running.
+        with (
+            open(os.open(self.own, os.O_RDWR), "rb", buffering=0) as mine,
+            open(os.open(self.other, os.O_RDWR), "wb", buffering=0) as theirs,
+        ):
+            theirs.write(b"x")
+            mine.read(1)
+        with open(f"{build_outpath(b)}/out.txt", "w") as file:
+            file.write("met")
+
+
+def test_d46_many_write_one_object_and_nothing_left_by_a_crash_is_in_the_way(S: StorageSettings) -> None:
+    dref = instantiate(stage, S=S)[0]
+    folder = dref2path(DRef(str(dref)), S)
+    os.mkdir(f"{folder}.tmp")
+    os.mkdir(f"{folder}/{'0' * 32}.tmp")
+    found: list[RRef] = []
+    threads = [threading.Thread(target=lambda: found.append(realize1(instantiate(stage, S=S)))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert set(found) == set(allrrefs(S)) == {found[0]}
+    assert text_of(found[0], S) == "stage"
+
+
+def test_d48_what_a_build_works_with_is_not_removed(S: StorageSettings) -> None:
+    refused: list[str] = Notes()  # type: ignore[assignment]  # a list that builds elsewhere append to, too
+
+    def realizer(b: Build) -> None:
+        (below,) = (rref for rrefs in b.context.values() for rref in rrefs or [])
+        for ref in (below, next(iter(b.context)), b.dref):
+            try:
+                rmref(ref, b.S)
+            except (InUse, StoreBusy) as error:
+                refused.append(type(error).__name__)
+        with open(f"{build_outpath(b)}/out.txt", "w") as file:
+            file.write(text_of(below, S))
+
+    rref = realize1(instantiate(lambda r: stage(r, "above", realizer=build_wrapper(realizer), below=stage(r, "below")), S=S))
+    assert len(list(refused)) == 3
+    assert text_of(rref, S) == "below"
+
+
+def test_d49_nothing_is_left_in_the_temporary_folder(S: StorageSettings, tmp_path: FsPath) -> None:
+    def fails(b: Build) -> None:
+        with open(f"{build_outpath(b)}/half.txt", "w") as file:
+            file.write("half")
+        raise ValueError("no luck")
+
+    with pytest.raises(BuildError) as caught:
+        realize(instantiate(lambda r: stage(r, "fails", realizer=build_wrapper(fails)), S=S))
+    assert [os.listdir(path) for path in caught.value.outpaths] != []
+    check_tmp(S)
+    assert either_isLeft(realizeE(instantiate(lambda r: mkdrvE(mkconfig({"name": "left"}), match_latest(), build_wrapper(fails), r), S=S)))
+    check_tmp(S)
+    rref = realize1(instantiate(stage, S=S))
+    spack([rref], Path(tmp_path / "out"), S)
+    whole = (tmp_path / "out").read_bytes()
+    (tmp_path / "out").write_bytes(whole[:-20])
+    with pytest.raises(InvalidArchive):
+        sunpack(Path(tmp_path / "out"), S)
+    with pytest.raises(ArchiveIOError):
+        spack([rref], Path(tmp_path / "no" / "out"), S)
+    check_tmp(S)

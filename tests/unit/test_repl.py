@@ -211,7 +211,7 @@ def test_a_build_of_ones_own(S: StorageSettings) -> None:
     check_tmp(S)
 
 
-def test_promises_are_checked_and_can_still_be_kept(S: StorageSettings) -> None:
+def test_d33_promises_are_checked_and_can_still_be_kept(S: StorageSettings) -> None:
     repl_realize(instantiate(promising, S=S))
     b = repl_build()
     with pytest.raises(PromiseException, match=r"out\.txt"):
@@ -256,7 +256,7 @@ def test_the_functions_of_builds_are_found_in_both_modules() -> None:
 
 
 @pytest.mark.embedded_only("the realizer counts its failures in memory")
-def test_a_realizer_that_fails_leaves_the_helper_where_it_was(S: StorageSettings) -> None:
+def test_d33_a_realizer_that_fails_leaves_the_helper_where_it_was(S: StorageSettings) -> None:
     rh = repl_realize(instantiate(stage, S=S, realizer=build_wrapper(flaky(2))))
     for _ in range(2):
         with pytest.raises(BuildError, match="not yet") as failed:
@@ -354,7 +354,7 @@ def test_d33_a_store_named_by_the_environment(S: StorageSettings, monkeypatch: p
     assert text_of(rref, S) == "mine"
 
 
-def test_each_thread_has_a_helper_of_its_own(S: StorageSettings) -> None:
+def test_d33_each_thread_has_a_helper_of_its_own(S: StorageSettings) -> None:
     mine = repl_realize(instantiate(lambda r: stage(r, "mine"), S=S))
     found: list[Any] = []
 
