@@ -6,13 +6,14 @@ import ast
 import os
 import pickle
 import re
+import stat
 import sys
 import threading
 from pathlib import Path as FsPath
 from typing import Any, NamedTuple
 
 import pytest
-from tests.stores import Notes, in_child, output, refuses, stage, text_of, writes
+from tests.stores import AS_ROOT, Notes, in_child, output, refuses, stage, text_of, writes
 
 from pylightnix import (
     PYLIGHTNIX_RESERVED,
@@ -42,6 +43,7 @@ from pylightnix import (
     match_all,
     mkconfig,
     mkdrv,
+    mklens,
     mkSS,
     realize,
     realize1,
@@ -255,3 +257,50 @@ def test_a_derivation_from_nowhere_is_refused_by_its_kind(S: StorageSettings) ->
         assert_valid_dict("text", "d")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
         instantiate(lambda r: mkdrv(mkconfig({"below": f"dref:{'0' * 32}-x"}), match_all, refuses, r), S=S)
+
+
+# --- what lies in the store -----------------------------------------------------------------------------
+
+
+def test_one_context_reaches_dependencies_at_any_depth(S: StorageSettings) -> None:
+    def chained(r: Registry) -> DRef:
+        below: Any = 0
+        for depth in range(12):
+            below = stage(r, f"level{depth}", below=below, depth=depth)
+        return DRef(below)
+
+    rref = realize1(instantiate(chained, S=S))
+    lens, attrs = mklens(rref, S=S), realizeU(instantiate(chained, S=S))
+    for depth in reversed(range(12)):
+        assert (lens.depth.val, attrs.depth) == (depth, depth)
+        assert attrs._rref == lens.rref
+        lens, attrs = lens.below, attrs.below
+    assert (lens.val, attrs) == (0, 0)
+    assert len(rrefctx(rref, S)) == 11
+
+
+def test_what_is_realized_cannot_be_changed_and_runs_if_it_could_run(S: StorageSettings) -> None:
+    def realizer(b: Build) -> None:
+        folder = build_outpath(b)
+        os.mkdir(f"{folder}/sub")
+        for name, mode in (("run", 0o755), ("sub/plain", 0o644)):
+            with open(f"{folder}/{name}", "w") as file:
+                file.write("#!/bin/sh\n")
+            os.chmod(f"{folder}/{name}", mode)
+
+    folder = rref2path(realize1(instantiate(stage, S=S, realizer=build_wrapper(realizer))), S)
+    modes = {name: stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) for name in ("", "sub", "run", "sub/plain")}
+    assert modes == {"": 0o555, "sub": 0o555, "run": 0o555, "sub/plain": 0o444}
+    if not AS_ROOT:  # whom no mode keeps out
+        with pytest.raises(OSError, match="denied"):
+            open(f"{folder}/more", "w").close()
+        with pytest.raises(OSError, match="denied"):
+            os.remove(f"{folder}/sub/plain")
+
+
+def test_a_leaf_is_one_realization_wherever_it_stands(S: StorageSettings) -> None:
+    alone = realize1(instantiate(stage, S=S, name="leaf"))
+    for name in ("one", "other"):
+        above = realize1(instantiate(lambda r, name=name: stage(r, name, leaf=stage(r, "leaf", realizer=refuses)), S=S))
+        assert [*rrefctx(above, S).values()] == [[alone]]
+    assert rrefctx(alone, S) == {}
