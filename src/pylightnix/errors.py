@@ -197,7 +197,9 @@ class CodeKeyError(Misuse):
 
     def __init__(self, what: str, problem: str, stale: bool = False) -> None:
         self.what, self.problem, self.stale = what, problem, stale
-        super().__init__(f"cannot tell what the code of {what} is: {problem}; define it in a file or a notebook cell")
+        super().__init__(
+            f"cannot tell what the code of {what} is: {problem}; define it in a file or a notebook cell, or say options=Options(version=…)"
+        )
 
 
 class TargetNotFound(PylightnixException):

@@ -215,8 +215,9 @@ def mutate(l: Lens, v: Any, hint: str) -> None:  # noqa: E741  # as above
 
 
 def _path_text(start: Any, steps: Sequence[str]) -> str:
-    shown = f"{start!r:.60}"
-    return f"mklens({shown})" + "".join(f".{step}" if step.isidentifier() else f".get({step!r})" for step in steps)
+    # References are shown whole: half of one names nothing.
+    text = repr(start) if isinstance(start, str) else f"{start!r:.60}"
+    return f"mklens({text})" + "".join(f".{step}" if step.isidentifier() else f".get({step!r})" for step in steps)
 
 
 def lens_repr(l: Lens, accessor: str = "") -> str:  # noqa: E741  # as above

@@ -348,3 +348,10 @@ def test_functions_of_values(S: StorageSettings, top: RRef) -> None:
     lens = Lens(ctx, {"a": {"b": 1}}, ["a", "b"])
     mutate(lens, 2, "test")
     assert traverse(lens, "test") == 2
+
+
+def test_errors_show_references_whole(S: StorageSettings) -> None:
+    rref = realize1(instantiate(stage, S=S))
+    with pytest.raises(MissingKey) as caught:
+        mklens(rref, S=S).get("nope")
+    assert f"mklens({str(rref)!r}) has no item 'nope'" in str(caught.value)
