@@ -84,7 +84,7 @@ slow-sample: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow --collect-only -q \
 	| grep -v -e '^tests/benchmarks/' -e '^tests/property/test_.*machine' -e '^tests/property/test_planner' -e '^tests/faults/test_daemon_killed' \
 	| awk -F'::' '/::/ && !seen[$$1]++' \
-	| tr '\n' '\0' | xargs -0 $(BIN)/python -m pytest -m slow --durations=0 $(PYTEST_ARGS)
+	| tr '\n' '\0' | xargs -0 $(BIN)/python -m pytest -n $(TEST_JOBS) -m slow --durations=0 $(PYTEST_ARGS)
 
 faults: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/faults $(PYTEST_ARGS)

@@ -180,7 +180,6 @@ def test_an_error_comes_back_as_itself(worker: Worker) -> None:
         ("AwkwardError(1, 2)", "tests.daemon.realizers.AwkwardError", "1 is not 2"),
         ("LockedError('why')", "tests.daemon.realizers.LockedError", "why"),
         ("MuteError()", "tests.daemon.realizers.MuteError", "(its text cannot be had: RuntimeError)"),
-        ("KeyboardInterrupt('why')", "KeyboardInterrupt", "why"),
         ("SystemExit('why')", "SystemExit", "why"),
     ],
 )
@@ -191,6 +190,14 @@ def test_an_error_that_cannot_come_back_is_told_of(worker: Worker, text: str, na
     assert isinstance(loaded, RemoteFailure)
     assert (loaded.type_name, loaded.text) == (name, message)
     assert "raise rarg" in loaded.traceback
+
+
+def test_an_interrupt_stays_one(worker: Worker) -> None:
+    error = raised(worker, "KeyboardInterrupt('why')")
+    assert error["pickled"] is None
+    loaded = load_exception(error, trusted=False)
+    assert type(loaded) is KeyboardInterrupt
+    assert loaded.args == ("why",)
 
 
 def test_a_failed_build_function_keeps_its_outputs(S: StorageSettings, tmp_path: Path) -> None:
