@@ -239,16 +239,16 @@ def _comparable(c: Context) -> dict[DRef, Optional[list[RRef]]]:
     return {dref: sorted(rrefs) if rrefs else None for dref, rrefs in c.items()}
 
 
-def context_add(context: Context, dref: DRef, rrefs: Optional[Iterable[RRef]]) -> Context:
+def context_add(ctx: Context, dref: DRef, rrefs: Optional[Iterable[RRef]]) -> Context:
     """Return a new context, sorted, with `dref` added; no realizations are stored as None.
 
     Raises:
         Misuse: `dref` is in the context already.
     """
-    if dref in context:
+    if dref in ctx:
         raise Misuse(f"{dref} is in this context already; a derivation is matched once in a realization")
     listed = sorted(rrefs) if rrefs else None
-    return dict(sorted([*context.items(), (dref, listed)]))
+    return dict(sorted([*ctx.items(), (dref, listed)]))
 
 
 def context_deref(context: Context, dref: DRef) -> list[RRef]:
