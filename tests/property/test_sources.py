@@ -8,7 +8,7 @@ import tempfile
 import time
 from typing import Final, TypeAlias
 
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from pylightnix.nar import tree_hash
@@ -113,7 +113,8 @@ def change(top: bytes, kind: str, which: int, leaf: tuple[bytes, bool] | bytes, 
 plain_names = st.sampled_from([b"a", b"b", b"out", b"x.pyc", b"build", b"keep.pyc"])
 plain_trees: st.SearchStrategy[Tree] = st.recursive(leaves, lambda inner: st.dictionaries(plain_names, inner, max_size=4), max_leaves=10)
 plain_tops = st.dictionaries(plain_names, plain_trees, max_size=4)
-patterns = st.lists(st.sampled_from(["*.pyc", "build/", "/out", "a/b", "**/b", "!keep.pyc", "a/*", "!a/b", "x.*"]), min_size=1, max_size=4)
+_PATTERNS = ["*.pyc", "build/", "/out", "a/b", "**/b", "!keep.pyc", "a/*", "!a/b", "x.*", "a/**", "!a/**", "*", "**/", "!*/", "a/**/b", "!build"]
+patterns = st.lists(st.sampled_from(_PATTERNS), min_size=1, max_size=4)
 
 
 @COMMON
@@ -141,6 +142,8 @@ def test_what_is_excluded_never_matters(tree: dict[bytes, Tree], exclude: list[s
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@example({b"keep.pyc": {b"x.pyc": {b"a": b"to"}}}, ["*.pyc", "!keep.pyc"])
+@example({b"a": {b"b": b"to", b"out": b"to"}}, ["a/**", "!a/b"])
 @given(plain_tops, patterns)
 def test_patterns_mean_what_git_makes_of_them(tree: dict[bytes, Tree], exclude: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +157,7 @@ def test_patterns_mean_what_git_makes_of_them(tree: dict[bytes, Tree], exclude: 
             file.write("\n".join(exclude))
         command = ["git", "-C", top, "ls-files", "-z", "--others", "--exclude-standard"]
         listed = subprocess.run(command, check=True, capture_output=True).stdout.split(b"\0")
-        copy_source(top, ["/.git/", *exclude], folder, "copy")
+        copy_source(top, [*exclude, "/.git/"], folder, "copy")
         copied = f"{folder}/copy".encode()
         found = {
             os.path.relpath(os.path.join(at, name), copied)

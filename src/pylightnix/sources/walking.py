@@ -17,16 +17,14 @@ Rules of the walk:
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Optional, Protocol, TypeAlias
+from typing import Final, Optional, Protocol, TypeAlias
 
 from pylightnix.errors import InvalidSource, Misuse
 from pylightnix.nar import MAX_LEVELS, OPEN_FLAGS, NarHash, sort_of
-
-if TYPE_CHECKING:
-    import pathspec
 
 __all__ = ["Excluded", "Visitor", "excluding", "open_source_file", "shown_path", "unreadable", "walk_source"]
 
@@ -70,16 +68,36 @@ def excluding(patterns: Sequence[str]) -> Optional[Excluded]:
         return None
     import pathspec
 
-    spec: pathspec.GitIgnoreSpec
+    rules: list[tuple[re.Pattern[str], bool, bool]] = []
+    """The regular expression of a pattern, whether it leaves out, and whether only folders; the last first."""
     try:
-        spec = pathspec.GitIgnoreSpec.from_lines(patterns)
+        for line in reversed(patterns):
+            stripped = line.rstrip()
+            only_folders = stripped.endswith("/")
+            for each in pathspec.GitIgnoreSpec.from_lines([stripped[:-1] if only_folders else line]).patterns:
+                if each.regex is not None:  # None is a comment, or blank
+                    rules.append((each.regex, bool(each.include), only_folders))
     except ValueError as error:
         raise Misuse(f"expected what to exclude as patterns in the form of a .gitignore, found {list(patterns)!r:.200}: {error}") from error
 
     def excluded(path: bytes, is_folder: bool) -> bool:
-        return spec.match_file(os.fsdecode(path) + ("/" if is_folder else ""))
+        shown = os.fsdecode(path)
+        for regex, leaves_out, only_folders in rules:
+            if (is_folder or not only_folders) and _names(regex, shown):
+                return leaves_out
+        return False
 
     return excluded
+
+
+def _names(regex: re.Pattern[str], path: str) -> bool:
+    """Tell if a pattern names `path` itself.
+
+    The library's also match what lies below what they name, which the walk never comes to if it is left out; and where
+    a later pattern takes the folder in again, what lies in it is asked for itself. The group is where such a path goes on.
+    """
+    match = regex.fullmatch if "ps_d" in regex.groupindex else regex.search
+    return match(path) is not None
 
 
 def walk_source(path: str, excluded: Optional[Excluded], visitor: Visitor) -> str:
