@@ -47,7 +47,9 @@ $(VENV)/.stamp-%: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.stamp-demo
 	PYLIGHTNIX_ROOT='$(DEMO_STORE)' $(BIN)/python docs/examples/digits.py
 
+# Compiled first, for most tests start interpreters, and where no bytecode may be written each of them would compile all.
 test: $(VENV)/.stamp-test
+	$(BIN)/python -m compileall -q $(PYTHON_ROOTS)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) $(PYTEST_ARGS)
 
 # --- for those who change the code ------------------------------------------------------------

@@ -10,7 +10,6 @@ import sqlite3
 import stat
 import subprocess
 import tempfile
-import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Optional, TypeVar, overload
 
 import cloudpickle  # type: ignore[import-untyped]  # it ships no type information
 import pytest
+from tests.waiting import wait_until
 
 from pylightnix import (
     Context,
@@ -220,15 +220,21 @@ def _entry(path: str) -> tuple[Any, ...]:
     return facts
 
 
+def check_trash(S: StorageSettings) -> None:
+    """What was removed is gone; a daemon, if one owns the store, unlinks it by and by."""
+    trash = store_layout(S).trash
+    if lock_says(store_layout(S)).get("role") == DAEMON_ROLE:
+        wait_until(lambda: not os.listdir(trash), lambda: os.listdir(trash))
+    assert os.listdir(trash) == []
+
+
 def check_tmp(S: StorageSettings) -> None:
     """Nothing lies in `tmp/` but the folders of this process and of the daemon, if one owns the store, and they are empty."""
     says = lock_says(store_layout(S))
     pids = [os.getpid(), *([says["pid"]] if says.get("role") == DAEMON_ROLE else [])]
-    deadline = time.monotonic() + (10 if len(pids) > 1 else 0)  # a daemon answers first and tidies up then
+    if len(pids) > 1:  # a daemon answers first and tidies up then
+        wait_until(lambda: not any(_owners(fstmpdir(S)).values()), lambda: _owners(fstmpdir(S)))
     left = _owners(fstmpdir(S))
-    while any(left.values()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-        left = _owners(fstmpdir(S))
     assert not any(left.values()), left
     assert sorted({owner.partition("-")[0] for owner in left}) == sorted(owner.partition("-")[0] for owner in left), left
     assert {int(owner.partition("-")[0]) for owner in left} <= set(pids), left

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from types import TracebackType
 from typing import Optional
 
 from tests.client.daemons import environment
+from tests.waiting import wait_until
 
 START_SECONDS = 30.0
 _RUN = "from tests.zygote import main; main()"
@@ -44,10 +44,7 @@ class Zygote:
     def start(self, root: str, log: str) -> int:
         """Start a daemon on a store, wait until it serves, and return its process."""
         pid = int(self._ask("start", root, log))
-        deadline = time.monotonic() + START_SECONDS
-        while ": serving " not in said(log):
-            assert time.monotonic() < deadline, f"the daemon does not serve: {said(log)}"
-            time.sleep(0.002)
+        wait_until(lambda: ": serving " in said(log), lambda: said(log))
         return pid
 
     def wait(self, pid: int) -> int:
@@ -89,7 +86,7 @@ def _start(root: str, log: str) -> int:
         null, file = os.open(os.devnull, os.O_RDWR), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for fd, target in ((null, 0), (null, 1), (file, 2)):
             os.dup2(fd, target)
-        serve.main(["--store", root, "--foreground", "--drain", "1", "--jobs", "2"], standalone_mode=False)
+        serve.main(["--store", root, "--foreground", "--drain", "0.2", "--jobs", "2"], standalone_mode=False)
         status = 0
     finally:
         sys.stderr.flush()

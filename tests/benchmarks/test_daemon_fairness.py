@@ -20,6 +20,7 @@ from tests.client.daemons import environment
 from tests.daemon import stages
 from tests.daemon.conftest import Daemon
 from tests.daemon.wire_client import HungUp
+from tests.waiting import wait_until
 
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import ProtocolError
@@ -67,8 +68,7 @@ def test_status_under_full_load(tmp_path: FsPath) -> None:
         for thread in threads:
             thread.start()
         with daemon.client() as client:
-            while client.status().busy < slots or not all(heard):
-                time.sleep(0.01)
+            wait_until(lambda: client.status().busy >= slots and all(heard))
             took, before = [], sum(heard)
             for _ in range(QUESTIONS):
                 begun = time.perf_counter()
@@ -90,9 +90,7 @@ def test_status_while_a_large_closure_is_submitted(tmp_path: FsPath) -> None:
         with daemon.client() as client:
             command = [sys.executable, "-c", SUBMIT, str(LARGE), str(tmp_path / "store")]
             program = subprocess.Popen(command, env=environment())
-            while client.status().operations == 0:
-                assert program.poll() is None
-                time.sleep(0.01)
+            wait_until(lambda: client.status().operations > 0 or program.poll() is not None)
             while program.poll() is None:
                 begun = time.perf_counter()
                 client.status()

@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 from tests.client import daemons
+from tests.waiting import wait_until
 
 from pylightnix import (
     Build,
@@ -58,9 +59,9 @@ def served() -> Iterator[StorageSettings]:
 def _nothing_is_left(served: StorageSettings) -> Iterator[None]:
     yield
     with Client.connect(store_layout(served)) as client:
-        daemons.wait_until(lambda: client.status().operations == 0)
+        wait_until(lambda: client.status().operations == 0)
     tmp = store_layout(served).tmp
-    daemons.wait_until(lambda: not any(os.listdir(os.path.join(tmp, owner)) for owner in os.listdir(tmp)))
+    wait_until(lambda: not any(os.listdir(os.path.join(tmp, owner)) for owner in os.listdir(tmp)))
 
 
 def write(b: Build, text: str = "") -> None:
@@ -436,7 +437,7 @@ def test_a_program_killed_in_the_middle_is_replaced(served: StorageSettings, tmp
     assert line_of(first) == "built"
     tell(second)
     with Client.connect(store_layout(served)) as client:
-        daemons.wait_until(lambda: any(len(line.operations) == 2 for line in client.ps().builds))
+        wait_until(lambda: any(len(line.operations) == 2 for line in client.ps().builds))
         first.send_signal(signal.SIGKILL)
         first.communicate(timeout=daemons.SECONDS)
     said = second.communicate(timeout=daemons.SECONDS)[0].split()

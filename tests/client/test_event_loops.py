@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import anyio.lowlevel
 import pytest
 from tests.client import daemons
 from tests.stores import Numbered, check_tmp, output, refuses, stage, text_of
+from tests.waiting import wait_until
 
 from pylightnix import (
     BuildError,
@@ -167,11 +167,8 @@ def test_other_tasks_go_on_while_a_daemon_works(served: StorageSettings, backend
             group.cancel_scope.cancel()
 
     run(backend, main)
-    deadline = time.monotonic() + daemons.SECONDS
-    with Client.connect(store_layout(served)) as client:
-        while client.ps().operations and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert client.ps().operations == [], "the daemon cancels what nobody waits for any more"
+    with Client.connect(store_layout(served)) as client:  # the daemon cancels what nobody waits for any more
+        wait_until(lambda: not client.ps().operations)
 
 
 def test_the_callers_store_and_registry_are_current_in_the_thread(S: StorageSettings, backend: str) -> None:

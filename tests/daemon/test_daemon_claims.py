@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ import pytest
 from tests.daemon import stages
 from tests.daemon.conftest import Daemon
 from tests.daemon.wire_client import WireClient
+from tests.waiting import wait_until
 
 from pylightnix import Closure, Context, DRef, Registry, RRef, StorageSettings, instantiate
 from pylightnix.protocol import messages as m
@@ -24,7 +24,6 @@ from pylightnix.types import Path as StorePath
 N = TypeVar("N", bound=m.Message)
 
 SLOTS = 2
-DEADLINE_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +43,6 @@ def _nothing_is_left(daemon: Daemon) -> Iterator[None]:
     with daemon.client() as client:
         wait_until(lambda: (client.status().operations, client.ps().builds) == (0, []))
     wait_until(lambda: build_folders(daemon) == [])
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to be"
-        time.sleep(0.005)
 
 
 def build_folders(daemon: Daemon) -> list[str]:

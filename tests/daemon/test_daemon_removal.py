@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from tests.daemon import stages
 from tests.daemon.conftest import Daemon
 from tests.daemon.wire_client import WireClient, acknowledged
 from tests.soundness import check_sound
+from tests.waiting import wait_until
 
 from pylightnix import (
     DRef,
@@ -39,13 +38,6 @@ from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import MessageInvalid
 
 SECONDS = 60
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)
 
 
 def wait_trash(S: StorageSettings) -> None:

@@ -38,6 +38,7 @@ def place(tmp_path: Path) -> Place:
     folder = tmp_path / "venv"
     venv.create(folder, symlinks=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    (packages / "__pycache__").mkdir()  # as pip leaves it; were it made later, that would look like a package
     (packages / "others.pth").write_text("\n".join(entry for entry in capture_environment().import_path if os.path.isdir(entry)))
     return Place(str(folder / "bin" / "python"), packages)
 

@@ -113,7 +113,24 @@ def change(top: bytes, kind: str, which: int, leaf: tuple[bytes, bool] | bytes, 
 plain_names = st.sampled_from([b"a", b"b", b"out", b"x.pyc", b"build", b"keep.pyc"])
 plain_trees: st.SearchStrategy[Tree] = st.recursive(leaves, lambda inner: st.dictionaries(plain_names, inner, max_size=4), max_leaves=10)
 plain_tops = st.dictionaries(plain_names, plain_trees, max_size=4)
-_PATTERNS = ["*.pyc", "build/", "/out", "a/b", "**/b", "!keep.pyc", "a/*", "!a/b", "x.*", "a/**", "!a/**", "*", "**/", "!*/", "a/**/b", "!build"]
+_PATTERNS = [
+    "*.pyc",
+    "build/",
+    "/out",
+    "a/b",
+    "**/b",
+    "!keep.pyc",
+    "a/*",
+    "!a/b",
+    "x.*",
+    "a/**",
+    "!a/**",
+    "*",
+    "**/",
+    "!*/",
+    "a/**/b",
+    "!build",
+]
 patterns = st.lists(st.sampled_from(_PATTERNS), min_size=1, max_size=4)
 
 

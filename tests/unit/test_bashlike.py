@@ -10,7 +10,7 @@ from pathlib import Path as FsPath
 from typing import Any
 
 import pytest
-from tests.stores import Notes, Numbered, check_error, output, picture, stage, text_of, unharmed, writes
+from tests.stores import Notes, Numbered, check_error, check_trash, output, picture, stage, text_of, unharmed, writes
 
 from pylightnix import (
     AmbiguousMatch,
@@ -186,7 +186,7 @@ def test_a_realization_is_removed_with_its_tree_and_its_row(chain: Chain) -> Non
     rmref(chain.high, chain.S)
     assert list(allrrefs(chain.S)) == [chain.low]
     assert lsref(chain.above, chain.S) == ["config.json"]
-    assert os.listdir(f"{chain.S.root}/trash") == []
+    check_trash(chain.S)
     with pytest.raises(MissingRealization):
         rmref(chain.high, chain.S)
 

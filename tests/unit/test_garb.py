@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tests.peers import Line, Peer
-from tests.stores import AS_ROOT, OTHER_UID, Numbered, in_child, new_store, stage, writes
+from tests.stores import AS_ROOT, OTHER_UID, Numbered, check_trash, in_child, new_store, stage, writes
 
 from pylightnix import (
     Context,
@@ -196,7 +196,7 @@ def test_the_rest_is_removed_and_what_is_kept_is_whole(graph: Graph, tmp_path: F
     assert all(ref in said for ref in drefs | rrefs)
     assert graph.left() == (everything[0] - drefs, everything[1] - rrefs)
     assert set(os.listdir(f"{S.root}/store-v1")) == {dref[5:] for dref in everything[0] - drefs}
-    assert os.listdir(f"{S.root}/trash") == []
+    check_trash(S)
     gc([str(keep)], interactive=False, verbose=False, S=S)
     assert capsys.readouterr().out == ""
     linkdref(graph.drefs["model"], str(keep), S=S)

@@ -74,9 +74,9 @@ def excluding(patterns: Sequence[str]) -> Optional[Excluded]:
         for line in reversed(patterns):
             stripped = line.rstrip()
             only_folders = stripped.endswith("/")
-            for each in pathspec.GitIgnoreSpec.from_lines([stripped[:-1] if only_folders else line]).patterns:
-                if each.regex is not None:  # None is a comment, or blank
-                    rules.append((each.regex, bool(each.include), only_folders))
+            spec = pathspec.GitIgnoreSpec.from_lines([stripped[:-1] if only_folders else line])
+            # One of a comment, or of nothing, has no expression.
+            rules += [(each.regex, bool(each.include), only_folders) for each in spec.patterns if each.regex is not None]
     except ValueError as error:
         raise Misuse(f"expected what to exclude as patterns in the form of a .gitignore, found {list(patterns)!r:.200}: {error}") from error
 
