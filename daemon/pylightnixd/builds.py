@@ -237,9 +237,9 @@ class Builds:
         return " and ".join(map(described, lacking)) or "its turn"
 
     def resources_of(self, build: str) -> Optional[Resources]:
-        """Return what a build takes of the host, None if it takes nothing or has ended."""
+        """Return what a build takes of the host, None if that is nothing, or nothing any more."""
         entry = self.table.entry(build)
-        if entry is None or not entry.cpus:
+        if entry is None or not entry.cpus or entry.state is BuildState.placing:
             return None
         return Resources(
             cpus=entry.cpus, memory=entry.needs.memory, tags=dict(entry.needs.tags), devices={t: list(n) for t, n in entry.devices.items()}

@@ -14,6 +14,7 @@ Cancelling never abandons a thread that writes: trio waits for it.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -61,6 +62,8 @@ class HeldStore:
     """Held by the thread that uses `placer`; the others hash meanwhile."""
     commit_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     disk_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(max(2, os.cpu_count() or 1)))
+    _at_once: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(math.inf))
+    """For what need not wait any more."""
     _codes: set[str] = field(default_factory=set)
     """Digests of realizers of which it was recorded what they cover."""
     _placed: int = 0
@@ -83,9 +86,11 @@ class HeldStore:
         """Return what a matcher of `dref` may choose from now. Does not await."""
         return self.reader.candidates(dref, context)
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run blocking work on the disk, a few at a time."""
-        return await trio.to_thread.run_sync(work, limiter=self.disk_limiter)
+    async def in_thread(self, work: Callable[[], T], begins: Callable[[], None] = lambda: None) -> T:
+        """Run blocking work on the disk, a few at a time. `begins` is called when it is its turn."""
+        async with self.disk_limiter:
+            begins()
+            return await trio.to_thread.run_sync(work, limiter=self._at_once)
 
     # --- writing ------------------------------------------------------------------------------------
 
@@ -118,12 +123,13 @@ class HeldStore:
         clear: bool = False,
         host: Optional[str] = None,
         expected: Optional[RRef] = None,
+        begins: Callable[[], None] = lambda: None,
     ) -> list[RRef]:
         """Take over the outputs of one attempt and put them in place; return their references, of which see `wait_nameable`.
 
         What the digest covers is recorded the first time that it is told. `dynamic` is what was realized for the realizer.
         With `clear` the build folder is removed, too, if it can be. `host` is where they were made, None for here; `expected` is what
-        the only one of them must be.
+        the only one of them must be. `begins` is called when nothing else has to be waited for.
 
         Raises:
             InvalidOutput: one of them cannot be stored, or is not what was expected. None is in place.
@@ -157,7 +163,7 @@ class HeldStore:
             return rrefs
 
         # One hop to a thread for all: a build of a trivial stage costs hardly more than its hops.
-        rrefs = await self.in_thread(place)
+        rrefs = await self.in_thread(place, begins)
         if realizer_digest is not None and told is not None:
             if len(self._codes) >= CODES_KEPT:
                 self._codes.clear()

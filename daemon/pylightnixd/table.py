@@ -18,9 +18,10 @@ share builds. The rules:
 - A build that takes nothing does not queue: it starts when somebody is found to run it, which is not decided here.
 - A build that waits for what its realizer wants realized has lent what it took, one sample's for each such wish, and
   goes on when it has that back, the same devices too: before others start, and in the order of asking.
-- Else what a build took is free again only when it has ended, which means that all its processes are dead.
+- Else what a build took is free again only when all its processes are dead. Then it is being placed, which takes
+  nothing of the host that is shared out here, and has ended when that is done.
 
-Builds are `queued`, then `running`, then `cancelling` perhaps, and then gone from the table.
+Builds are `queued`, then `running`, then `cancelling` or `placing` perhaps, and then gone from the table.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
-from typing import Optional, TypeAlias, Union
+from typing import Final, Optional, TypeAlias, Union
 
 from pylightnix.types import DRef
 from pylightnixd.resources import CPUS, TAG_PREFIX, Budget, Needs, Spare
@@ -58,8 +59,14 @@ class BuildState(Enum):
     queued = "queued"
     running = "running"
     cancelling = "cancelling"
+    placing = "placing"
+    """Its processes are dead, and its outputs are on their way into the store."""
 
 
+_GOES_WELL: Final = frozenset({BuildState.running, BuildState.placing})
+"""Where whoever wants what a build makes can count on it."""
+_TAKES: Final = frozenset({BuildState.running, BuildState.cancelling})
+"""Where a build has what it takes of the host."""
 _Rank: TypeAlias = tuple[int, float, int]
 
 
@@ -92,12 +99,14 @@ class TableEntry:
 
     @property
     def cpus(self) -> int:
-        """Slots: of one sample while it is queued, of all that are made at once when it runs."""
+        """Slots: of one sample while it is queued, of all that are made at once when it has begun."""
         return self.needs.cpus * (1 if self.state is BuildState.queued else self.samples)
 
     @property
     def held(self) -> dict[str, int]:
         """How much of each kind is taken for it, once it runs."""
+        if self.state is BuildState.placing:
+            return {}
         return {kind: amount * (self.samples - self.lent) for kind, amount in self.needs.amounts().items()}
 
 
@@ -232,7 +241,7 @@ class BuildTable:
         """
         for build in self._by_key.get(key, ()):
             entry = self._entries[build]
-            if entry.state is BuildState.queued or (entry.state is BuildState.running and not forced):
+            if entry.state is BuildState.queued or (entry.state in _GOES_WELL and not forced):
                 entry.operations[operation] = None
                 entry.unwanted_since = None
                 entry.forced = entry.forced or forced
@@ -281,7 +290,7 @@ class BuildTable:
     def samples_left(self, build: str, left: int) -> None:
         """Enter that a build that runs has only so many samples left: the slots of the others are free."""
         entry = self._entries.get(build)
-        if entry is not None and entry.state is not BuildState.queued and 0 < left < entry.samples:
+        if entry is not None and entry.state in _TAKES and 0 < left < entry.samples:
             left_lent = min(entry.lent, left)
             freed = (entry.samples - entry.lent) - (left - left_lent)
             entry.samples, entry.lent = left, left_lent
@@ -292,6 +301,8 @@ class BuildTable:
         entry = self._entries[build]
         if entry.state is BuildState.queued:
             raise AssertionError(f"BUG: {build} waits and was not started")
+        if entry.state is BuildState.placing:
+            return  # its realizer, which wanted it, is dead
         entry.waits += 1
         lent = min(max(entry.lent, entry.waits), entry.samples)
         if lent > entry.lent:
@@ -301,6 +312,8 @@ class BuildTable:
     def reclaim(self, build: str) -> None:
         """Enter that one of the things that a build waits for is there: it goes on with `Resume`."""
         entry = self._entries[build]
+        if entry.state is BuildState.placing:
+            return
         if not entry.waits:
             raise AssertionError(f"BUG: {build} waits for nothing")
         entry.waits -= 1
@@ -368,21 +381,34 @@ class BuildTable:
             entry.unwanted_since = now
             self._unwanted[entry.id] = None
 
+    def placing(self, build: str) -> None:
+        """Enter that every process of a build is dead and its outputs are being placed: what it took is free."""
+        entry = self._entries[build]
+        if entry.state is BuildState.queued:
+            raise AssertionError(f"BUG: {build} is being placed and was not started")
+        self._give_up(entry)
+        entry.state, entry.lent, entry.waits, entry.devices = BuildState.placing, 0, 0, {}
+        self._unwanted.pop(build, None)  # it is late to cancel it
+
+    def _give_up(self, entry: TableEntry) -> None:
+        """Give back what a build that was started still has."""
+        self._give_back(entry.held, {} if entry.lent else entry.devices)
+        self._returning = [build for build in self._returning if build != entry.id]
+
     def drop(self, build: str) -> None:
         """Take a build that is queued, or was just released, out: others delivered what it was for."""
         self.ended(build)
 
     def ended(self, build: str) -> None:
-        """Enter that every process of a build is dead, whatever became of it."""
+        """Enter that a build is over, and that every process of it is dead, whatever became of it."""
         entry = self._entries.get(build)
         if entry is not None:
             self._remove(entry)
 
     def _remove(self, entry: TableEntry) -> None:
         if entry.state is not BuildState.queued:
-            self._give_back(entry.held, {} if entry.lent else entry.devices)
+            self._give_up(entry)
         del self._entries[entry.id]
-        self._returning = [build for build in self._returning if build != entry.id]
         self._unwanted.pop(entry.id, None)
         same = self._by_key[entry.key]
         same.remove(entry.id)
@@ -456,7 +482,7 @@ class BuildTable:
             (any(e.samples < 1 for e in running), "runs for no sample"),
             (any(e.samples > 1 and e.devices for e in running), "devices of several samples"),
             (
-                any(len(e.devices[tag]) != n for e in running for tag, n in e.needs.tags if e.cpus),
+                any(len(e.devices[tag]) != n for e in running for tag, n in e.needs.tags if e.state in _TAKES and e.cpus),
                 "devices that are not what was asked for",
             ),
         ]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Optional, TypeAlias
 
 import msgspec
@@ -115,11 +116,18 @@ class WorkerBuilds:
                 manifest=report.manifest,
                 dynamic=running.realized,
                 clear=True,
+                begins=partial(self._placing, running),
             )
             self.durations.record(running.job.key.dref, report.stopped - report.started)
             return None
         except InvalidOutput as error:
             return failed_row(running.job.key.dref, error)
+
+    def _placing(self, running: RunningBuild) -> None:
+        """Let others have what a build took. As few are placed at a time as the disk is good for; the next keep theirs till then."""
+        running.pid = None
+        self.table.placing(running.id)
+        self.changed()
 
     # --- its process -----------------------------------------------------------------------------------
 

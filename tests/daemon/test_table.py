@@ -413,6 +413,36 @@ def test_who_wants_more_back_than_there_is_now_gets_it_alone() -> None:
     table.check_invariants()
 
 
+def test_what_is_being_placed_leaves_room_for_others_and_may_be_joined() -> None:
+    table = BuildTable(Budget(2, None, {"gpu": 1}), 1.0)
+    first = table.want(0, "o", _key("first"), needs=Needs(2, 0, (("gpu", 1),))).build
+    second = table.want(0, "o", _key("second"), needs=Needs(2, 0, (("gpu", 1),))).build
+    assert table.actions(0) == [Release(first)]
+    table.placing(first)
+    assert (table.busy, table.taken("gpu")) == (0, 0)
+    assert table.actions(1) == [Release(second)]
+    assert table.want(1, "p", _key("first")).build == first
+    assert table.want(1, "p", _key("first"), forced=True).new
+    table.leave(2, "o")
+    table.leave(2, "p", first)
+    assert table.actions(9) == [CancelBuild(second)], "it is late to cancel what is being placed"
+    table.ended(first)
+    table.check_invariants()
+
+
+def test_what_is_being_placed_wants_nothing_back() -> None:
+    table = BuildTable(Budget(2), 1.0)
+    outer = table.want(0, "o", _key("outer")).build
+    table.actions(0)
+    table.lend(outer)
+    table.reclaim(outer)
+    table.placing(outer)
+    table.lend(outer)
+    table.reclaim(outer)
+    assert (table.actions(1), table.busy) == ([], 0)
+    table.check_invariants()
+
+
 class TableMachine(RuleBasedStateMachine):
     """Random requests, departures, ends and times; a build runs for as long as the machine pleases."""
 
@@ -459,6 +489,19 @@ class TableMachine(RuleBasedStateMachine):
         if running:
             self.table.ended(running[which % len(running)])
 
+    @rule(which=st.integers(0, 9))
+    def place(self, which: int) -> None:
+        running = [entry.id for entry in self.table.entries() if entry.state is not BuildState.queued]
+        if running:
+            build = running[which % len(running)]
+            entry = self.table.entry(build)
+            assert entry is not None
+            busy, had = self.table.busy, entry.held.get("cpus", 0)
+            self.table.placing(build)
+            assert busy - self.table.busy == had
+            self.waits.pop(build, None)
+            self.resuming.pop(build, None)
+
     @rule(which=st.integers(0, 9), left=st.integers(0, 9))
     def samples_left(self, which: int, left: int) -> None:
         running = [entry for entry in self.table.entries() if entry.state is not BuildState.queued]
@@ -466,7 +509,8 @@ class TableMachine(RuleBasedStateMachine):
             entry, busy = running[which % len(running)], self.table.busy
             had, slots, held = entry.samples, entry.cpus, entry.held.get("cpus", 0)
             self.table.samples_left(entry.id, left)
-            assert entry.samples == (min(had, left) or had)
+            is_placed = entry.state is BuildState.placing
+            assert entry.samples == (had if is_placed else min(had, left) or had)
             assert busy - self.table.busy == held - entry.held.get("cpus", 0)
             assert (entry.cpus > 0) == (slots > 0)
 
@@ -476,7 +520,10 @@ class TableMachine(RuleBasedStateMachine):
         if running:
             build = running[which % len(running)]
             self.table.lend(build)
-            self.waits[build] = self.waits.get(build, 0) + 1
+            entry = self.table.entry(build)
+            assert entry is not None
+            if entry.state is not BuildState.placing:
+                self.waits[build] = self.waits.get(build, 0) + 1
 
     @rule(which=st.integers(0, 9))
     def reclaim(self, which: int) -> None:
