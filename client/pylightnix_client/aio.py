@@ -332,10 +332,11 @@ class _Happenings:
     async def __anext__(self) -> Happening:
         while not self._waiting:
             notice = await self._client.next_notice(self._operation.id)
+            if isinstance(notice, (m.Events, m.Ended)):
+                self._operation.dropped += notice.dropped
             if isinstance(notice, m.Ended):
                 raise StopAsyncIteration
             if isinstance(notice, m.Events):
-                self._operation.dropped += notice.dropped
                 self._waiting += notice.events
                 self._spent += 1
             if self._spent >= CREDIT // 2:

@@ -25,7 +25,7 @@ class Operation:
     Attributes:
         id: its name.
         attached: where it was when it was attached to; None for one that was submitted.
-        dropped: how many events and bytes of logs were left out, because this end was slow.
+        dropped: how many events were left out, because this end was slow.
     """
 
     def __init__(
@@ -69,10 +69,11 @@ class Operation:
         spent = 0
         while True:
             notice = self._client.next_notice(self.id)
+            if isinstance(notice, (m.Events, m.Ended)):
+                self.dropped += notice.dropped
             if isinstance(notice, m.Ended):
                 return
             if isinstance(notice, (m.Events, m.LogPiece)):
-                self.dropped += notice.dropped
                 spent += 1
                 if spent >= CREDIT // 2:
                     self._client.add_credit(self.id, spent)

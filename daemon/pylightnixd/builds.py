@@ -91,8 +91,8 @@ class Builds:
     _of_fetches: FetchBuilds = field(init=False)
 
     def __post_init__(self, limits: Limits) -> None:
-        self._in_workers = WorkerBuilds(self.hold, self.pool, self.table, self.durations, limits, self._wake)
-        self._in_callers = CallerBuilds(self.hold, self.durations, self._wake, self.nursery)
+        self._in_workers = WorkerBuilds(self.hold, self.pool, self.table, self.durations, limits, self._wake, self._placing)
+        self._in_callers = CallerBuilds(self.hold, self.durations, self._wake, self._placing, self.nursery)
         unpacking = trio.CapacityLimiter(os.cpu_count() or 1)
         self._of_fetches = FetchBuilds(self.hold, self._in_workers, self.fetcher, capture_environment(), self._tell_fetch, unpacking)
 
@@ -224,6 +224,14 @@ class Builds:
     def _forget(self, build: str) -> None:
         self._interests.pop(build, None)
         self._jobs.pop(build, None)
+
+    def _placing(self, running: RunningBuild) -> None:
+        """Enter that nothing of a build is alive, and its outputs are being put in place: others may have what it took."""
+        running.pid = None
+        self.table.placing(running.id)
+        self._wake()
+        for interest in self._interests.get(running.id, {}).values():
+            interest.waiter.build_placing(running)
 
     def _tell_fetch(self, running: RunningBuild, fetch: Fetching, phase: EventPhase) -> None:
         for interest in self._interests.get(running.id, {}).values():
@@ -386,7 +394,7 @@ class Builds:
             with trio.CancelScope(shield=True):
                 self._end(running, failure)
                 if running.log.size > COMPRESS_BYTES:
-                    size = await self.hold.in_thread(lambda: self.logs.compress(running.log.path))  # noqa: ASYNC102  # it ends by itself
+                    size = await self.hold.with_trees(lambda: self.logs.compress(running.log.path))  # noqa: ASYNC102  # it ends by itself
                     if size is not None:
                         self.logs.compressed(running.log.path, size)
 

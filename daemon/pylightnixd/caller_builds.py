@@ -35,6 +35,8 @@ class CallerBuilds:
     durations: Durations
     changed: Callable[[], None]
     """Called when a caller may be free again."""
+    placing: Callable[[RunningBuild], None]
+    """Called when what a caller made is being put in place."""
     nursery: trio.Nursery
 
     async def build(self, running: RunningBuild, claim: Claim) -> Optional[FailedRow]:
@@ -82,6 +84,7 @@ class CallerBuilds:
                 stopped=stopped,
                 realizer_digest=job.digest,
                 dynamic=running.realized,
+                begins=lambda: self.placing(running),
             )
         except InvalidOutput as error:
             return failed_row(dref, error)

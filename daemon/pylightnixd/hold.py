@@ -62,6 +62,8 @@ class HeldStore:
     """Held by the thread that uses `placer`; the others hash meanwhile."""
     commit_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     disk_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(max(2, os.cpu_count() or 1)))
+    """For what somebody waits for who may want nothing to do with any build."""
+    tree_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(max(2, os.cpu_count() or 1)))
     _at_once: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(math.inf))
     """For what need not wait any more."""
     _codes: set[str] = field(default_factory=set)
@@ -86,9 +88,16 @@ class HeldStore:
         """Return what a matcher of `dref` may choose from now. Does not await."""
         return self.reader.candidates(dref, context)
 
-    async def in_thread(self, work: Callable[[], T], begins: Callable[[], None] = lambda: None) -> T:
-        """Run blocking work on the disk, a few at a time. `begins` is called when it is its turn."""
-        async with self.disk_limiter:
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run blocking work on the disk that is soon done, a few at a time."""
+        return await trio.to_thread.run_sync(work, limiter=self.disk_limiter)
+
+    async def with_trees(self, work: Callable[[], T], begins: Callable[[], None] = lambda: None) -> T:
+        """Run blocking work on whole trees, which takes as long as they are large, a few at a time.
+
+        `begins` is called when it is its turn.
+        """
+        async with self.tree_limiter:
             begins()
             return await trio.to_thread.run_sync(work, limiter=self._at_once)
 
@@ -163,7 +172,7 @@ class HeldStore:
             return rrefs
 
         # One hop to a thread for all: a build of a trivial stage costs hardly more than its hops.
-        rrefs = await self.in_thread(place, begins)
+        rrefs = await self.with_trees(place, begins)
         if realizer_digest is not None and told is not None:
             if len(self._codes) >= CODES_KEPT:
                 self._codes.clear()
@@ -174,13 +183,13 @@ class HeldStore:
 
     async def remove(self, folder: str) -> None:
         """Remove a build folder, in a thread."""
-        await self.in_thread(lambda: remove_tree(folder))
+        await self.with_trees(lambda: remove_tree(folder))
 
     async def keep_failed(self, dref: DRef, folder: str, names: Sequence[str]) -> list[str]:
         """Keep a build folder, if a failed build has left something in it, `names`; return where these are now."""
         if not names:
             return []
-        kept = await self.in_thread(lambda: keep_failed(self.reader.layout, dref, folder))
+        kept = await self.with_trees(lambda: keep_failed(self.reader.layout, dref, folder))
         return [os.path.join(kept, name) for name in names]
 
     # --- durability -----------------------------------------------------------------------------------

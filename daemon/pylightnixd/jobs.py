@@ -88,6 +88,9 @@ class Waiter(Protocol):
     def build_fetching(self, running: RunningBuild, fetch: Fetching, phase: EventPhase) -> None:
         """Learn how far a build is that fetches."""
 
+    def build_placing(self, running: RunningBuild) -> None:
+        """Learn that a build's processes are dead and its outputs are on their way into the store."""
+
     def build_abandoned(self, dref: DRef) -> None:
         """Learn that nobody runs the build of `dref` any more, though nothing failed; it is to ask for it again."""
 

@@ -14,7 +14,6 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import count
 from typing import Any, Final, Optional, TypeVar
 
 import trio
@@ -44,7 +43,7 @@ from pylightnix.planner.messages import (
 from pylightnix.planner.paths import path_seconds
 from pylightnix.planner.plan import Plan, PlanOutcome
 from pylightnix.protocol.errors import BeyondBudget, CannotTravel, OperationCancelled
-from pylightnix.protocol.messages import DerivationSpec, Event, EventKind, EventPhase, Fetching, Resources, Steering, SubmitOpen
+from pylightnix.protocol.messages import DerivationSpec, EventPhase, Fetching, Steering, SubmitOpen
 from pylightnix.store.derivations import derivation_ref
 from pylightnix.travel import Environment, build_environment_key, builtin_matcher, unpack_fetch
 from pylightnix.types import DRef, RRef
@@ -58,6 +57,7 @@ from pylightnixd.pausing import Pauses
 from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.resources import Needs
 from pylightnixd.table import BuildKey
+from pylightnixd.telling import Telling
 
 __all__ = ["Operation", "OperationState"]
 
@@ -109,7 +109,6 @@ class Operation:
     """Why there is no outcome: the store failed, or the operation was cancelled."""
     ended: trio.Event = field(default_factory=trio.Event)
     cancel_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    watchers: dict[int, Callable[[Event], None]] = field(default_factory=dict)
     log_watchers: dict[int, Callable[[RunningBuild], None]] = field(default_factory=dict)
     running: dict[str, RunningBuild] = field(default_factory=dict)
     """Builds that it waits for and that have begun."""
@@ -117,12 +116,10 @@ class Operation:
     parent: Optional[RunningBuild] = None
     """The build whose realizer wants it."""
     pauses: Pauses = field(init=False)
+    telling: Telling = field(init=False)
     _facts: deque[Fact] = field(default_factory=deque)
     _arrived: trio.Event = field(default_factory=trio.Event)
-    _spans: count[int] = field(default_factory=lambda: count(1))
-    _build_spans: dict[DRef, int] = field(default_factory=dict)
     _fetches: dict[DRef, FetchJob] = field(default_factory=dict)
-    _fetch_spans: dict[DRef, int] = field(default_factory=dict)
     _wanted: dict[DRef, StartBuild] = field(default_factory=dict)
     """What it has asked to be built, latest."""
     _held: deque[StartBuild] = field(default_factory=deque)
@@ -137,7 +134,6 @@ class Operation:
     _numbers_at_end: tuple[int, int] = (0, 0)
     """What `done` and `total` were when it ended."""
     _waiting_told: tuple[int, int] = (0, 0)
-    _wait_span: int = 0
     _wait_scheduled: bool = False
     _stopping: bool = False
     """Whether something has failed, and nothing more is to begin."""
@@ -148,6 +144,7 @@ class Operation:
     """Why it was ended by somebody else than its clients."""
 
     def __post_init__(self) -> None:
+        self.telling = Telling(lambda: (self.done, self.total))
         self.pauses = Pauses(self.id, self.caller.session, self.hold, self.post)
 
     @property
@@ -205,72 +202,29 @@ class Operation:
         dref = running.job.key.dref
         if running.id not in self.running:
             self.running[running.id] = running
-            span = self._build_spans[dref] = next(self._spans)
-            self._tell("build", "start", span, dref=dref, build=running.id, resources=self.builds.resources_of(running.id))
+            self.telling.build_started(dref, running.id, self.builds.resources_of(running.id))
             self._end_waiting(dref)
             for watch in list(self.log_watchers.values()):
                 watch(running)
 
     def build_fetching(self, running: RunningBuild, fetch: Fetching, phase: EventPhase) -> None:
-        """Learn how far a build is that fetches; one that was under way when it was joined begins now."""
-        dref = running.job.key.dref
-        known = dref in self._fetch_spans
-        if phase == "stop" and not known:
-            return
-        span = self._fetch_spans[dref] if known else next(self._spans)
-        self._fetch_spans[dref] = span
-        self._tell("fetch", phase if known else "start", span, dref=dref, build=running.id, fetch=fetch)
-        if phase == "stop":
-            del self._fetch_spans[dref]
+        """Learn how far a build is that fetches."""
+        self.telling.fetching(running.job.key.dref, running.id, fetch, phase)
+
+    def build_placing(self, running: RunningBuild) -> None:
+        """Learn that a build's processes are dead and its outputs are on their way into the store."""
+        self.telling.copy_started(running.job.key.dref, running.id)
 
     def build_abandoned(self, dref: DRef) -> None:
         """Ask again for a build that nobody runs any more."""
-        span = self._build_spans.pop(dref, None)
         self.running = {build: running for build, running in self.running.items() if running.job.key.dref != dref}
-        if span is not None:
-            self._tell("build", "stop", span, dref=dref, ok=False, text=HUNG_UP)
+        self.telling.build_stopped(dref, ok=False, text=HUNG_UP)
         try:
             fact = self._want(self._wanted[dref])
         except StoreError as error:
             fact = Failed(dref, FailedBuild(failed_row(dref, error)))
         if fact is not None:
             self.post(fact)
-
-    def _tell(
-        self,
-        kind: EventKind,
-        phase: EventPhase,
-        span: int,
-        *,
-        dref: Optional[DRef] = None,
-        build: Optional[str] = None,
-        ok: Optional[bool] = None,
-        text: Optional[str] = None,
-        code: Optional[str] = None,
-        total: Optional[int] = None,
-        joined: Optional[bool] = None,
-        resources: Optional[Resources] = None,
-        fetch: Optional[Fetching] = None,
-    ) -> None:
-        event = Event(
-            id=span,
-            parent=self._build_spans.get(dref) if kind == "fetch" and dref is not None else None,
-            kind=kind,
-            phase=phase,
-            time=time.time(),
-            dref=dref,
-            build=build,
-            ok=ok,
-            text=text,
-            done=self.done,
-            total=total if total is not None else self.total,
-            code=code,
-            joined=joined,
-            resources=resources,
-            fetch=fetch,
-        )
-        for watch in list(self.watchers.values()):
-            watch(event)
 
     def abandon(self) -> None:
         """End an operation that was never started."""
@@ -325,8 +279,9 @@ class Operation:
         self._numbers_at_end = (self.done, self.total)
         self.plan = None
         self.held_bytes = 0
-        for kept in (self.specs, self._fetches, self.blobs, self._wanted, self._path_seconds, self._build_spans, self._at_work):
+        for kept in (self.specs, self._fetches, self.blobs, self._wanted, self._path_seconds, self._at_work):
             kept.clear()
+        self.telling.forget()
 
     def interrupt(self, reason: PylightnixException) -> None:
         """End it before it is done, for a reason that is not its client's."""
@@ -337,7 +292,8 @@ class Operation:
         configs = [config for _, config in self.specs.values()]
         await self.hold.removals.wait_past(self.specs.keys())
         await self.hold.in_thread(lambda: self.hold.register(configs))
-        plan, first = await self._in_turns(self._make_plan)
+        with self.telling.span("plan"):
+            plan, first = await self._in_turns(self._make_plan)
         self.builds.bulk.grew(len(self.specs))
         self.plan = plan
         losses = self.hold.losses
@@ -350,7 +306,9 @@ class Operation:
                     self.outcome = await self._in_turns(plan.outcome)
                     return
                 if isinstance(action, Commit):
-                    actions.extend(plan.handle(await self._commit(plan, losses)))
+                    with self.telling.span("commit"):
+                        committed = await self._commit(plan, losses)
+                    actions.extend(plan.handle(committed))
                     continue
                 fact = self._act(action)
                 if fact is not None:
@@ -403,13 +361,12 @@ class Operation:
 
     def _tell_ended(self, fact: Fact) -> None:
         dref = getattr(fact, "dref", None)
-        span = self._build_spans.pop(dref, None) if dref is not None else None
-        if dref is not None and span is not None:
+        if dref is not None and self.telling.has_build(dref):
             self.running = {build: running for build, running in self.running.items() if running.job.key.dref != dref}
             failed = isinstance(fact, Failed)
             code, text = _told(fact.error) if isinstance(fact, Failed) else (None, None)
             joined = None if failed else isinstance(fact, CandidatesFound) or (isinstance(fact, Built) and fact.joined)
-            self._tell("build", "stop", span, dref=dref, ok=not failed, text=text, code=code, joined=joined)
+            self.telling.build_stopped(dref, ok=not failed, text=text, code=code, joined=joined)
 
     def _tell_waiting_soon(self) -> None:
         if not self._wait_scheduled and (self._held or self._waiting or self._waiting_told != (0, 0)):
@@ -431,10 +388,8 @@ class Operation:
         for needs, number in self._waiting_by_needs.items():
             reasons[self.builds.waits_for(needs)] += number
         text = ", ".join(f"{number} for {what}" for what, number in reasons.items() if number)
-        phase: EventPhase = "start" if self._waiting_told == (0, 0) else "stop" if now == (0, 0) else "progress"
-        self._wait_span = next(self._spans) if phase == "start" else self._wait_span
         self._waiting_told = now
-        self._tell("wait", phase, self._wait_span, text=text or None, total=sum(now))
+        self.telling.waiting(text or None, sum(now))
 
     def _let_go(self, fact: Fact) -> list[Action]:
         """Return the builds that were held back and may be wanted now that one has ended, if it has."""
@@ -497,7 +452,8 @@ class Operation:
         if self._child is None:
             self._child = MatcherChild(self.id, self.builds.pool, self.hold.reader.layout, self.environment())
         try:
-            answer = await self._child.ask(action.dref, matcher, action.candidates)
+            with self.telling.span("match", action.dref):
+                answer = await self._child.ask(action.dref, matcher, action.candidates)
         except FailedBuild as error:
             self.post(Failed(action.dref, error))
         else:
@@ -506,7 +462,8 @@ class Operation:
     async def _ask_caller(self, action: AskMatcher) -> None:
         try:
             await self.hold.wait_nameable(candidate.rref for candidate in action.candidates)
-            answer = await self.caller.ask(self.id, action.dref, action.candidates)
+            with self.telling.span("match", action.dref):
+                answer = await self.caller.ask(self.id, action.dref, action.candidates)
         except FailedBuild as error:
             self.post(Failed(action.dref, error))
         except StoreError as error:

@@ -70,7 +70,7 @@ class Watch:
                     self._following[running.id] = None
                     nursery.start_soon(self._follow, running)
 
-            operation.watchers[me] = self.event
+            operation.telling.watchers[me] = self.event
             operation.log_watchers[me] = follow
             nursery.start_soon(self._wake_at_end)
             try:
@@ -78,9 +78,9 @@ class Watch:
                     follow(running)
                 await self._tell_events()
             finally:
-                operation.watchers.pop(me, None)
+                operation.telling.watchers.pop(me, None)
                 operation.log_watchers.pop(me, None)
-        self.session.notify("ended", Ended(operation=operation.id))
+        self.session.notify("ended", Ended(operation=operation.id, dropped=len(self._events) + self._dropped))
 
     async def _wake_at_end(self) -> None:
         await self.operation.ended.wait()

@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Optional, TypeAlias
 
 import msgspec
@@ -55,6 +54,9 @@ class WorkerBuilds:
     """For builds that begin from now on."""
     changed: Callable[[], None]
     """Called when there may be room for others."""
+    placing: Callable[[RunningBuild], None]
+    """Called when all processes of a build are dead and its outputs are being put in place. As few are at a time as the
+    disk is good for; the next keep what they took of the host till then."""
 
     async def build(self, running: RunningBuild, prepared: Prepared = nullcontext) -> Optional[FailedRow]:
         """Run a build until it has built or failed for good; lost workers and changed code are tried again.
@@ -116,18 +118,12 @@ class WorkerBuilds:
                 manifest=report.manifest,
                 dynamic=running.realized,
                 clear=True,
-                begins=partial(self._placing, running),
+                begins=lambda: self.placing(running),
             )
             self.durations.record(running.job.key.dref, report.stopped - report.started)
             return None
         except InvalidOutput as error:
             return failed_row(running.job.key.dref, error)
-
-    def _placing(self, running: RunningBuild) -> None:
-        """Let others have what a build took. As few are placed at a time as the disk is good for; the next keep theirs till then."""
-        running.pid = None
-        self.table.placing(running.id)
-        self.changed()
 
     # --- its process -----------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -171,6 +172,38 @@ def test_the_end_is_told_though_others_go_on_and_nobody_has_credit(
             pass
         gate.go()
         assert other.wait(going_on).built == 1
+
+
+def test_every_event_is_told_of_or_counted(daemon: Daemon, client: WireClient) -> None:
+    operation = client.open(stages.many(daemon.plans, 60))
+    with daemon.client() as other:
+        for watcher, credit in ((client, 10_000), (other, 1)):
+            watcher.call("subscribe", m.Subscribe(operation=operation, credit=credit), m.Done)
+        client.commit(operation)
+        (told, dropped), (few, left_out) = events_of(client), events_of(other)
+    assert dropped == 0
+    kinds = Counter((event.kind, event.phase) for event in told if event.kind != "wait")
+    once = {(kind, phase): 1 for kind in ("plan", "commit") for phase in ("start", "stop")}
+    assert kinds == {**once, **{(kind, phase): 60 for kind in ("build", "copy") for phase in ("start", "stop")}}
+    spans = {event.id for event in told if (event.kind, event.phase) == ("build", "start")}
+    assert {event.parent for event in told if event.kind == "copy"} == spans
+    assert few == told[: len(few)]
+    assert len(few) + left_out == len(told)
+    assert left_out > 0
+
+
+def events_of(client: WireClient) -> tuple[list[m.Event], int]:
+    """Read until the end; return the events that were told, and how many were left out."""
+    told: list[m.Event] = []
+    dropped = 0
+    while True:
+        notice = client.next_notification().params
+        if isinstance(notice, (m.Events, m.Ended)):
+            dropped += notice.dropped
+        if isinstance(notice, m.Events):
+            told += notice.events
+        if isinstance(notice, m.Ended):
+            return told, dropped
 
 
 def test_an_operation_that_was_never_committed_can_be_cancelled(daemon: Daemon, client: WireClient) -> None:

@@ -121,13 +121,13 @@ class LogPiece(Message, frozen=True, kw_only=True):
     build: v.Id
     dref: v.DRefText
     data: v.Piece
-    dropped: v.Count = 0
 
 
-class Ended(Message, frozen=True, kw_only=True):
+class Ended(Message, frozen=True, kw_only=True, omit_defaults=True):
     """An operation has ended: `wait` answers at once."""
 
     operation: v.Id
+    dropped: v.Count = 0
 
 
 class DrainingNotice(Message, frozen=True, kw_only=True):
