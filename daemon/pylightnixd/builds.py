@@ -347,6 +347,11 @@ class Builds:
             running.cancelled = True
             running.kill.set()
 
+    @property
+    def limits_now(self) -> Limits:
+        """What is allowed to what begins now."""
+        return self._in_workers.limits
+
     def take_settings(self, budget: Budget, limits: Limits) -> None:
         """Change what there is for builds, and what is allowed to those that begin from now on.
 

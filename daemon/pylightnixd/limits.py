@@ -27,7 +27,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on every build that a worker runs. Zero is none."""
+    """Bounds on everything that a worker runs. Zero is none."""
 
     timeout_seconds: float = 0.0
     """How long it may take, if its stage says nothing of that."""
@@ -39,6 +39,8 @@ class Limits:
     """How long it may take, whatever its stage says."""
     silent_timeout_max_seconds: float = 0.0
     """How long it may say nothing, whatever its stage says."""
+    matcher_seconds: float = 60.0
+    """How long a matcher of the user's own may think."""
 
     def timeout(self, own: OwnLimits) -> Bound:
         """Return how long a build may take."""

@@ -46,6 +46,8 @@ class _Quantity(click.ParamType):  # type: ignore[type-arg]  # only new versions
             self.fail(f"expected {error}, found {value!r}", param, ctx)
 
 
+OWN_LOG_BYTES: Final = 16 << 20
+"""From what size on the daemon's own log is begun anew when a daemon starts."""
 SECONDS: Final = _Quantity("seconds", parse_seconds)
 BYTES: Final = _Quantity("bytes", parse_bytes)
 TAG: Final = _Quantity("tag", parse_tag)
@@ -65,6 +67,7 @@ TAG: Final = _Quantity("tag", parse_tag)
 )
 @click.option("--timeout-max", type=SECONDS, metavar="SECONDS", help="The most that stages may ask for with timeout_seconds.")
 @click.option("--silent-timeout-max", type=SECONDS, metavar="SECONDS", help="The same with silent_timeout_seconds.")
+@click.option("--matcher-timeout", type=SECONDS, metavar="SECONDS", help="Give up on matchers that think longer. Default: 60. 0 is never.")
 @click.option("--log-size", type=BYTES, metavar="BYTES", help="Kill builds that say more; with K, M or G. Default: 256M. 0 is no end.")
 @click.option("--exit-when-idle", type=SECONDS, metavar="SECONDS", help="End after so long without client and operation. Default: never.")
 @click.option("--drain", type=SECONDS, metavar="SECONDS", help="How long builds may go on after SIGTERM. Default: 30.")
@@ -121,6 +124,7 @@ def _settings(said: SettingsFile, fds: list[int]) -> Settings:
             silent_timeout_max_seconds=_or(said.silent_timeout_max, limits.silent_timeout_max_seconds),
             timeout_seconds=_or(said.timeout, limits.timeout_seconds),
             silent_timeout_seconds=_or(said.silent_timeout, limits.silent_timeout_seconds),
+            matcher_seconds=_or(said.matcher_timeout, limits.matcher_seconds),
             log_bytes=int(_or(said.log_size, limits.log_bytes)),
         ),
         keep_logs=keep,
@@ -175,6 +179,7 @@ def _detach(settings: Settings, read: Callable[[], Settings]) -> None:
     """Serve in a process of its own; return when its socket listens, or raise with the reason."""
     log_path = os.path.join(settings.layout.state, "logs", "pylightnixd.log")
     os.makedirs(os.path.dirname(log_path), 0o700, exist_ok=True)
+    _set_aside_if_large(log_path)
     log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()  # before trio and any thread
@@ -189,6 +194,15 @@ def _detach(settings: Settings, read: Callable[[], Settings]) -> None:
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     click.echo(words.decode("utf-8", "replace") or f"pylightnixd: ended with status {status}; see {log_path}", err=True)
     sys.exit(status if status > 0 else 70)
+
+
+def _set_aside_if_large(log_path: str) -> None:
+    """Begin the daemon's own log anew once it is large; the one before is kept beside it."""
+    try:
+        if os.stat(log_path).st_size > OWN_LOG_BYTES:
+            os.replace(log_path, f"{log_path}.old")
+    except FileNotFoundError:
+        pass
 
 
 def _be_the_daemon(settings: Settings, read: Callable[[], Settings], log_fd: int, ready_read: int, ready_write: int) -> None:

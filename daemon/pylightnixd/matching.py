@@ -6,12 +6,13 @@ too long costs the child: the next question gets a new one.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Final, Optional
+from typing import Any, Optional
 
 import trio
 
@@ -26,9 +27,6 @@ from pylightnixd.workers import WorkerLost, WorkerPool
 
 __all__ = ["MatcherChild"]
 
-MATCHER_SECONDS: Final = 60.0
-"""How long a matcher may think."""
-
 
 @dataclass(slots=True, eq=False)
 class MatcherChild:
@@ -38,6 +36,8 @@ class MatcherChild:
     pool: WorkerPool
     layout: StoreLayout
     environment: Environment
+    seconds: float
+    """How long a matcher may think; zero is for ever."""
     _line: Optional[trio.SocketStream] = None
     _decoder: Decoder = field(default_factory=Decoder)
     _turn: trio.Lock = field(default_factory=trio.Lock)
@@ -51,11 +51,11 @@ class MatcherChild:
         """
         async with self._turn:
             try:
-                with trio.fail_after(MATCHER_SECONDS):
+                with trio.fail_after(self.seconds or math.inf):
                     return await self._ask(dref, matcher, candidates)
             except trio.TooSlowError as error:
                 self.close()
-                raise self._failure(dref, f"took longer than {MATCHER_SECONDS:g} s") from error
+                raise self._failure(dref, f"took longer than the daemon's matcher-timeout of {self.seconds:g} s") from error
             except (WorkerLost, ProtocolError, OSError, trio.BrokenResourceError) as error:
                 self.close()
                 raise self._failure(dref, f"was lost with its process ({error})") from error

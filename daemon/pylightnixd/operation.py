@@ -450,7 +450,9 @@ class Operation:
 
     async def _ask_child(self, action: AskMatcher, matcher: bytes) -> None:
         if self._child is None:
-            self._child = MatcherChild(self.id, self.builds.pool, self.hold.reader.layout, self.environment())
+            self._child = MatcherChild(
+                self.id, self.builds.pool, self.hold.reader.layout, self.environment(), self.builds.limits_now.matcher_seconds
+            )
         try:
             with self.telling.span("match", action.dref):
                 answer = await self._child.ask(action.dref, matcher, action.candidates)

@@ -8,16 +8,17 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Optional
+from typing import Any, Final, Optional
 
 import msgspec
 
 from pylightnix.errors import PylightnixException
 from pylightnix.protocol.errors_on_wire import error_to_wire, failed_row_from_dump
 from pylightnix.protocol.messages import FailedRow
+from pylightnix.protocol.worker_messages import BuildReport
 from pylightnix.types import DRef
 
-__all__ = ["BuildReport", "FailedBuild", "failed_row", "parse_report"]
+__all__ = ["FailedBuild", "failed_row", "parse_report"]
 
 _log = logging.getLogger("pylightnixd")
 
@@ -30,17 +31,6 @@ class FailedBuild(Exception):
     def __init__(self, row: FailedRow) -> None:
         self.row = row
         super().__init__(f"{row.code}: {row.message}")
-
-
-class BuildReport(msgspec.Struct, frozen=True):
-    """One message: the outputs' names, or the error."""
-
-    outputs: Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=255)]], msgspec.Meta(max_length=10_000)]
-    started: float
-    stopped: float
-    error: Optional[dict[str, Any]] = None
-    manifest: Optional[str] = None
-    """What the digest of the code covers, as JSON."""
 
 
 def parse_report(data: bytes) -> Optional[BuildReport]:

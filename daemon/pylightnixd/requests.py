@@ -21,6 +21,7 @@ from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import Draining, MessageInvalid, MissingLog, NoSuchClaim, NoSuchOperation, TooMany, UnknownMethod
 from pylightnix.protocol.limits import OPERATION_BYTES_MAX, OPERATIONS_BYTES_MAX, OPERATIONS_PER_USER_MAX, ROWS_PER_MESSAGE_MAX
 from pylightnix.protocol.vocabulary import Message
+from pylightnix.refs import isdref, isrref
 from pylightnix.types import DRef, RRef
 from pylightnixd.builds import Builds
 from pylightnixd.claims import Caller
@@ -506,6 +507,11 @@ def _context(data: bytes, where: str = "$.context") -> dict[DRef, list[RRef]]:
         value = msgspec.json.decode(data, type=dict[str, list[str]])
     except (msgspec.DecodeError, RecursionError) as error:
         raise MessageInvalid(f"not a context ({error})", where) from error
+    if canonical_bytes({dref: sorted(set(rrefs)) for dref, rrefs in value.items()}) != data:
+        raise MessageInvalid("not in canonical form, with sorted and distinct references", where)
+    for ref, is_one in [*((dref, isdref) for dref in value), *((rref, isrref) for rrefs in value.values() for rref in rrefs)]:
+        if not is_one(ref):
+            raise MessageInvalid(f"{ref!r:.200} is no reference of the kind that belongs there", where)
     return {DRef(dref): [RRef(rref) for rref in rrefs] for dref, rrefs in value.items()}
 
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -53,6 +54,8 @@ LINGER_SECONDS: Final = 2.0
 """How long clients of what ended in the drain may stay to ask about it."""
 TIDY_SECONDS: Final = 60.0
 DRAIN_SECONDS: Final = 30.0
+AT_ONCE_SECONDS: Final = 5.0
+"""How long threads that hash outputs hold up the end of a daemon that is to end at once."""
 FEATURES: Final[tuple[str, ...]] = ()
 FIXED: Final = ("layout", "socket_path", "socket_is_ours", "grace_seconds", "fetch")
 """Settings that hold for a daemon's whole life."""
@@ -197,8 +200,9 @@ class _Server:
                 if number == signal.SIGHUP:
                     self._take_settings(builds)
                     continue
-                if self.stop.is_set():
+                if self.stop.is_set() and not self.stop_now.is_set():
                     self.stop_now.set()
+                    _exit_soon()
                 _log.info("told to end by %s", signal.Signals(number).name)
                 self.stop.set()
 
@@ -303,6 +307,18 @@ class _Server:
                 os.unlink(ours)
             except OSError:
                 pass  # somebody has tidied up
+
+
+def _exit_soon() -> None:
+    """End this process even if a thread is in the midst of something: as after a power cut, what was acknowledged is there."""
+
+    def end() -> None:
+        _log.warning("outputs were still on their way into the store; they are given up, and were not told to anybody")
+        os._exit(75)
+
+    timer = threading.Timer(AT_ONCE_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -149,6 +149,7 @@ class SettingsFile(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     silent_timeout: Optional[Time] = None
     timeout_max: Optional[Time] = None
     silent_timeout_max: Optional[Time] = None
+    matcher_timeout: Optional[Time] = None
     memory: Optional[Size] = None
     tags: Optional[Tags] = None
     log_size: Optional[Size] = None

@@ -27,6 +27,7 @@ Builds are `queued`, then `running`, then `cancelling` or `placing` perhaps, and
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -157,6 +158,8 @@ class BuildTable:
         self.budget, self.grace_seconds = budget, grace_seconds
         self._entries: dict[str, TableEntry] = {}
         self._by_key: dict[BuildKey, list[str]] = {}
+        self._alike: Counter[tuple[DRef, str]] = Counter()
+        """How many builds there are of a derivation and context: they may differ in all else."""
         self._queues: dict[Needs, list[tuple[_Rank, str]]] = {}
         """For each size one heap; if the first of it cannot start, no other of it can."""
         self._unwanted: dict[str, None] = {}
@@ -255,6 +258,7 @@ class BuildTable:
         entry.rank = _rank(priority, path_seconds, entry)
         self._entries[entry.id] = entry
         self._by_key.setdefault(key, []).append(entry.id)
+        self._alike[key.dref, key.context_key] += 1
         self._enqueue(entry)
         return JoinedBuild(entry.id, new=True)
 
@@ -382,10 +386,15 @@ class BuildTable:
             self._unwanted[entry.id] = None
 
     def placing(self, build: str) -> None:
-        """Enter that every process of a build is dead and its outputs are being placed: what it took is free."""
+        """Enter that every process of a build is dead and its outputs are being placed: what it took is free.
+
+        Unless there is another build of the same derivation and context, which need not start once these outputs are seen.
+        """
         entry = self._entries[build]
         if entry.state is BuildState.queued:
             raise AssertionError(f"BUG: {build} is being placed and was not started")
+        if self._alike[entry.key.dref, entry.key.context_key] > 1:
+            return
         self._give_up(entry)
         entry.state, entry.lent, entry.waits, entry.devices = BuildState.placing, 0, 0, {}
         self._unwanted.pop(build, None)  # it is late to cancel it
@@ -410,6 +419,10 @@ class BuildTable:
             self._give_up(entry)
         del self._entries[entry.id]
         self._unwanted.pop(entry.id, None)
+        alike = entry.key.dref, entry.key.context_key
+        self._alike[alike] -= 1
+        if not self._alike[alike]:
+            del self._alike[alike]
         same = self._by_key[entry.key]
         same.remove(entry.id)
         if not same:
@@ -470,6 +483,7 @@ class BuildTable:
             (any(e.lent < min(e.waits, e.samples) for e in entries), "waits and has lent nothing"),
             (any(b not in self._entries for b in self._returning), "ended, but wants slots back"),
             (any(n > max(self.budget.of(k), self._overdrawn.get(k, 0)) for k, n in taken.items()), "more taken than there is"),
+            (self._alike != Counter((e.key.dref, e.key.context_key) for e in entries), "builds that are alike"),
             (sorted(b for bs in self._by_key.values() for b in bs) != sorted(self._entries), "builds by key"),
             (
                 any(e.state is BuildState.queued and e.cpus and (e.rank, e.id) not in waiting for e in entries),

@@ -21,14 +21,14 @@ from pylightnix.config import canonical_bytes
 from pylightnix.errors import InvalidOutput
 from pylightnix.protocol.errors import BuildDied, ProtocolError, WorkerFailed
 from pylightnix.protocol.messages import FailedRow
-from pylightnix.protocol.worker_messages import BuildEnded
+from pylightnix.protocol.worker_messages import BuildEnded, BuildReport
 from pylightnix.worker.children import how_it_ended
 from pylightnixd.durations import Durations
 from pylightnixd.hold import HeldStore
 from pylightnixd.jobs import BuildJob, RunningBuild
 from pylightnixd.limits import Limits
 from pylightnixd.logs import BuildLog
-from pylightnixd.report import REPORT_BYTES_MAX, BuildReport, failed_row, parse_report
+from pylightnixd.report import REPORT_BYTES_MAX, failed_row, parse_report
 from pylightnixd.resources import device_variables
 from pylightnixd.table import BuildTable
 from pylightnixd.workers import Worker, WorkerLost, WorkerPool

@@ -71,6 +71,19 @@ def takes_a_moment(S: StorageSettings, dref: DRef, context: Context, rarg: Argum
     return [out(S, dref)]
 
 
+def leaves_much(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    """Leave a file that takes no room on the disk, and a while to hash."""
+    folder = out(S, dref)
+    os.truncate(os.path.join(folder, "out.txt"), config(S, dref)["bytes"])
+    return [folder]
+
+
+def thinks_for_ever(S: StorageSettings, candidates: list[Any]) -> None:
+    """A matcher that never comes to an end."""
+    while True:
+        time.sleep(1)
+
+
 class Gate:
     """The test's side of `waits`."""
 

@@ -14,6 +14,7 @@ from tests.daemon import realizers, stages
 from tests.daemon.conftest import Daemon
 from tests.daemon.wire_client import WireClient, acknowledged, environment
 from tests.stores import text_of
+from tests.waiting import wait_until
 
 import pylightnix
 from pylightnix import Closure, DRef, Registry, RRef, StorageSettings, instantiate, match_all, match_some
@@ -229,6 +230,35 @@ def test_random_numbers_of_one_warm_worker_differ(daemon: Daemon, client: WireCl
 
 def key_of(S: Optional[StorageSettings], rref: RRef) -> int:
     return 1
+
+
+def test_questions_do_not_wait_for_outputs_to_be_hashed(daemon: Daemon, client: WireClient) -> None:
+    first = stages.one(daemon.plans, stages.chatters, name="first", lines=3)
+    assert client.build(first)[1].built == 1
+    large = stages.many(daemon.plans, max(2, os.cpu_count() or 1), stages.leaves_much, bytes=1 << 30)
+    operation = client.submit(large)
+    wait_until(lambda: [line.state for line in client.ps().builds] == ["placing"] * len(large.targets))
+    assert client.log(first.targets[0])
+    assert client.build(first)[1].built == 0
+    assert [line.state for line in client.ps().builds] == ["placing"] * len(large.targets), "they are hashed still"
+    assert client.wait(operation).built == len(large.targets)
+
+
+def test_a_queued_build_that_others_made_needless_is_not_run(tmp_path: Path) -> None:
+    gate = stages.Gate(tmp_path)
+    with Daemon(tmp_path / "store", "--jobs", "1").wait_ready() as daemon, daemon.client() as client:
+        in_the_way = client.submit(stages.one(daemon.plans, stages.waits, name="in-the-way", gate=gate.path))
+        gate.wait_hello()
+        closure = stages.one(daemon.plans, stages.plain)
+        # Builds of their own, for they are to run with different umasks; but either will do for both.
+        operations = [client.submit(closure, environment(umask=umask)) for umask in (0o022, 0o077)]
+        wait_until(lambda: [line.state for line in client.ps().builds] == ["running", "queued", "queued"])
+        gate.go()
+        assert client.wait(in_the_way).built == 1
+        results = [client.wait(operation) for operation in operations]
+        assert sorted((result.built, result.reused + result.joined) for result in results) == [(0, 1), (1, 0)]
+        one, other = (client.rows(operation, "matched") for operation in operations)
+        assert one == other
 
 
 def test_a_python_matcher(daemon: Daemon, client: WireClient) -> None:

@@ -20,8 +20,9 @@ from tests.stores import AS_ROOT, OTHER_UID, in_child
 
 from pylightnix import PylightnixException
 from pylightnix.protocol import messages as m
-from pylightnix.protocol.errors import MessageInvalid, TooMany
+from pylightnix.protocol.errors import MessageInvalid, NotYours, TooMany
 from pylightnix.travel import pack_realizer
+from pylightnixd.report import parse_report
 
 HELLO = msgpack.packb([0, 1, "hello", [{"versions": [1], "features": [], "client": "hostile"}]])
 DEADLINE_SECONDS = 30.0
@@ -250,6 +251,9 @@ def test_a_method_that_there_is_not(daemon: Daemon) -> None:
     assert by_id[2][2]["code"] == "unknown-method"
 
 
+TWICE = f'{{"dref:{"0" * 32}-a":["rref:{"1" * 32}-{"0" * 32}-a","rref:{"1" * 32}-{"0" * 32}-a"]}}'.encode()
+
+
 @pytest.mark.parametrize(
     ("method", "params", "field"),
     [
@@ -261,6 +265,9 @@ def test_a_method_that_there_is_not(daemon: Daemon) -> None:
         ("query", {"what": "drefrrefsC", "dref": f"dref:{'0' * 32}-x", "context": b"{]"}, "$.context"),
         ("query", {"what": "drefrrefsC", "dref": f"dref:{'0' * 32}-x", "context": b"[]"}, "$.context"),
         ("query", {"what": "drefrrefsC", "dref": f"dref:{'0' * 32}-x", "context": b'{"a":3}'}, "$.context"),
+        ("query", {"what": "drefrrefsC", "dref": f"dref:{'0' * 32}-x", "context": b"{ }"}, "$.context"),
+        ("query", {"what": "drefrrefsC", "dref": f"dref:{'0' * 32}-x", "context": b'{"a":["b"]}'}, "$.context"),
+        ("query", {"what": "drefrrefsC", "dref": f"dref:{'0' * 32}-x", "context": TWICE}, "$.context"),
         ("register", {"configs": [b"{ }"]}, "$.configs[0]"),
         ("register", {"configs": [b"{}", b"\xff\xff"]}, "$.configs"),
         ("register", {"configs": [b'{"a":' + b"[" * 900 + b"]" * 900 + b"}"]}, "$.configs[0]"),
@@ -327,9 +334,27 @@ def test_questions_about_what_there_is_not(daemon: Daemon, client: WireClient) -
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="it takes root to be another user")
-def test_another_user_is_refused(daemon: Daemon, open_folder: Path) -> None:
-    with pytest.raises(PermissionError):
-        in_child(lambda: WireClient(daemon.socket_path).status(), uid=OTHER_UID)
+def test_another_user_is_refused(open_folder: Path) -> None:
+    with Daemon(open_folder / "store").wait_ready() as daemon:
+        with pytest.raises(PermissionError):
+            in_child(lambda: WireClient(daemon.socket_path).status(), uid=OTHER_UID)
+        for path in (daemon.root, daemon.socket_path):
+            os.chmod(path, 0o777)  # the kernel lets everybody in now; the daemon does not
+        with pytest.raises(NotYours):
+            in_child(lambda: WireClient(daemon.socket_path).status(), uid=OTHER_UID)
+
+
+def test_a_report_is_believed_only_if_it_can_be_true() -> None:
+    """A realizer can write what it likes on the pipe on which the process that runs it reports."""
+    report = {"outputs": ["out"], "error": None, "manifest": None, "started": 1.0, "stopped": 2.0}
+    assert parse_report(msgpack.packb(report)) is not None
+    names = ["sub/deep", "out/", "/out", "..", ".", "", "a\0b", "x" * 256]
+    lies: list[dict[str, object]] = [{"outputs": [name]} for name in names]
+    lies += [{"outputs": "out"}, {"started": float("nan")}, {"started": -1.0}, {"stopped": float("inf")}, {"error": "none"}]
+    for lie in lies:
+        assert parse_report(msgpack.packb({**report, **lie})) is None, lie
+    for cut in range(len(msgpack.packb(report))):
+        assert parse_report(msgpack.packb(report)[:cut]) is None
 
 
 # --- where it listens -----------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ from tests.daemon import stages
 from tests.daemon.conftest import Daemon, is_alive
 from tests.daemon.wire_client import WireClient, acknowledged
 from tests.soundness import check_sound
+from tests.waiting import wait_until
 
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import Draining
+from pylightnixd.main import OWN_LOG_BYTES
 
 # --- ending -----------------------------------------------------------------------------------------------
 
@@ -120,6 +122,25 @@ def test_a_second_sigterm_ends_it_at_once(daemon: Daemon, client: WireClient, tm
     check_sound(daemon.S)
 
 
+@pytest.mark.slow
+def test_a_second_sigterm_does_not_wait_for_outputs_to_be_hashed(daemon: Daemon, client: WireClient) -> None:
+    kept = stages.one(daemon.plans, stages.plain, name="kept")
+    operation, _ = client.build(kept)
+    rrefs = acknowledged(client.matched(operation).values())
+    client.submit(stages.one(daemon.plans, stages.leaves_much, bytes=64 << 30))
+    wait_until(lambda: [line.state for line in client.ps().builds] == ["placing"])
+    daemon.signal()
+    daemon.wait_said("told to end")
+    daemon.signal()
+    assert daemon.wait() == 75
+    daemon_again = Daemon(Path(daemon.root)).wait_ready()
+    with daemon_again:
+        with daemon_again.client() as again:
+            assert again.build(kept)[1].built == 0
+            assert again.ps().builds == []
+        daemon_again.stop_soundly(rrefs)
+
+
 def test_it_ends_when_idle(tmp_path: Path) -> None:
     with Daemon(tmp_path / "store", "--exit-when-idle", "0.3") as daemon:
         daemon.wait_ready()
@@ -133,6 +154,10 @@ def test_it_ends_when_idle(tmp_path: Path) -> None:
 
 
 def test_a_detached_start(tmp_path: Path) -> None:
+    log = tmp_path / "store" / "logs" / "pylightnixd.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    os.truncate(log, OWN_LOG_BYTES + 1)
     command = [sys.executable, "-m", "pylightnixd", "--store", str(tmp_path / "store")]
     started = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert started.returncode == 0, started.stderr
@@ -143,7 +168,9 @@ def test_a_detached_start(tmp_path: Path) -> None:
         with WireClient(said["socket"]) as client:
             assert client.status().pid == client.welcome.pid == pid
             assert os.getsid(pid) == pid
-        assert os.path.exists(said["log"])
+        assert said["log"] == str(log)
+        assert log.stat().st_size < OWN_LOG_BYTES, "begun anew, for it had become long"
+        assert log.with_name("pylightnixd.log.old").stat().st_size > OWN_LOG_BYTES
     finally:
         os.kill(pid, signal.SIGTERM)
         ended = select.select([process], [], [], 60)[0]

@@ -18,7 +18,7 @@ from tests.daemon.wire_client import WireClient, acknowledged, environment
 from pylightnix import instantiate
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import MissingLog, TooMany
-from pylightnix.protocol.limits import BLOB_PIECE_BYTES_MAX, OPERATION_BYTES_MAX, OPERATIONS_BYTES_MAX
+from pylightnix.protocol.limits import BLOB_PIECE_BYTES_MAX, OPERATION_BYTES_MAX, OPERATIONS_BYTES_MAX, OPERATIONS_PER_USER_MAX
 from pylightnixd.logfolder import COMPRESS_BYTES
 
 HELLO = msgpack.packb([0, 1, "hello", [{"versions": [1], "features": [], "client": "hostile"}]])
@@ -146,6 +146,27 @@ def crowded(tmp_path: Path) -> Iterator[tuple[Daemon, str]]:
         with daemon.wait_ready().client() as client:
             assert client.build(closure)[1].ok
         yield daemon, closure.targets[0]
+
+
+def test_a_matcher_that_thinks_too_long(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "store", "--matcher-timeout", "0.5").wait_ready() as daemon, daemon.client() as client:
+        operation, result = client.build(stages.one(daemon.plans, stages.plain, matcher=stages.thinks_for_ever))
+        assert result.failed == 1
+        (row,) = client.failed(operation)
+        assert row.code == "matcher-lost"
+        assert "took longer than the daemon's matcher-timeout of 0.5 s" in row.message
+        assert client.build(stages.one(daemon.plans, stages.plain, name="next"))[1].built == 1
+
+
+def test_a_user_may_have_so_many_operations(daemon: Daemon, client: WireClient) -> None:
+    closure = stages.one(daemon.plans, stages.plain)
+    for _ in range(OPERATIONS_PER_USER_MAX):
+        operation = client.open(closure)
+    with daemon.client() as other, pytest.raises(TooMany, match="operations of one user"):
+        other.open(closure)
+    client.commit(operation)
+    assert client.wait(operation).built == 1
+    assert client.build(closure)[1].built == 0
 
 
 def test_who_floods_with_questions_and_never_reads(crowded: tuple[Daemon, str]) -> None:

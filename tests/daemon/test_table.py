@@ -422,12 +422,22 @@ def test_what_is_being_placed_leaves_room_for_others_and_may_be_joined() -> None
     assert (table.busy, table.taken("gpu")) == (0, 0)
     assert table.actions(1) == [Release(second)]
     assert table.want(1, "p", _key("first")).build == first
-    assert table.want(1, "p", _key("first"), forced=True).new
     table.leave(2, "o")
     table.leave(2, "p", first)
     assert table.actions(9) == [CancelBuild(second)], "it is late to cancel what is being placed"
     table.ended(first)
     table.check_invariants()
+
+
+def test_what_is_being_placed_gives_no_slot_to_those_who_may_be_content_with_it() -> None:
+    table = BuildTable(Budget(1), 1.0)
+    first = table.want(0, "o", _key()).build
+    table.actions(0)
+    forced = table.want(0, "p", _key(), forced=True).build
+    table.placing(first)
+    assert (table.actions(1), table.busy) == ([], 1)
+    table.ended(first)
+    assert table.actions(2) == [Release(forced)]
 
 
 def test_what_is_being_placed_wants_nothing_back() -> None:
@@ -498,9 +508,12 @@ class TableMachine(RuleBasedStateMachine):
             assert entry is not None
             busy, had = self.table.busy, entry.held.get("cpus", 0)
             self.table.placing(build)
-            assert busy - self.table.busy == had
-            self.waits.pop(build, None)
-            self.resuming.pop(build, None)
+            if entry.state is BuildState.placing:
+                assert busy - self.table.busy == had
+                self.waits.pop(build, None)
+                self.resuming.pop(build, None)
+            else:
+                assert any(other.key.dref == entry.key.dref for other in self.table.entries() if other is not entry)
 
     @rule(which=st.integers(0, 9), left=st.integers(0, 9))
     def samples_left(self, which: int, left: int) -> None:

@@ -6,7 +6,7 @@ their number is part of the method. Must not know how a worker forks or a daemon
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Optional, TypeAlias
+from typing import Annotated, Any, Final, Literal, Optional, TypeAlias
 
 from msgspec import Meta, field
 
@@ -19,6 +19,7 @@ __all__ = [
     "Build",
     "BuildEnded",
     "BuildKind",
+    "BuildReport",
     "Forked",
     "Kill",
     "MATCHER_VOCABULARY",
@@ -88,6 +89,16 @@ class BuildEnded(Message, frozen=True, kw_only=True):
     pid: v.Pid
     exit_code: Optional[v.Status] = None
     signal: Optional[v.Status] = None
+
+
+class BuildReport(Message, frozen=True, kw_only=True):
+    """What a build says of itself on its status pipe: the names of its outputs in the build folder, or the error."""
+
+    outputs: Annotated[list[v.FolderName], Meta(max_length=10_000)]
+    error: Optional[dict[str, Any]] = None
+    manifest: Optional[str] = None
+    started: v.Seconds
+    stopped: v.Seconds
 
 
 class Matcher(Message, frozen=True, kw_only=True):
