@@ -128,7 +128,10 @@ class Dialogue:
         """Return the next notice of an operation that was subscribed to; None if there is none now."""
         waiting = self._notices.get(operation)
         if waiting:
-            return waiting.popleft()
+            found = waiting.popleft()
+            if isinstance(found, m.Ended):
+                del self._notices[operation]  # nothing follows
+            return found
         if self.ended is not None:
             raise self.ended
         return None

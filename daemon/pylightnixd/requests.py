@@ -70,6 +70,8 @@ class Requests:
     callers: dict[int, Caller] = field(default_factory=dict)
     """Sessions that have begun an operation."""
     watches: dict[tuple[int, str], Watch] = field(default_factory=dict)
+    attached: dict[Session, list[str]] = field(default_factory=dict)
+    """The operations that each connection is a client of, by name."""
     insertions: Insertions = field(init=False)
     quiet: trio.Event = field(default_factory=trio.Event)
     """Set whenever the last operation that runs has ended."""
@@ -296,12 +298,14 @@ class Requests:
         if key in self.watches:
             raise MessageInvalid("this connection watches that operation already", "$.operation")
         watch = self.watches[key] = Watch(session, operation, params.log, params.credit)
-        session.start(watch.run)
 
-        def forget() -> None:
-            self.watches.pop(key, None)
+        async def run() -> None:
+            try:
+                await watch.run()
+            finally:
+                self.watches.pop(key, None)
 
-        session.on_end.append(forget)
+        session.start(run)
         return m.Done()
 
     async def cancel(self, session: Session, params: m.Cancel) -> m.Done:
@@ -323,13 +327,21 @@ class Requests:
 
     def _attach(self, session: Session, operation: Operation) -> None:
         operation.clients += 1
+        if session not in self.attached:
+            self.attached[session] = []
+            session.on_end.append(lambda: self._leave(session))
+        # By name: a connection may live long, and what is forgotten here is to be gone.
+        known = self.attached[session] = [name for name in self.attached[session] if name in self.operations]
+        known.append(operation.id)
 
-        def leave() -> None:
-            operation.clients -= 1
-            if operation.clients == 0 and operation.state is not OperationState.ended:
-                self._cancel(operation)
-
-        session.on_end.append(leave)
+    def _leave(self, session: Session) -> None:
+        """Let go the operations of a connection that is over; one that nobody else has is cancelled."""
+        for name in self.attached.pop(session):
+            operation = self.operations.get(name)
+            if operation is not None:
+                operation.clients -= 1
+                if operation.clients == 0 and operation.state is not OperationState.ended:
+                    self._cancel(operation)
 
     # --- work that the caller does --------------------------------------------------------------------
 

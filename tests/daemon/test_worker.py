@@ -341,7 +341,6 @@ def test_the_worker_is_not_the_main_program_of_a_build(worker: Worker) -> None:
 
 
 def test_random_numbers_differ_from_build_to_build(worker: Worker) -> None:
-    pytest.importorskip("numpy")
     runs = [worker.build(realizers.draws) for _ in range(2)]
     running = [worker.start(realizers.draws) for _ in range(4)]
     drawn = [value(run) for run in [*runs, *map(worker.finish, running)]]

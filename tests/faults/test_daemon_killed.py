@@ -78,7 +78,7 @@ def survive(tmp_path: Path, count: int, rounds: int) -> None:
 
 
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    survive(tmp_path, 100, 3)
+    survive(tmp_path, 300, 3)
 
 
 @pytest.mark.slow
