@@ -93,6 +93,12 @@ class StepKind(Enum):
     build = "build"
     unknown = "unknown"
     """Depends on something that would be built, so its candidates are not known yet."""
+    failed = "failed"
+    """Its matcher fails."""
+    refused = "refused"
+    """It would be built, and must not be."""
+    skipped = "skipped"
+    """Depends on something that fails or is refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ nodes where the planner keeps counts; at the end it checks laws over the history
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -184,7 +185,10 @@ class Model:
         return actions
 
     def _build(self, dref: DRef) -> list[Action]:
-        if self.case.dry_run:
+        if self.case.dry_run and dref in self.case.assert_realized:
+            self.state[dref] = "refused"
+            self._spread(dref, "skipped")
+        elif self.case.dry_run:
             self.would_build.add(dref)
             self.state[dref] = "unknown"
             self._spread(dref, "unknown")
@@ -205,7 +209,8 @@ class Model:
 
     def _spread(self, dref: DRef, state: str) -> None:
         for above in self.case.order:
-            if self.state[above] == "waiting" and dref in self.case.below(above):
+            undecided = ("waiting", "unknown") if state == "skipped" else ("waiting",)
+            if self.state[above] in undecided and dref in self.case.below(above):
                 self.state[above] = state
                 if state == "skipped":
                     self.cause[above] = dref
@@ -271,7 +276,7 @@ class Run:
     def check_states(self) -> None:
         assert {dref: self.plan.state(dref).value for dref in self.case.order} == self.model.state
         assert self.plan.matched_rrefs() == {rref for rrefs in self.model.matched.values() for rref in rrefs}
-        final = ("settled", "failed", "skipped", "unknown")
+        final = ("settled", "failed", "skipped", "unknown", "refused")
         assert (self.plan.done, self.plan.total) == (
             sum(state in final for state in self.model.state.values()),
             len(self.case.order),
@@ -372,9 +377,9 @@ def check_outcome(case: Case, model: Model, outcome: PlanOutcome) -> None:
     assert outcome.matched == model.matched
     assert [(dref, type(error)) for dref, error in outcome.failed] == model.failed
     assert dict(outcome.skipped) == model.cause
-    failed = [dref for dref, _ in outcome.failed]
+    causes = [dref for dref, _ in outcome.failed] + [dref for dref, state in model.state.items() if state == "refused"]
     for dref, cause in outcome.skipped:
-        assert cause in failed
+        assert cause in causes
         assert cause in case.below(dref)
     for dref, rrefs in outcome.matched.items():
         assert rrefs == sorted(set(rrefs)) != []
@@ -394,7 +399,7 @@ def check_partition(case: Case, model: Model, outcome: PlanOutcome) -> None:
     assert len(told) == len(set(told)), "no derivation is told of twice"
     assert {*outcome.built, *outcome.joined, *outcome.reused} == set(outcome.matched)
     untold = set(case.order) - set(told)
-    assert untold == {dref for dref, state in model.state.items() if state in ("waiting", "unknown")}
+    assert untold == {dref for dref, state in model.state.items() if state in ("waiting", "unknown", "refused")}
     if not case.dry_run and (case.keep_going or not failed):
         assert untold == set()
     rank = {dref: i for i, dref in enumerate(case.order)}
@@ -416,6 +421,8 @@ def check_steps(case: Case, model: Model, outcome: PlanOutcome) -> None:
             assert step.kind is StepKind.reuse
         elif step.dref in model.would_build:
             assert step.kind is StepKind.build
+        elif model.state[step.dref] in ("failed", "refused", "skipped"):
+            assert step.kind is StepKind(model.state[step.dref])
         else:
             assert step.kind is StepKind.unknown
         assert step.reason
@@ -643,6 +650,8 @@ class World:
     broken: frozenset[DRef] = frozenset()
     picky: frozenset[DRef] = frozenset()
     """Matchers of these take one realization, others all."""
+    moods: dict[DRef, str] = field(default_factory=dict)
+    """What other matchers do, one of `MOODS`."""
     realizations: dict[str, list[Candidate]] = field(default_factory=dict)
     builds: list[DRef] = field(default_factory=list)
 
@@ -650,8 +659,7 @@ class World:
         if isinstance(action, FindCandidates):
             return CandidatesFound(action.dref, list(self.realizations.get(self._key(action), [])))
         if isinstance(action, AskMatcher):
-            rrefs = [candidate.rref for candidate in action.candidates]
-            return MatcherAnswered(action.dref, (rrefs[:1] if action.dref in self.picky else rrefs) or None)
+            return self._match(action.dref, [candidate.rref for candidate in action.candidates])
         if isinstance(action, StartBuild):
             self.builds.append(action.dref)
             if action.dref in self.broken:
@@ -662,8 +670,19 @@ class World:
         assert isinstance(action, Commit)
         return Committed()
 
+    def _match(self, dref: DRef, rrefs: list[RRef]) -> Fact:
+        mood = self.moods.get(dref)
+        if mood == "raises" or (mood == "takes only one" and len(rrefs) > 1):
+            return Failed(dref, LookupError("matcher"))
+        if mood in ("wants more", "wants nothing"):
+            return MatcherAnswered(dref, None if mood == "wants more" else [])
+        return MatcherAnswered(dref, (rrefs[:1] if dref in self.picky else rrefs) or None)
+
     def _key(self, action: FindCandidates | StartBuild) -> str:
         return json.dumps([action.dref, action.context], sort_keys=True)
+
+
+MOODS = ("raises", "takes only one", "wants more", "wants nothing")
 
 
 def turn(case: Case, world: World, choose: Callable[[list[Action]], int] = lambda outstanding: 0) -> PlanOutcome:
@@ -723,6 +742,61 @@ def test_the_order_of_answers_does_not_change_what_is_realized(case: Case, data:
     assert sorted(mixed.builds) == sorted(one_by_one.builds) == sorted(reachable)
 
 
+@settings(deadline=None, max_examples=150)
+@given(case=cases(), data=st.data())
+def test_a_dry_run_tells_what_a_run_then_does(case: Case, data: st.DataObject) -> None:
+    world = World(picky=data.draw(subsets(case)))
+    turn(plainly(case, keep_going=True), world)
+    lose_some(world, data)
+    world.broken, world.builds = data.draw(subsets(case)), []
+    world.moods = {dref: data.draw(st.sampled_from(MOODS)) for dref in sorted(data.draw(subsets(case)))}
+
+    def any_of(outstanding: list[Action]) -> int:
+        return data.draw(st.integers(0, len(outstanding) - 1))
+
+    wished = partial(plainly, case, forced=case.forced, assert_realized=case.assert_realized)
+    untouched = copy.deepcopy(world)
+    dry = turn(wished(dry_run=True, keep_going=True), untouched, any_of)
+    assert (untouched.builds, untouched.realizations) == ([], world.realizations)
+    real = turn(wished(keep_going=case.keep_going), world, any_of)
+    check_told(case, dry, real, world.builds)
+
+
+def lose_some(world: World, data: st.DataObject) -> None:
+    """Take some realizations out of a store, so that of some derivations all are there, of others one or none."""
+    for key in sorted(world.realizations):
+        world.realizations[key] = world.realizations[key][: data.draw(st.integers(0, 2))]
+
+
+def check_told(case: Case, dry: PlanOutcome, real: PlanOutcome, begun: Sequence[DRef]) -> None:
+    """What was done is what was told; and all that was told is done, but for what a failure keeps from being begun."""
+    told = {step.dref: step.kind for step in dry.steps}
+    assert list(told) == case.order
+    failures = {dref: type(error) for dref, error in real.failed}
+    skipped = {dref for dref, _ in real.skipped}
+    done = {
+        StepKind.reuse: set(real.reused),
+        StepKind.build: set(begun),
+        StepKind.failed: set(failures) - set(begun),
+        StepKind.refused: {dref for dref, kind in failures.items() if kind is NotRealized},
+        StepKind.skipped: skipped,
+    }
+    done[StepKind.failed] -= done[StepKind.refused]
+    uncertain = {dref for dref in case.order if told[dref] is StepKind.unknown}
+    for kind, drefs in done.items():
+        expected = {dref for dref in case.order if told[dref] is kind}
+        # A build may fail, which no dry run knows, and then what is above it is skipped.
+        assert drefs <= expected | uncertain
+        if case.keep_going or not failures:
+            assert expected <= drefs
+    for dref in uncertain:
+        assert any(told[below] is StepKind.build for below in case.below(dref))
+    for dref, error in dry.failed:
+        assert failures.get(dref, type(error)) is type(error)
+    for dref, rrefs in dry.matched.items():
+        assert real.matched.get(dref, rrefs) == rrefs
+
+
 def test_no_derivations_at_all() -> None:
     run = Run(Case([], {}))
     assert run.outstanding == [Commit()]
@@ -733,5 +807,5 @@ def test_no_derivations_at_all() -> None:
 def test_the_states_of_the_model_are_those_of_the_planner() -> None:
     asked_only = {NodeState.asking}  # see test_planner_asking
     assert {state.value for state in set(NodeState) - asked_only} == {
-        *("waiting", "finding", "matching", "building", "settled", "failed", "skipped", "unknown")
+        *("waiting", "finding", "matching", "building", "settled", "failed", "skipped", "unknown", "refused")
     }

@@ -351,7 +351,7 @@ def test_a_dry_run_of_a_chain() -> None:
 def test_a_dry_run_says_why_something_would_be_built() -> None:
     world = World(CHAIN)
     world.realize()
-    forced = world.realize(dry_run=True, forced=[B], assert_realized=[B])
+    forced = world.realize(dry_run=True, forced=[B])
     assert [(step.kind, step.reason) for step in forced.steps] == [
         (StepKind.reuse, "1 of 1 realizations match"),
         (StepKind.build, "forced"),
@@ -363,13 +363,47 @@ def test_a_dry_run_says_why_something_would_be_built() -> None:
     assert world.builds == []
 
 
-def test_a_dry_run_in_which_a_matcher_fails_tells_the_rest_as_unknown() -> None:
+def test_a_dry_run_in_which_a_matcher_fails_skips_what_is_above() -> None:
     world = World(CHAIN)
     world.realize()
     world.matchers["b"] = lambda rrefs: []
     outcome = world.realize(dry_run=True)
-    assert [step.kind for step in outcome.steps] == [StepKind.reuse, StepKind.unknown, StepKind.unknown]
+    assert outcome.steps[1:] == [
+        PlanStep(B, StepKind.failed, "its matcher fails"),
+        PlanStep(C, StepKind.skipped, f"depends on {B}, which fails"),
+    ]
     assert [failed for failed, _ in outcome.failed] == [B]
+
+
+def test_a_dry_run_says_what_must_not_be_built_and_does_not_fail_for_it() -> None:
+    world = World(CHAIN)
+    world.realize()
+    outcome = world.realize(dry_run=True, forced=[B], assert_realized=[A, B])
+    assert [(step.kind, step.reason) for step in outcome.steps] == [
+        (StepKind.reuse, "1 of 1 realizations match"),
+        (StepKind.refused, "forced"),
+        (StepKind.skipped, f"depends on {B}, which must not be built"),
+    ]
+    assert (outcome.failed, outcome.skipped) == ([], [(C, B)])
+
+
+@pytest.mark.parametrize("graph", [{"a": [], "b": [], "c": ["a", "b"], "d": ["c"]}, {"b": [], "a": [], "c": ["a", "b"], "d": ["c"]}])
+def test_what_fails_decides_what_is_above_something_that_would_be_built(graph: dict[str, list[str]]) -> None:
+    world = World(graph, matchers={"b": lambda rrefs: []})
+    outcome = world.realize(dry_run=True)
+    kinds = {step.dref: step.kind for step in outcome.steps}
+    assert kinds == {A: StepKind.build, B: StepKind.failed, C: StepKind.skipped, D: StepKind.skipped}
+    assert outcome.skipped == [(C, B), (D, B)]
+
+
+def test_a_dry_run_that_stops_at_a_failure_says_what_was_not_looked_at() -> None:
+    world = World({"a": [], "b": [], "c": ["b"]}, matchers={"a": lambda rrefs: []})
+    world.store = {_place(FindCandidates(B, {})): [rref("b", 1)]}
+    assert world.realize(dry_run=True).steps[1:] == [
+        PlanStep(B, StepKind.reuse, "1 of 1 realizations match"),
+        PlanStep(C, StepKind.unknown, "was not looked at, because something else fails"),
+    ]
+    assert world.realize(dry_run=True, keep_going=True).steps[2].kind is StepKind.build
 
 
 # --- failures ---------------------------------------------------------------------------------------

@@ -16,7 +16,10 @@ A derivation that the plan is told to ask about starts at asking: the caller set
 matcher, or has it built as if it were forced. With `ask_on_failure`, one that failed goes there too.
 
 and from any of them to `failed` (its own matcher or realizer failed, or its commit), `skipped`
-(something below it failed) or, in a dry run, `unknown` (it would be built, or depends on what would).
+(something below it failed) or, in a dry run, `unknown` (it would be built, or depends on what would)
+and `refused` (it would be built, and must not be). What is above a refused one is `skipped`. A dry run does
+not know what is above what would be built, but what fails or is refused beside that decides it: from
+`unknown`, too, a derivation goes to `skipped`.
 A matcher that asks for a build again after one was made has refused, which is a failure.
 
 When every derivation is in a final state, `Commit` is given, and only after `Committed` comes
@@ -71,13 +74,18 @@ class NodeState(Enum):
     failed = "failed"
     skipped = "skipped"
     unknown = "unknown"
+    refused = "refused"
 
     # There is one object for each state, so its address will do: Enum's own hash is Python code, and each
     # step of a plan looks states up in the sets below.
     __hash__ = object.__hash__
 
 
-_FINAL = frozenset({NodeState.settled, NodeState.failed, NodeState.skipped, NodeState.unknown})
+_FINAL = frozenset({NodeState.settled, NodeState.failed, NodeState.skipped, NodeState.unknown, NodeState.refused})
+_CAUSES = frozenset({NodeState.failed, NodeState.skipped, NodeState.refused})
+"""Of which one is directly below whatever is skipped."""
+_WAITING = frozenset({NodeState.waiting})
+_UNDECIDED = _WAITING | {NodeState.unknown}
 _BUSY = frozenset({NodeState.asking, NodeState.finding, NodeState.matching, NodeState.building})
 
 
@@ -111,7 +119,7 @@ class PlanOutcome:
     failed: list[tuple[DRef, BaseException]]
     """In the order in which they failed."""
     skipped: list[tuple[DRef, DRef]]
-    """(derivation, the failed one below it)"""
+    """(derivation, the failed one below it; in a dry run perhaps one that must not be built)"""
     steps: list[PlanStep]
     """What a dry run found; empty otherwise."""
 
@@ -125,7 +133,7 @@ class Plan:
         forced: build these whatever there is.
         ask: ask the caller about these before anything else.
         ask_on_failure: ask the caller about what fails, instead of failing it.
-        assert_realized: fail these rather than build them.
+        assert_realized: fail these rather than build them. A dry run, which fails nothing for that, says so in its steps.
         dry_run: ask matchers, build nothing.
         keep_going: after a failure go on with what does not depend on it.
     """
@@ -302,11 +310,14 @@ class Plan:
 
     def _want_build(self, node: _Node, reason: str, actions: list[Action]) -> None:
         node.reason = reason
-        if self.is_dry_run:
+        if self.is_dry_run and node.dref in self._assert_realized:
+            self._set(node, NodeState.refused)
+            self._skip_above(node, "must not be built")
+        elif self.is_dry_run:
             node.would_build = True
             self._set(node, NodeState.unknown)
             because = f"depends on {node.dref}, which would be built"
-            for above in self._above(node):
+            for above in self._above(node, _WAITING):
                 above.reason = because
                 self._set(above, NodeState.unknown)
         elif node.dref in self._assert_realized:
@@ -328,17 +339,17 @@ class Plan:
             raise AssertionError(f"BUG: {node.dref} was withdrawn, and nothing has failed")
         self._set(node, NodeState.waiting)
 
-    def _above(self, node: _Node) -> list[_Node]:
-        """Return what waits for `node`, at any distance.
+    def _above(self, node: _Node, states: frozenset[NodeState]) -> list[_Node]:
+        """Return what is above `node` in these states, at any distance.
 
-        What is above a skipped or unknown derivation is so too, hence no walk beyond those: each
-        derivation is walked over once in the life of the plan.
+        What is above a skipped derivation is so too, and above an unknown one unknown or skipped, hence no walk
+        beyond others: each derivation is walked over twice at most in the life of the plan.
         """
         found: dict[DRef, _Node] = {}
         stack = [node]
         while stack:
             for dependent in stack.pop().dependents:
-                if dependent.dref not in found and dependent.state is NodeState.waiting:
+                if dependent.dref not in found and dependent.state in states:
                     found[dependent.dref] = dependent
                     stack.append(dependent)
         return list(found.values())
@@ -349,12 +360,18 @@ class Plan:
             return
         self._failed.append((node.dref, error))
         node.matched = None
+        node.reason = "its matcher fails"  # told of dry runs only, in which no realizer can
         self._set(node, NodeState.failed)
-        for above in self._above(node):
-            self._skipped[above.dref] = node.dref
-            self._set(above, NodeState.skipped)
+        self._skip_above(node, "fails")
         if not self._keep_going:
             self._stopping = True
+
+    def _skip_above(self, node: _Node, what: str) -> None:
+        because = f"depends on {node.dref}, which {what}"
+        for above in self._above(node, _UNDECIDED):
+            above.reason = because
+            self._skipped[above.dref] = node.dref
+            self._set(above, NodeState.skipped)
 
     def _on_commit(self, fact: Committed | CommitFailed) -> list[Action]:
         if self._phase != "committing":
@@ -366,6 +383,7 @@ class Plan:
                 lost = gone or any(self._nodes[dep].state is NodeState.failed for dep in node.deps)
                 if lost and node.state is NodeState.settled:
                     node.matched = None
+                    node.reason = "what it was realized as is lost"
                     self._failed.append((node.dref, fact.error))
                     self._set(node, NodeState.failed)
         return [Finish()]
@@ -412,7 +430,9 @@ class Plan:
                 ((node.matched is not None) != (node.state is NodeState.settled), "matched but not settled, or the reverse"),
                 (self._phase == "running" and node.waits_for != unsettled, "count of awaited dependencies"),
                 (self._phase == "running" and started and unsettled > 0, "started before its dependencies"),
-                (node.state is NodeState.skipped and not below & {NodeState.failed, NodeState.skipped}, "skipped without a cause"),
+                (node.state is NodeState.skipped and not below & _CAUSES, "skipped without a cause"),
+                (node.state not in _CAUSES and bool(below & _CAUSES), "not skipped with a cause"),
+                (node.state is NodeState.refused and not self.is_dry_run, "refused, and not in a dry run"),
                 (node.built and self.is_dry_run, "built in a dry run"),
                 (node.built and node.dref in self._assert_realized, "built against assert_realized"),
             ]
@@ -428,6 +448,8 @@ def _report(problems: list[tuple[bool, str]], where: str) -> None:
 def _step(node: _Node) -> PlanStep:
     if node.state is NodeState.settled:
         return PlanStep(node.dref, StepKind.reuse, f"{len(node.matched or ())} of {len(node.candidates)} realizations match")
-    if node.state is NodeState.unknown and node.would_build:
+    if node.would_build:
         return PlanStep(node.dref, StepKind.build, node.reason)
-    return PlanStep(node.dref, StepKind.unknown, node.reason or node.state.value)
+    if node.state is NodeState.waiting:
+        return PlanStep(node.dref, StepKind.unknown, "was not looked at, because something else fails")
+    return PlanStep(node.dref, StepKind(node.state.value), node.reason)
