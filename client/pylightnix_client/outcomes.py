@@ -83,22 +83,28 @@ def outcome_of(
         found[part] = (yield from parts(operation, part)) if getattr(result, part) else []
     matched = cast("list[m.MatchedRow]", (yield from parts(operation, "matched")))
     steps = cast("list[m.StepRow]", (yield from parts(operation, "steps")) if dry_run else [])
-    context: Context = {DRef(row.dref): [RRef(rref) for rref in row.rrefs] for row in sorted(matched, key=lambda row: row.dref)}
-    for step in steps:
-        context.setdefault(DRef(step.dref), None)
+    known: Context = {DRef(row.dref): [RRef(rref) for rref in row.rrefs] for row in matched}
+    unknown: Context = {DRef(step.dref): None for step in steps}
     failed = cast("list[m.FailedRow]", found["failed"])
     skipped = cast("list[m.SkippedRow]", found["skipped"])
     return Outcome(
         result=closure.result,
         closure=closure,
-        context=context,
+        context=dict(sorted({**unknown, **known}.items())),
         built=_drefs(found["built"]),
         joined=_drefs(found["joined"]),
         reused=_drefs(found["reused"]),
         failed=[(dref, failure(row, trusted, raised.get(dref))) for row in failed for dref in [DRef(row.dref or closure.targets[0])]],
         skipped=[(DRef(row.dref), DRef(row.because)) for row in skipped],
-        steps=[PlanStep(DRef(step.dref), StepKind(step.kind), step.reason) for step in steps],
+        steps=[PlanStep(DRef(step.dref), _step_kind(step.kind), step.reason) for step in steps],
     )
+
+
+def _step_kind(text: str) -> StepKind:
+    try:
+        return StepKind(text)
+    except ValueError:
+        return StepKind.unknown  # a newer daemon knows more
 
 
 def _drefs(rows: list[m.Row]) -> list[DRef]:

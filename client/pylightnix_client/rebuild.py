@@ -6,26 +6,24 @@ cannot; for such a derivation its realizations count, and building it is refused
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import ClassVar
 
 from pylightnix.config import Config, cfgdeps
-from pylightnix.errors import NotRealized
 from pylightnix.matchers import match_latest, match_only
 from pylightnix.query import drefcfg_
+from pylightnix.refusing import Refusing
 from pylightnix.registry import Registry, mkdrv
-from pylightnix.types import Context, DRef, RealizeArg, StorageSettings
+from pylightnix.types import DRef
 
 __all__ = ["StoredRealizer", "can_rebuild", "register_stored"]
 
 ADVICE = "its realizer is a Python function; build it from its file: pylightnix build FILE.py:STAGE"
 
 
-class StoredRealizer:
+class StoredRealizer(Refusing):
     """Stands for a realizer that the store does not have."""
 
-    def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> NoReturn:
-        """Raise `NotRealized`, always."""
-        raise NotRealized(dref, ADVICE)
+    why: ClassVar[str] = ADVICE
 
 
 def can_rebuild(config: Config) -> bool:

@@ -426,15 +426,14 @@ class _Driver:
         ended = self._plan.outcome()
         for dref, because in ended.skipped:
             self._observe(BuildSkipped(dref, because))
-        context: Context = {dref: list(rrefs) for dref, rrefs in sorted(ended.matched.items())}
-        for step in ended.steps:
-            context.setdefault(step.dref, None)
+        known: Context = {dref: list(rrefs) for dref, rrefs in ended.matched.items()}
+        unknown: Context = {step.dref: None for step in ended.steps}
         if not self._plan.is_dry_run:
             note_realized(self._layout.storage, {dref: ended.matched.get(dref) for dref in self._closure.targets})
         return Outcome(
             result=self._closure.result,
             closure=self._closure,
-            context=context,
+            context=dict(sorted({**unknown, **known}.items())),
             built=ended.built,
             joined=ended.joined,
             reused=ended.reused,

@@ -173,6 +173,11 @@ def steered(realizer: Realizer, options: Options, sourcedeps: tuple[Any, ...]) -
     return realizer if options == _PLAIN and not sourcedeps else SteeredRealizer(realizer, options, sourcedeps)
 
 
+def without_options(realizer: Any) -> Any:
+    """Return the realizer that has no options of one that may have some."""
+    return realizer.realizer if isinstance(realizer, SteeredRealizer) else realizer
+
+
 def options_of(realizer: Any) -> Options:
     """Return the options of a realizer, or of a derivation's: those without any have the defaults."""
     return realizer.options if isinstance(realizer, SteeredRealizer) else _PLAIN

@@ -88,23 +88,24 @@ def build_command(
     _, closure = instantiate_targets(parsed, values, S, force=force)
     # Users' code in this process shares the terminal: a display that draws would be in its way.
     with showing(answers, live=not (no_daemon or dry_run)) as progress:
-        wishes = {"force_rebuild": force, "dry_run": dry_run, "keep_going": keep_going, "observe": progress}
-        outcome = _realize(closure, S, jobs, no_daemon, wishes)
+        wishes = {"force_rebuild": force, "keep_going": keep_going, "observe": progress}
+        outcome = _realize(closure, S, jobs, no_daemon, dry_run, wishes)
     logs = ends_of_logs(session, [dref for dref, _ in outcome.failed], progress.builds)
     return _conclude(answers, outcome, closure, S, logs, dry_run=dry_run, out_link=out_link)
 
 
-def _realize(closure: Closure, S: StorageSettings, jobs: Optional[int], no_daemon: bool, wishes: dict[str, Any]) -> Outcome:
+def _realize(closure: Closure, S: StorageSettings, jobs: Optional[int], no_daemon: bool, is_dry: bool, wishes: dict[str, Any]) -> Outcome:
     from pylightnix.remote import here_only, realize_closure
+    from pylightnix_client.planned import dry_run
     from pylightnix_client.starting import daemon_at
 
     if no_daemon:
         from pylightnix import embedded
 
         with here_only("building in this process (--no-daemon)"):
-            return embedded.realize_closure(closure, **wishes)
-    if wishes["dry_run"]:
-        return realize_closure(closure, **wishes)  # which needs no daemon, and is not worth starting one
+            return dry_run(embedded.realize_closure, closure, **wishes) if is_dry else embedded.realize_closure(closure, **wishes)
+    if is_dry:
+        return dry_run(realize_closure, closure, **wishes)  # which needs no daemon, and is not worth starting one
     return realize_closure(closure, find=lambda layout: daemon_at(S, jobs), jobs=jobs, **wishes)
 
 
@@ -121,9 +122,10 @@ def _conclude(
     from pylightnix.storage import store_layout
     from pylightnix_client.failures import EXIT_BUILD_FAILED
     from pylightnix_client.outlink import put_out_links
+    from pylightnix_client.telling import tell_steps
 
     if dry_run:
-        _tell_steps(answers, outcome)
+        tell_steps(answers, outcome)
     realized = _realized(outcome, closure)
     folders = [store_layout(S).realization(rref) for rref in realized]
     # Links stand for a whole result: with some targets missing, the numbers would mean something else.
@@ -142,14 +144,6 @@ def _realized(outcome: Outcome, closure: Closure) -> list[RRef]:
     """Return the realizations of the targets, in their order, each once."""
     found = [rref for target in closure.targets for rref in outcome.context.get(target) or []]
     return list(dict.fromkeys(found))
-
-
-def _tell_steps(answers: Answers, outcome: Outcome) -> None:
-    for step in outcome.steps:
-        if answers.as_json:
-            answers.object("step", dref=step.dref, action=step.kind.value, reason=step.reason)
-        else:
-            answers.text(f"{step.kind.value:<7} {step.dref}  {step.reason}")
 
 
 def _result_fields(outcome: Outcome, realized: list[RRef], links: list[str], logs: Mapping[DRef, LogEnd]) -> dict[str, Any]:
@@ -171,19 +165,12 @@ def _result_fields(outcome: Outcome, realized: list[RRef], links: list[str], log
 
 
 def _tell_end(outcome: Outcome, logs: Mapping[DRef, LogEnd], dry_run: bool) -> None:
-    from pylightnix.refs import undref
-    from pylightnix_client.failures import build_report
-    from pylightnix_client.log_ends import tell_log_end
     from pylightnix_client.output import note
+    from pylightnix_client.telling import tell_failures
 
-    for dref, error in outcome.failed:
-        found = build_report(error)
-        if dref in logs:
-            tell_log_end(undref(dref)[1], logs[dref])
-        if found.traceback:
-            note(found.traceback.rstrip("\n"))
-        message = found.message if dref in found.message else f"building {dref} failed: {found.message}"
-        note(message, "error: ", "red")
+    tell_failures(outcome, logs)
+    if dry_run:
+        return  # its steps say the rest
     for dref, because in outcome.skipped:
         note(f"skipped {dref}, because {because} failed")
     counts = {
@@ -193,5 +180,4 @@ def _tell_end(outcome: Outcome, logs: Mapping[DRef, LogEnd], dry_run: bool) -> N
         "joined": len(outcome.joined),
         "reused": len(outcome.reused),
     }
-    if not dry_run:
-        note(", ".join(f"{count} {what}" for what, count in counts.items() if count))
+    note(", ".join(f"{count} {what}" for what, count in counts.items() if count))

@@ -11,6 +11,7 @@ from pylightnix_client.session import Session
 
 if TYPE_CHECKING:
     from pylightnix.codekey import CodeManifest
+    from pylightnix.events import PlanStep
     from pylightnix.types import DRef
     from pylightnix_client.why import Answer
 
@@ -23,40 +24,44 @@ __all__ = ["plan_command", "why_rebuild_command"]
 @click.option("--arg", "arguments", multiple=True, metavar="NAME=JSON", help="An argument for the stages. Can be repeated.")
 @json_option
 @click.pass_obj
-def plan_command(session: Session, targets: tuple[str, ...], force: bool, arguments: tuple[str, ...]) -> None:
-    """Say what `build` would build for TARGETs, in its order, and why. Nothing is built.
+def plan_command(session: Session, targets: tuple[str, ...], force: bool, arguments: tuple[str, ...]) -> int:
+    """Say what `build --keep-going` would build for TARGETs, dependencies first, and why. Nothing is built.
 
-    Below what would be built stands the first thing in which it differs from the nearest older realization.
+    Below what would be built stands the first thing in which it differs from the nearest older realization. What is sure
+    to fail is told as `build` tells it, with the same exit status.
     """
     from pylightnix.attempt import realizer_manifest
     from pylightnix.events import StepKind
+    from pylightnix.refusing import refusals
     from pylightnix.remote import realize_closure
+    from pylightnix_client.failures import EXIT_BUILD_FAILED
+    from pylightnix_client.planned import dry_run
     from pylightnix_client.resolve import instantiate_targets
     from pylightnix_client.target import parse_arguments, parse_target
+    from pylightnix_client.telling import tell_failures, tell_steps
     from pylightnix_client.why import Comparing
 
     parsed, values = [parse_target(target) for target in targets], parse_arguments(arguments)
     S, answers = session.settings(), session.answers
     answers.divert()
     _, closure = instantiate_targets(parsed, values, S, force=force)
-    outcome = realize_closure(closure, force_rebuild=force, dry_run=True)
-    realizers = {derivation.dref: derivation.realizer for derivation in closure.derivations}
+    outcome = dry_run(realize_closure, closure, force_rebuild=force, keep_going=True)
+    stand_ins = refusals(closure.derivations)
+    realizers = {derivation.dref: derivation.realizer for derivation in closure.derivations if derivation.dref not in stand_ins}
 
     def manifest_of(dref: DRef) -> Optional[CodeManifest]:
         return realizer_manifest(realizers[dref]) if dref in realizers else None
 
     comparing = Comparing(S, manifest_of)
-    for step in outcome.steps:
-        found = None
-        if step.kind is StepKind.build and not (force and step.dref in closure.targets):
-            found = comparing.derivation(step.dref, outcome.context)
-        if answers.as_json:
-            why = {} if found is None else {"older": found.older, "why": found.reason}
-            answers.object("step", dref=step.dref, action=step.kind.value, reason=step.reason, **why)
-            continue
-        answers.text(f"{step.kind.value:<7} {step.dref}  {step.reason}")
-        if found is not None:
-            answers.text(f"        {_sentence(found)}")
+
+    def why(step: PlanStep) -> Optional[Answer]:
+        is_wanted = step.kind in (StepKind.build, StepKind.refused) and not (force and step.dref in closure.targets)
+        return comparing.derivation(step.dref, outcome.context) if is_wanted else None
+
+    tell_steps(answers, outcome, why)
+    if not answers.as_json:
+        tell_failures(outcome, {})
+    return EXIT_BUILD_FAILED if outcome.failed else 0
 
 
 @click.command("why-rebuild")
@@ -72,6 +77,7 @@ def why_rebuild_command(session: Session, ref: str) -> None:
     from pylightnix.refs import isrref
     from pylightnix.types import DRef, RRef
     from pylightnix_client.references import resolve_reference
+    from pylightnix_client.telling import why_sentence
     from pylightnix_client.why import Comparing
 
     S = session.settings()
@@ -81,8 +87,4 @@ def why_rebuild_command(session: Session, ref: str) -> None:
     if session.answers.as_json:
         session.answers.object("why-rebuild", ref=answer.ref, older=answer.older, why=answer.reason)
     else:
-        session.answers.text(_sentence(answer))
-
-
-def _sentence(answer: Answer) -> str:
-    return answer.reason if answer.older is None else f"unlike {answer.older}: {answer.reason}"
+        session.answers.text(why_sentence(answer))

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Optional, cast
+from typing import Any, ClassVar, Optional, cast
 
 from pylightnix.config import cfgdict, mkconfig
-from pylightnix.errors import ForeignDerivation, Misuse, NoRegistry, NotRealized
+from pylightnix.errors import ForeignDerivation, Misuse, NoRegistry
 from pylightnix.planner.graph import dependency_order
 from pylightnix.query import drefcfg_
+from pylightnix.refusing import Refusing
 from pylightnix.registry import RegisteredDerivation, Registry, closure_deps, drafted, mkdrv, tlregistry
 from pylightnix.results import map_drefs, result_drefs
-from pylightnix.types import Context, Derivation, DRef, Matcher, Path, RealizeArg, Realizer, Stage, StageResult, StorageSettings
+from pylightnix.types import Derivation, DRef, Matcher, Realizer, Stage, StageResult
 
 __all__ = ["MustBeRealized", "Redefined", "realized", "redefine"]
 
@@ -27,11 +28,10 @@ def _unchanged(config: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class MustBeRealized:
+class MustBeRealized(Refusing):
     """A realizer that refuses. Holds nothing, so that it is equal wherever it is made."""
 
-    def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> list[Path]:
-        raise NotRealized(dref, "realized(…) forbids building it; realize the stage without realized(…) first")
+    why: ClassVar[str] = "realized(…) forbids building it; realize the stage without realized(…) first"
 
 
 @dataclass(frozen=True, slots=True)
