@@ -15,7 +15,7 @@ from typing import TypeAlias, Union
 
 from pylightnix.attempt import call_matcher, call_realizer, context_below
 from pylightnix.context import parse_mapping
-from pylightnix.errors import BuildError, InvalidMatch
+from pylightnix.errors import InvalidMatch
 from pylightnix.nesting import being_built, nesting, running_realizer
 from pylightnix.planner.answers import problem_of_answer
 from pylightnix.planner.messages import Candidate
@@ -23,6 +23,7 @@ from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import OperationCancelled
 from pylightnix.protocol.errors_on_wire import failed_row_from_dump
 from pylightnix.storage import fstmpdir
+from pylightnix.store.kept import left_by
 from pylightnix.travel.failures import dump_exception
 from pylightnix.types import Closure, DRef, Path, RealizeArg, RRef, StorageSettings
 from pylightnix.worker.outputs import kept_names, output_names
@@ -103,7 +104,7 @@ def refusal(errand: Errand, error: BaseException) -> Ask:
     if isinstance(errand, m.Match):
         row = failed_row_from_dump(dump_exception(error), dref)
         return Ask("match.answer", m.MatchAnswer(operation=errand.operation, match=errand.match, error=row))
-    outpaths = error.outpaths if isinstance(error, BuildError) else []
+    outpaths = left_by(error)
     fields = {"outpaths": kept_names(errand.folder, outpaths)} if outpaths else {}
     row = failed_row_from_dump(dump_exception(error), dref, **fields)
     return Ask("abandon", m.Abandon(claim=errand.claim, error=row))

@@ -16,6 +16,7 @@ import click
 
 import pylightnix.errors
 from pylightnix.errors import BuildError, PylightnixException
+from pylightnix.store.kept import left_by
 from pylightnix.travel.failures import RemoteTraceback
 from pylightnix_client.errors import TargetFailed
 
@@ -79,7 +80,7 @@ def build_report(error: BaseException) -> Report:
     if isinstance(error, BuildError):
         return Report(error.code, str(error), EXIT_BUILD_FAILED, user_traceback(error.exception), tuple(map(str, error.outpaths)))
     if isinstance(error, PylightnixException):
-        return Report(error.code, str(error), EXIT_BUILD_FAILED)
+        return Report(error.code, str(error), EXIT_BUILD_FAILED, kept=tuple(map(str, left_by(error))))
     found = str(error)
     message = f"{type(error).__name__}{': ' if found else ''}{found}"
     return Report(BuildError.code, message, EXIT_BUILD_FAILED, user_traceback(error))

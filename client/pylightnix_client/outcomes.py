@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Optional, cast
@@ -13,6 +14,7 @@ from pylightnix.errors import BuildError, PylightnixException
 from pylightnix.events import PlanStep, StepKind
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors_on_wire import error_from_failed_row
+from pylightnix.store.kept import point_to
 from pylightnix.travel import load_exception
 from pylightnix.types import Closure, Context, DRef, Path, RRef
 from pylightnix_client.exchange import Ask, Exchange
@@ -48,9 +50,12 @@ def failure(row: m.FailedRow, trusted: bool, raised: Optional[BaseException] = N
         return error_from_failed_row(row)
     error = raised or load_exception(cast(Mapping[str, object], msgspec.structs.asdict(row)), trusted)
     kept = row.fields.get("outpaths")
-    if isinstance(error, BuildError) and isinstance(kept, list):
+    if isinstance(kept, list):
         # It names the build folder; the daemon has moved what was left in it since.
-        error.outpaths = [Path(path) for path in kept if isinstance(path, str)]
+        places = {os.path.basename(path): path for path in kept if isinstance(path, str)}
+        point_to(error, lambda path: places.get(os.path.basename(path), path))
+        if isinstance(error, BuildError):
+            error.outpaths = [Path(path) for path in places.values()]
     return error
 
 

@@ -20,7 +20,7 @@ from pylightnixd.claims import Abandoned, Caller, Claim, Delivery, claim_row, le
 from pylightnixd.durations import Durations
 from pylightnixd.hold import HeldStore
 from pylightnixd.jobs import RunningBuild
-from pylightnixd.report import failed_row
+from pylightnixd.report import failed_row, pointing_to
 
 __all__ = ["CallerBuilds"]
 
@@ -72,7 +72,8 @@ class CallerBuilds:
     async def _take(self, running: RunningBuild, claim: Claim, answer: Union[Delivery, FailedRow], folder: str) -> Optional[FailedRow]:
         job, dref = running.job, running.job.key.dref
         if isinstance(answer, FailedRow):
-            return claim_row(answer, dref, await self.hold.keep_failed(dref, folder, left_names(answer, folder)))
+            kept = await self.hold.keep_failed(dref, folder, left_names(answer, folder))
+            return pointing_to(claim_row(answer, dref, kept), folder, kept)
         try:
             started, stopped = answer.started, answer.stopped
             await self.hold.place(

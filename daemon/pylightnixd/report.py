@@ -6,8 +6,9 @@ The report comes from user code: it is parsed as any hostile message would be.
 from __future__ import annotations
 
 import logging
+import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Optional
 
 import msgspec
@@ -18,7 +19,7 @@ from pylightnix.protocol.messages import FailedRow
 from pylightnix.protocol.worker_messages import BuildReport
 from pylightnix.types import DRef
 
-__all__ = ["FailedBuild", "failed_row", "parse_report"]
+__all__ = ["FailedBuild", "failed_row", "parse_report", "pointing_to"]
 
 _log = logging.getLogger("pylightnixd")
 
@@ -59,3 +60,8 @@ def failed_row(dref: DRef, error: BaseException | Mapping[str, Any], **fields: A
             fields={**wire.fields, **fields},
         )
     return failed_row_from_dump(error, dref, **fields)
+
+
+def pointing_to(row: FailedRow, folder: str, kept: Sequence[str]) -> FailedRow:
+    """Return a failure whose message, made while `folder` was the build folder, says where what was left in that is kept."""
+    return msgspec.structs.replace(row, message=row.message.replace(folder, os.path.dirname(kept[0]))) if kept else row

@@ -14,7 +14,6 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Optional, TypeAlias
 
-import msgspec
 import trio
 
 from pylightnix.config import canonical_bytes
@@ -28,7 +27,7 @@ from pylightnixd.hold import HeldStore
 from pylightnixd.jobs import BuildJob, RunningBuild
 from pylightnixd.limits import Limits
 from pylightnixd.logs import BuildLog
-from pylightnixd.report import REPORT_BYTES_MAX, failed_row, parse_report
+from pylightnixd.report import REPORT_BYTES_MAX, failed_row, parse_report, pointing_to
 from pylightnixd.resources import device_variables
 from pylightnixd.table import BuildTable
 from pylightnixd.workers import Worker, WorkerLost, WorkerPool
@@ -227,8 +226,7 @@ class WorkerBuilds:
         left = [str(name) for name in report.error.get("outpaths") or () if isinstance(name, str)]
         kept = await self.hold.keep_failed(dref, folder, left)
         row = failed_row(dref, report.error, **({"outpaths": kept} if kept else {}))
-        # The message was made in the build, and may say where this was then.
-        return msgspec.structs.replace(row, message=row.message.replace(folder, os.path.dirname(kept[0]))) if kept else row
+        return pointing_to(row, folder, kept)
 
 
 def _wrote_too_much(log: BuildLog) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, Optional, TypeVar, Union, cast
 
 from pylightnix.config import Config
 from pylightnix.context import context_deref
-from pylightnix.errors import AmbiguousMatch, BuildError, InvalidOutput, InvalidTree, Misuse, NotRealized, PromiseException, StoreError
+from pylightnix.errors import AmbiguousMatch, BuildError, InvalidOutput, InvalidTree, Misuse, NotRealized, StoreError
 from pylightnix.matchers import BuiltinMatcher
 from pylightnix.nar import tree_hash
 from pylightnix.outputs import output_validate
@@ -25,6 +25,7 @@ from pylightnix.query import drefdeps1, rref2path
 from pylightnix.realize import ClosureArg, realizeMany, unpack_closure_arg_
 from pylightnix.registry import Registry, mkdrv
 from pylightnix.storage import fstmpdir
+from pylightnix.store.kept import left_by
 from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES
 from pylightnix.types import Context, DRef, Matcher, MatcherO, Output, Path, RealizeArg, Realizer, RealizerO, RRef, StorageSettings
 
@@ -164,7 +165,7 @@ class EitherRealizer:
         except StoreError:
             raise  # a full disk says nothing about the stage
         except Exception as error:  # noqa: BLE001  # a user's code: its failure is an output
-            return either_paths(mkleft(_partial(left or _left_by(error)) or [_fresh_output(S)], _told(error)))
+            return either_paths(mkleft(_partial(left or left_by(error)) or [_fresh_output(S)], _told(error)))
 
     def _outputs(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> Output[Path]:
         answer: object = self.f(S, dref, context, rarg)
@@ -206,15 +207,6 @@ def _fresh_output(S: StorageSettings) -> Path:
 def _told(error: Exception) -> str:
     original = error.exception if isinstance(error, BuildError) else error
     return "".join(traceback.format_exception(original))
-
-
-def _left_by(error: Exception) -> list[Path]:
-    """Return the output folders that an error names."""
-    if isinstance(error, BuildError):
-        return list(error.outpaths)
-    if isinstance(error, PromiseException):
-        return list(dict.fromkeys(folder for folder, _ in error.failed))
-    return []
 
 
 def _partial(folders: Sequence[object]) -> list[Path]:

@@ -19,7 +19,7 @@ from typing import Final, Optional, Union
 from pylightnix.attempt import call_matcher, call_realizer, realizer_manifest, take_outputs
 from pylightnix.collecting import Uncollected
 from pylightnix.context import LazyContext
-from pylightnix.errors import BuildError, MissingRealization, Misuse, StoreError
+from pylightnix.errors import MissingRealization, Misuse, StoreError
 from pylightnix.events import (
     BuildFailed,
     BuildFinished,
@@ -59,7 +59,7 @@ from pylightnix.storage import fsroot, store_layout
 from pylightnix.store.access import translated_errors
 from pylightnix.store.derivations import write_derivation
 from pylightnix.store.faults import reach
-from pylightnix.store.kept import keep_failed
+from pylightnix.store.kept import keep_failed, left_by, point_to
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import holders
 from pylightnix.store.removal import remove_tree
@@ -445,9 +445,15 @@ class _Driver:
 
 def _keep(layout: StoreLayout, dref: DRef, folder: str, error: Exception) -> None:
     """Keep what a failed build left, if it left anything and its error can say where."""
-    if isinstance(error, BuildError) and any(os.path.isdir(path) for path in error.outpaths):
+    tops = (folder, os.path.realpath(folder))
+
+    def inside(path: str) -> Optional[str]:
+        """Return what follows the build folder in a path; None if it leads elsewhere."""
+        return next((path[len(top) :] for top in tops if path == top or path.startswith(f"{top}/")), None)
+
+    if any(inside(path) is not None and os.path.isdir(path) for path in left_by(error)):
         kept = keep_failed(layout, dref, folder)
-        error.outpaths = [Path(path.replace(folder, kept, 1)) for path in error.outpaths]
+        point_to(error, lambda path: path if (rest := inside(path)) is None else kept + rest)
 
 
 def _remove_folder(folder: str) -> None:

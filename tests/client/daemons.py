@@ -22,6 +22,7 @@ from pylightnix import (
     StorageSettings,
     build_cattrs,
     build_outpath,
+    build_outpaths,
     build_wrapper,
     match_latest,
     mkconfig,
@@ -119,6 +120,12 @@ def fail(b: Build) -> None:
     with open(os.path.join(build_outpath(b), "half.txt"), "w") as file:
         file.write("half")
     raise ValueError("no such luck")
+
+
+def leave_half(b: Build) -> None:
+    for folder in build_outpaths(b):
+        with open(os.path.join(folder, "half.txt"), "w") as file:
+            file.write("half")
 
 
 def raise_raw(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Any]:

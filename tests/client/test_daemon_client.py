@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import tempfile
@@ -18,14 +19,17 @@ from tests.stores import new_store, stage
 
 import pylightnix
 from pylightnix import (
+    Build,
     BuildError,
     DRef,
     InvalidConfig,
     NotRealized,
+    PromiseException,
     Registry,
     RRef,
     StorageSettings,
     allrrefs,
+    build_wrapper,
     drefrrefs,
     drefrrefsC,
     instantiate,
@@ -41,6 +45,7 @@ from pylightnix import (
     rref2dref,
     rref2path,
     rrefctx,
+    selfref,
 )
 from pylightnix.events import BuildFailed, BuildFinished, BuildSkipped, BuildStarted, Event
 from pylightnix.protocol import messages
@@ -50,6 +55,7 @@ from pylightnix.storage import store_layout
 from pylightnix.store.ownership import daemon_socket
 from pylightnix_client.client import Client
 from pylightnix_client.errors import NoDaemon, SocketRefused
+from pylightnix_client.failures import build_report
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +150,10 @@ def test_force_rebuild_builds_again(served: StorageSettings) -> None:
 def test_a_dry_run_tells_what_would_be_done(served: StorageSettings, S: StorageSettings) -> None:
     steps = []
     for settings in (served, S):
-        outcome = realize_closure(instantiate(daemons.chain, "dry", S=settings)[1], dry_run=True)
+        outcome = realize_closure(instantiate(daemons.chain, "dry", 8, S=settings)[1], dry_run=True)
         assert outcome.built == []
         assert all(found is None for found in outcome.context.values())
+        assert list(outcome.context) == sorted(outcome.context) != [step.dref for step in outcome.steps], "in textual order"
         steps.append(outcome.steps)
     assert steps[0] == steps[1]
 
@@ -184,6 +191,36 @@ def test_a_build_error_arrives_whole(served: StorageSettings) -> None:
     assert str(caught.value.exception) == "no such luck"
     assert "raise ValueError" in str(caught.value.exception.__cause__)
     assert [(Path(path) / "half.txt").read_text() for path in caught.value.outpaths] == ["half"]
+
+
+def here_only() -> Any:
+    lock = threading.Lock()  # which keeps it in this process
+
+    def leave_half(b: Build) -> None:
+        with lock:
+            daemons.leave_half(b)
+
+    return leave_half
+
+
+@pytest.mark.parametrize("where", ["embedded", "worker", "caller"])
+def test_a_broken_promise_names_folders_that_are_kept(served: StorageSettings, S: StorageSettings, where: str) -> None:
+    settings = S if where == "embedded" else served
+    realizer = build_wrapper(here_only() if where == "caller" else daemons.leave_half, nouts=2)
+    config = mkconfig({"name": f"broken-{where}", "half": [selfref, "half.txt"], "whole": [selfref, "whole.txt"]})
+    _, closure = instantiate(lambda r: mkdrv(config, match_latest(), realizer, r), S=settings)
+    outcome = realize_closure(closure)
+    [(_, error)] = outcome.failed
+    assert isinstance(error, PromiseException)
+    assert [selfpath for _, selfpath in error.failed] == [[selfref, "whole.txt"]] * 2
+    folders = [Path(folder) for folder, _ in error.failed]
+    assert len(set(folders)) == 2
+    for folder in folders:
+        assert (folder / "half.txt").read_text() == "half"
+        assert str(folder).startswith(store_layout(settings).failed)
+        assert f"whole.txt in {folder}" in str(error)
+    assert not re.search(r"/tmp/[0-9]+-[0-9a-f]{12}/", str(error)), "no folder of a process that has ended or will"
+    assert build_report(error).kept == tuple(map(str, folders))
 
 
 def test_what_a_raw_realizer_raises_arrives_as_it_was(served: StorageSettings) -> None:

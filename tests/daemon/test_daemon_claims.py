@@ -83,8 +83,8 @@ def deliver(client: WireClient, claim: str, outputs: list[str], started: float =
     client.call("deliver", m.Deliver(claim=claim, outputs=outputs, started=started), m.Done)
 
 
-def abandon(client: WireClient, claim: str, **fields: Any) -> None:
-    row = m.FailedRow(code="build-failed", message="no more flour", type="ValueError", fields=fields)
+def abandon(client: WireClient, claim: str, message: str = "no more flour", **fields: Any) -> None:
+    row = m.FailedRow(code="build-failed", message=message, type="ValueError", fields=fields)
     client.call("abandon", m.Abandon(claim=claim, error=row), m.Done)
 
 
@@ -168,11 +168,11 @@ def test_an_abandoned_claim_fails_the_build_and_keeps_what_it_left(daemon: Daemo
         operation = client.submit(local(daemon, "abandoned"))
         claim = next_of(client, m.Claim)
         fill(claim, "half")
-        abandon(client, claim.claim, outpaths=["half", "../../..", "/etc", "absent", ".", 7])
+        abandon(client, claim.claim, f"no flour in {claim.folder}/half", outpaths=["half", "../../..", "/etc", "absent", ".", 7])
         assert not client.wait(operation).ok
         (row,) = client.failed(operation)
-        assert (row.code, row.message, row.dref) == ("build-failed", "no more flour", claim.dref)
         (kept,) = row.fields["outpaths"]
+        assert (row.code, row.message, row.dref) == ("build-failed", f"no flour in {kept}", claim.dref)
         assert Path(kept, "made").read_text() == "by the caller"
         assert kept.startswith(store_layout(daemon.S).failed)
         assert not os.path.exists(claim.folder)

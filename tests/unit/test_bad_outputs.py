@@ -347,6 +347,9 @@ def test_no_promised_file(S: StorageSettings) -> None:
             )
             assert caught.value.dref == closure[0]
             assert sorted(path for _, path in caught.value.failed) == [[selfref, "folder", "file"], [selfref, "result.txt"]]
+            for folder, _ in caught.value.failed:
+                assert os.path.isdir(folder)
+                assert f" in {folder}" in str(caught.value)
 
     plain = output_realizer(lambda S, dref, context, rarg: Output([output(S)]))
     check(instantiate(lambda r: stage(r, "raw", realizer=plain, **promises), S=S))

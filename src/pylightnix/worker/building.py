@@ -24,12 +24,13 @@ import msgpack  # type: ignore[import-untyped]  # it ships no type information
 from pylightnix.attempt import context_below, not_in_forked_child
 from pylightnix.codekey import code_manifest
 from pylightnix.context import LazyContext
-from pylightnix.errors import BuildError, CodeKeyError, Misuse
+from pylightnix.errors import CodeKeyError, Misuse
 from pylightnix.nesting import running_realizer
 from pylightnix.samples import run_by, samples_of
 from pylightnix.stagebody import named
 from pylightnix.stages.command import CommandRealizer
 from pylightnix.storage import current_storage, fstmpdir
+from pylightnix.store.kept import left_by
 from pylightnix.travel.failures import CodeChanged, dump_exception
 from pylightnix.travel.packing import unpack, unpack_node
 from pylightnix.types import DRef, Path, Realizer, RRef, StorageSettings
@@ -118,8 +119,7 @@ def _attempt(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) 
     try:
         names, manifest = _realize(order, status_fd, before_end)
     except BaseException as problem:  # noqa: BLE001, ASYNC103  # SystemExit and KeyboardInterrupt are failures of a build, too
-        outpaths = problem.outpaths if isinstance(problem, BuildError) else []
-        error = {**dump_exception(problem), "outpaths": kept_names(order.folder, outpaths)}
+        error = {**dump_exception(problem), "outpaths": kept_names(order.folder, left_by(problem))}
     # By the steady clock, so that no step of the other makes a build end before it began.
     stopped = started + (time.perf_counter() - begun)
     return {"outputs": names, "error": error, "manifest": manifest, "started": started, "stopped": stopped}
