@@ -15,10 +15,10 @@ from typing import Any, Optional
 from pylightnix.build import Build, build_outpaths
 from pylightnix.config import Config
 from pylightnix.context import context_deref
-from pylightnix.errors import Misuse
+from pylightnix.errors import Misuse, NotRealized
 from pylightnix.query import drefcfg_
 from pylightnix.refs import isdref, isrefpath, isselfpath, rref2dref
-from pylightnix.results import map_drefs
+from pylightnix.results import map_drefs, result_drefs
 from pylightnix.storage import store_layout
 from pylightnix.types import Context, DRef, RRef, StageResult, StorageSettings
 
@@ -179,8 +179,14 @@ def realizeU(arg: Any, *args: Any, max_depth: Optional[int] = None, always_multi
         max_depth: as of `unroll`; with 0 the result has RRefs.
         always_multiref: as of `unroll`.
         kwargs: passed on to `realize`.
+
+    Raises:
+        NotRealized: a dry run found that something in the result would be built. Errors as of `realize` besides.
     """
     from pylightnix.realize import realize
 
     result, closure, context = realize(arg, *args, **kwargs)
+    for dref in result_drefs(result):
+        if dref in context and context[dref] is None:
+            raise NotRealized(dref, "a dry run builds nothing; realize(…, dry_run=True) says what there is")
     return unrollR(result, context, max_depth, always_multiref, closure.S)

@@ -35,7 +35,7 @@ from pylightnix.attrs import Attrs, realizeU, unroll, unrollR
 from pylightnix.autostage import AutoStage, InvalidStageCall, autostage
 from pylightnix.build import Build, build_outpath, build_outpaths
 from pylightnix.codekey import pyobjhash
-from pylightnix.errors import ConflictingArguments, InvalidConfig, MissingRealization, Misuse, NoRegistry
+from pylightnix.errors import ConflictingArguments, InvalidConfig, MissingRealization, Misuse, NoRegistry, NotRealized
 
 pytestmark = pytest.mark.language
 
@@ -438,6 +438,16 @@ def test_objects_are_copied_and_pickled(attrs: Any) -> None:
         assert twin.left is twin.right is not attrs.left
         assert (twin._rref, twin.left.left.n) == (attrs._rref, 1)
     assert copy.copy(attrs).left is attrs.left
+
+
+def test_objects_of_a_dry_run(S: StorageSettings) -> None:
+    closure = chain(S, 1)
+    with pytest.raises(NotRealized, match=r"-s0 is not realized, and a dry run builds nothing; realize\(…, dry_run=True\) says"):
+        realizeU(closure, dry_run=True)
+    found = realizeU(closure)
+    assert realizeU(closure, dry_run=True)._rref == found._rref
+    with pytest.raises(NotRealized):
+        realizeU(closure, force_rebuild=True, dry_run=True)
 
 
 def test_depth_is_limited(S: StorageSettings) -> None:

@@ -455,7 +455,9 @@ def test_d20_a_dry_run_builds_nothing(S: StorageSettings) -> None:
     result, closure = instantiate(main, S=S)
     lower = closure.derivations[0].dref
     with unharmed(S):
-        assert realize(closure, dry_run=True) == (result, closure, dict.fromkeys(sorted([lower, *result])))
+        context = realize(closure, dry_run=True)[2]
+        assert realize(closure, dry_run=True) == (result, closure, dict.fromkeys([lower, *result]))
+        assert list(context) == sorted(context) != [lower, *result], "in textual order"
         assert realizeMany(mkclosure_of(closure, result[0]), dry_run=True) == []
         with pytest.raises(NotRealized) as caught:
             realize1(mkclosure_of(closure, result[0]), dry_run=True)
@@ -465,10 +467,12 @@ def test_d20_a_dry_run_builds_nothing(S: StorageSettings) -> None:
     with unharmed(S):
         context = realize(closure, dry_run=True)[2]
         assert context == {lower: [lowest], result[0]: [rref], result[1]: None}
+        assert list(context) == sorted(context)
         assert realize1(mkclosure_of(closure, result[0]), dry_run=True) == rref
         # Forced or not; what depends on what would be built is not known.
         context = realize(closure, dry_run=True, force_rebuild=[lower])[2]
         assert context == {lower: None, result[0]: None, result[1]: None}
+        assert list(context) == sorted(context)
         assert realizeMany(mkclosure_of(closure, result[0]), dry_run=True, force_rebuild=True) == []
     assert (len(below.runs), len(above.runs)) == (1, 1)
 
