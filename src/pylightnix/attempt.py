@@ -66,8 +66,8 @@ def call_realizer(
 
 
 def call_matcher(matcher: Matcher, S: StorageSettings, rrefs: list[RRef]) -> Any:
-    """Ask a matcher and return what it answers."""
-    with not_in_forked_child():
+    """Ask a matcher and return what it answers. `S` is the current storage meanwhile."""
+    with not_in_forked_child(), current_storage(S):
         return matcher(S, rrefs)
 
 

@@ -53,6 +53,7 @@ from pylightnix import (
     match_some,
     mkconfig,
     mkdrv,
+    mklens,
     mkregistry,
     mkSS,
     realize,
@@ -61,6 +62,7 @@ from pylightnix import (
     rref2dref,
     rref2path,
     rrefctx,
+    selfref,
     setregistry,
     setstorage,
     tlregistry,
@@ -219,13 +221,25 @@ def test_matchers_see_the_store(S: StorageSettings) -> None:
     """They are user code: they may look at artifacts, at settings and at the index."""
 
     def longest(S: StorageSettings, rrefs: list[RRef]) -> Optional[list[RRef]]:
-        assert (tlstorage() or S).storage == S.storage
+        assert tlstorage() == S
         assert set(rrefs) >= drefrrefs(rref2dref(rrefs[0]), S) if rrefs else True  # of what is not durable yet nobody is told
         return sorted(rrefs, key=lambda rref: len(text_of(rref, S)))[-1:] or None
 
     outputs = [{"out.txt": "x" * size} for size in (3, 9, 5)]
     rref = realize1(instantiate(lambda r: stage(r, realizer=writes(*outputs), matcher=longest), S=S))
     assert text_of(rref, S) == "x" * 9
+
+
+def test_matchers_may_leave_the_store_out(S: StorageSettings, tmp_path: FsPath, defaults: None) -> None:
+    fsinit(str(tmp_path / "default"))
+
+    def third(S: StorageSettings, rrefs: list[RRef]) -> Optional[list[RRef]]:
+        return [rref for rref in rrefs if mklens(rref).out.contents == "3" and rrefctx(rref) == {} and rref2path(rref)] or None
+
+    outputs = [{"out.txt": str(number)} for number in range(5)]
+    rref = realize1(instantiate(lambda r: stage(r, realizer=writes(*outputs), matcher=third, out=[selfref, "out.txt"]), S=S))
+    assert text_of(rref, S) == "3"
+    assert tlstorage() != S
 
 
 @pytest.mark.parametrize(

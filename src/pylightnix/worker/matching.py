@@ -36,7 +36,7 @@ def serve_matchers(order: MatchOrder, channel: Channel) -> None:
     """Answer until the other side closes the connection."""
     S = StorageSettings(Path(order.root), Path(order.storage), None)
     matchers: dict[bytes, Matcher] = {}
-    with current_storage(S):
+    with current_storage(S):  # unpickling may look there, too
         while True:
             try:
                 for request in channel.receive():
