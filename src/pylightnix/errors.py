@@ -278,10 +278,11 @@ class PromiseException(PylightnixException):
         )
 
 
-class InvalidOutput(PylightnixException):
+class InvalidOutput(Misuse):
     """A realizer returned or left something that cannot become a realization."""
 
     code = "invalid-output"
+    exit_status = 1
 
     def __init__(self, dref: DRef, where: str, problem: str, advice: str) -> None:
         self.dref, self.where, self.problem, self.advice = dref, where, problem, advice

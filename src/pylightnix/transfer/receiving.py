@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pylightnix.config import canonical_bytes
 from pylightnix.context import parse_context, realization_hash
-from pylightnix.errors import InvalidArchive, InvalidOutput, Misuse
+from pylightnix.errors import InvalidArchive, Misuse
 from pylightnix.nar_reader import MalformedNar, unpack_folder
 from pylightnix.refs import mkrref, unrref
 from pylightnix.store.layout import METADATA_NAMES, StoreLayout
@@ -57,7 +57,7 @@ def receive(source: ByteSource, layout: StoreLayout) -> Received:
                     _realization(arrived, record, reader)
             except InvalidArchive:
                 raise
-            except (MalformedNar, Refused, InvalidOutput, Misuse, ValueError, RecursionError) as error:
+            except (MalformedNar, Refused, Misuse, ValueError, RecursionError) as error:
                 raise InvalidArchive(source.where, f"{_named(record)} is not what it says: {error}") from error
     if isinstance(record, (DerivationRecord, RealizationRecord)):
         raise AssertionError("BUG: a stream that is whole ends with its end")

@@ -17,7 +17,7 @@ from typing import Any, Final, Optional
 
 from pylightnix.config import assert_rref_deps, canonical_bytes, cfgname, mkconfig
 from pylightnix.context import realization_hash
-from pylightnix.errors import InvalidOutput, InvalidStorage, InvalidTree, Misuse
+from pylightnix.errors import InvalidStorage, InvalidTree, Misuse
 from pylightnix.nar import tree_hash
 from pylightnix.planner.graph import dependency_order
 from pylightnix.refs import mkrref, undref
@@ -115,7 +115,7 @@ def _refusals(report: ImportReport, path: str) -> Iterator[None]:
         yield
     except InvalidTree as error:
         report.remarks.append(Remark(RemarkKind.REFUSED, path, f"{error.where} {error.problem}"))
-    except (_Untaken, Refused, Misuse, InvalidOutput, ValueError, RecursionError) as error:
+    except (_Untaken, Refused, Misuse, ValueError, RecursionError) as error:
         report.remarks.append(Remark(RemarkKind.REFUSED, path, str(error)))
 
 
