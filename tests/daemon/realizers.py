@@ -141,6 +141,7 @@ class OwnError(Exception):
 class AwkwardError(Exception):
     def __init__(self, left: int, right: int) -> None:
         super().__init__(f"{left} is not {right}")
+        self.left, self.right = left, right
 
 
 class LockedError(Exception):

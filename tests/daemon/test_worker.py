@@ -174,10 +174,15 @@ def test_an_error_comes_back_as_itself(worker: Worker) -> None:
     assert "worker/building.py" not in str(loaded.__cause__)
 
 
+def test_an_error_comes_back_whatever_its_constructor_takes(worker: Worker) -> None:
+    loaded = load_exception(raised(worker, "AwkwardError(1, 2)"), trusted=True)
+    assert isinstance(loaded, realizers.AwkwardError)
+    assert (loaded.args, loaded.left, loaded.right) == (("1 is not 2",), 1, 2)
+
+
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("AwkwardError(1, 2)", "tests.daemon.realizers.AwkwardError", "1 is not 2"),
         ("LockedError('why')", "tests.daemon.realizers.LockedError", "why"),
         ("MuteError()", "tests.daemon.realizers.MuteError", "(its text cannot be had: RuntimeError)"),
         ("SystemExit('why')", "SystemExit", "why"),

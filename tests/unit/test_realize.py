@@ -21,6 +21,7 @@ from tests.stores import Notes, Numbered, check_error, check_tmp, new_store, out
 
 from pylightnix import (
     AmbiguousMatch,
+    BuildError,
     Closure,
     Context,
     DRef,
@@ -36,6 +37,7 @@ from pylightnix import (
     RRef,
     StorageSettings,
     allrrefs,
+    build_wrapper,
     context_deref,
     current_registry,
     current_storage,
@@ -1014,3 +1016,27 @@ def test_a_child_that_a_realizer_forked_does_not_go_on_with_its_parents_plan(S: 
     rref = realize1(instantiate(lambda r: stage(r, realizer=forks), S=S))
     assert set(allrrefs(S)) == {rref}
     assert os.listdir(rref2path(rref, S)) == ["context.json"]
+
+
+class Odd(Exception):
+    """An error that plain pickling cannot bring back: its constructor takes something else than its text."""
+
+    def __init__(self, left: int, right: list[int]) -> None:
+        super().__init__(f"{left}-{right}")
+        self.left, self.right = left, right
+
+
+def odd(*args: Any) -> Any:
+    raise Odd(1, [2])
+
+
+@pytest.mark.parametrize("where", ["function", "realizer", "matcher"])
+def test_errors_arrive_with_their_type_and_fields(S: StorageSettings, where: str) -> None:
+    chosen: dict[str, Any] = {"matcher": {"matcher": odd}, "realizer": {"realizer": odd}, "function": {"realizer": build_wrapper(odd)}}[
+        where
+    ]
+    with pytest.raises(BuildError if where == "function" else Odd) as caught:
+        realize1(instantiate(lambda r: stage(r, **chosen), S=S))
+    error = caught.value.exception if isinstance(caught.value, BuildError) else caught.value
+    assert type(error) is Odd
+    assert (error.left, error.right, error.args) == (1, [2], ("1-[2]",))

@@ -462,7 +462,69 @@ def test_a_failed_build_says_what_failed_it(inner: Exception, trusted: bool) -> 
     assert "in raised" in str(loaded.exception.__cause__)
     assert str(inner) in str(loaded)
     assert type(inner).__name__ in str(loaded)
-    assert (type(loaded.exception) is ValueError) == (trusted and type(inner) is ValueError)
+    assert (type(loaded.exception) is type(inner)) == (trusted and type(inner) is not realizers.LockedError)
+
+
+class Odd(Exception):
+    calls = 0
+
+    def __init__(self, left: object, right: object) -> None:
+        super().__init__(f"{left}-{right}")
+        self.left, self.right = left, right
+        Odd.calls += 1
+
+
+class OddSystemError(OSError):
+    def __init__(self, *, path: str) -> None:
+        super().__init__(2, "is not there", path)
+        self.path = path
+
+
+class OddImportError(ImportError):
+    def __init__(self, missing: int) -> None:
+        super().__init__(f"{missing} missing", name="module")
+
+
+class OddKey(KeyError):
+    def __init__(self, one: str, two: str, *, three: Any = None) -> None:
+        super().__init__(one + two)
+        self.three = three
+
+
+class ByItself(Exception):
+    """Says itself how it is pickled: once, then its constructor counts."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("by itself")
+        self.one, self.two = one, two
+
+    def __reduce__(self) -> Any:
+        return (type(self), (self.one, self.two))
+
+
+ODD = [
+    *(Odd(1, [2]), OddSystemError(path="/here"), OddImportError(3), OddKey("a", "b", three=Odd(1, 2)), ByItself(1, 2)),
+    ExceptionGroup("several", [Odd(1, 2), ValueError("why")]),
+]
+
+
+@pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__name__)
+def test_errors_whose_constructor_takes_something_else_than_the_text(error: Exception) -> None:
+    calls = Odd.calls
+    loaded: Any = journey(error, trusted=True)
+    assert type(loaded) is type(error)
+    assert (str(loaded), repr(loaded.args)) == (str(error), repr(error.args))
+    for name in [*vars(error), *(name for name in ("errno", "filename", "name") if hasattr(error, name))]:
+        if name != "__notes__":
+            assert repr(getattr(loaded, name)) == repr(getattr(error, name))
+    assert Odd.calls == calls
+    assert isinstance(loaded.__cause__, RemoteTraceback)
+    stranger = journey(error, trusted=False)
+    assert isinstance(stranger, RemoteFailure)
+    assert (stranger.type_name, stranger.text) == (
+        f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        str(error),
+    )
 
 
 def test_an_error_with_hostile_methods_is_dumped() -> None:

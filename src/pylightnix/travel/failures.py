@@ -148,14 +148,18 @@ def _pickled(error: BaseException) -> Optional[bytes]:
 
 def _sound_pickle(error: Exception) -> Optional[bytes]:
     """Return a pickle that was seen to come back as the same class; None if there is none, or it is too large."""
-    from pylightnix.travel.packing import dumps
+    from pylightnix.travel.packing import dumps, dumps_error
 
-    try:
-        blob = dumps(error)
-        back = pickle.loads(blob) if len(blob) <= _PICKLED_BYTES else None
-        return blob if type(back) is type(error) and str(back) == str(error) else None
-    except Exception:  # noqa: BLE001  # methods of users' classes; constructors with other parameters are the usual case
-        return None
+    # The plain way first: a class may count on its constructor. Many constructors take something else than the text, though.
+    for dumped in (dumps, dumps_error):
+        try:
+            blob = dumped(error)
+            back = pickle.loads(blob) if len(blob) <= _PICKLED_BYTES else None
+            if type(back) is type(error) and str(back) == str(error):
+                return blob
+        except Exception:  # noqa: BLE001  # methods of users' classes
+            continue
+    return None
 
 
 def _fields(error: BaseException) -> dict[str, Any]:

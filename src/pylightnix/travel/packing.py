@@ -13,6 +13,7 @@ import io
 import os
 import pickle
 import sys
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Optional, cast
@@ -149,15 +150,52 @@ def _made_stage(cls: type[AutoStage], f: Any, steering: Any, items: dict[str, An
     return cls(f, steering, None, items)
 
 
+class _ErrorPacker(_Packer):
+    """Packs errors without a way of their own so that they come back without a call of their constructor."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, BaseException) and _is_pickled_as_all(type(obj)):
+            return _remade_error, obj.__reduce__()
+        return super().reducer_override(obj)
+
+
+def _is_pickled_as_all(cls: type[BaseException]) -> bool:
+    return isinstance(cls.__reduce__, types.MethodDescriptorType) and cls.__reduce_ex__ is object.__reduce_ex__
+
+
+def _remade_error(cls: type[BaseException], arguments: tuple[Any, ...], state: Optional[Mapping[str, Any]] = None) -> BaseException:
+    """Return an error as Python's own pickling does, but for the call of a constructor that may take something else than `args`."""
+    error = cls.__new__(cls, *arguments)
+    # What Python's own classes keep outside of __dict__: the error number of an OSError, for example.
+    builtin = next(base for base in cls.__mro__ if base.__module__ == "builtins")
+    builtin.__init__(error, *arguments)  # type: ignore[misc]  # `error` is one of these
+    if state:
+        error.__setstate__(dict(state))
+    return error
+
+
 def dumps(value: Any) -> bytes:
     """Return a pickle of `value`.
 
     Raises:
         Exception: it cannot be pickled; of any class, for methods of the value are called.
     """
+    return _dumped(value, _Packer)
+
+
+def dumps_error(error: BaseException) -> bytes:
+    """Return a pickle of an error, and of those it holds, that calls no constructor of theirs when it is opened.
+
+    Raises:
+        Exception: it cannot be pickled; of any class.
+    """
+    return _dumped(error, _ErrorPacker)
+
+
+def _dumped(value: Any, packer: type[_Packer]) -> bytes:
     with io.BytesIO() as file:
         try:
-            _Packer(file).dump(value)
+            packer(file).dump(value)
         except RecursionError as error:
             raise pickle.PicklingError("it is nested too deeply") from error
         return file.getvalue()
