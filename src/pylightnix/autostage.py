@@ -18,8 +18,8 @@ from pylightnix._definitions import name_of
 from pylightnix.build import Build, build_wrapper
 from pylightnix.codekey import CodeTerms, source_digest
 from pylightnix.config import mkconfig
-from pylightnix.errors import ConflictingArguments, Misuse, NoRegistry
-from pylightnix.matchers import match_latest
+from pylightnix.errors import ConflictingArguments, Misuse, NoRegistry, shown
+from pylightnix.matchers import check_matcher, match_latest
 from pylightnix.options import Options, steered
 from pylightnix.registry import Registry, mkdrv, tlregistry
 from pylightnix.stagebody import SOURCE_KEY, SUPPLIED, StageBody, named, parameters_of
@@ -48,8 +48,10 @@ class Steering:
     options: Options = Options()  # noqa: RUF009  # it is frozen
 
     def __post_init__(self) -> None:
-        if isinstance(self.nouts, bool) or self.nouts < 1:
-            raise Misuse(f"nouts is how many realizations one run makes, 1 or more; found {self.nouts!r}")
+        if isinstance(self.nouts, bool) or not isinstance(self.nouts, int) or self.nouts < 1:
+            raise Misuse(f"nouts is how many realizations one run makes, a number from 1; found {shown(self.nouts)}")
+        if self.matcher is not None:
+            check_matcher(self.matcher, "matcher=")
         if not isinstance(self.options, Options):
             raise Misuse(f"options is Options(…), with what they are as keywords; found {self.options!r:.200}")
 
@@ -58,8 +60,15 @@ _STEERING: Final = frozenset(Steering.__dataclass_fields__)
 
 
 def _steered(steering: Steering, keywords: Mapping[str, Any]) -> Steering:
-    changes: dict[str, Any] = {key: tuple(value) if key == "sourcedeps" else value for key, value in keywords.items()}
+    changes: dict[str, Any] = {key: _source_deps(value) if key == "sourcedeps" else value for key, value in keywords.items()}
     return replace(steering, **changes) if changes else steering
+
+
+def _source_deps(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return tuple(value)
+    advice = f"; write sourcedeps=[{name_of(value)}]" if callable(value) else ""
+    raise Misuse(f"sourcedeps is a list of functions and classes; found {shown(value)}{advice}")
 
 
 class AutoStage:
@@ -108,6 +117,8 @@ class AutoStage:
         steering = _steered(self._steering, {key: overrides.pop(key) for key in _STEERING - set(self._parameters) if key in overrides})
         config = {**self._defaults(), **self._items, **overrides}
         self._check_items(config, overrides)
+        for key in SUPPLIED & overrides.keys() & self._parameters.keys() - self._items.keys():
+            del config[key]  # the build supplies it
         for key, value in config.items():
             if _is_stage(value):
                 config[key] = value(r=registry)
@@ -136,7 +147,7 @@ class AutoStage:
     def _check_items(self, config: dict[str, Any], overrides: dict[str, Any]) -> None:
         plain = {name for name, p in self._parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         takes_rest = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
-        known = {*plain, *self._items, *SUPPLIED, "name"}
+        known = {*plain, *self._items, "name"}
         unknown = [] if takes_rest else [key for key in overrides if key not in known]
         if unknown:
             raise InvalidStageCall(f"{self!r} has no parameter {_listed(unknown)}{_did_you_mean(unknown[0], known - SUPPLIED)}")

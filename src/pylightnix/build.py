@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar
 
 from pylightnix.config import Config, ConfigAttrs, RConfig, cfgcattrs, cfgname, resolve
 from pylightnix.context import context_deref
-from pylightnix.errors import AmbiguousMatch, BuildError, Misuse
+from pylightnix.errors import AmbiguousMatch, BuildError, Misuse, shown
 from pylightnix.outputs import output_validate
 from pylightnix.refs import assert_valid_refpath, isrefpath, isselfpath
 from pylightnix.registry import written_config
@@ -209,8 +209,8 @@ def build_markstart(b: Build, nouts: int) -> list[Path]:
     Raises:
         Misuse: fewer than one is asked for, or they were made before.
     """
-    if nouts < 1:
-        raise Misuse(f"build_markstart expects how many outputs {b.dref} makes, 1 or more, found {nouts!r}")
+    if isinstance(nouts, bool) or not isinstance(nouts, int) or nouts < 1:
+        raise Misuse(f"build_markstart expects how many outputs {b.dref} makes, a number from 1, found {shown(nouts)}")
     if b.outpaths is not None:
         raise Misuse(
             f"the outputs of {b.dref} were opened before; use build_outpaths(b), or pass nouts=None to build_wrapper to open them yourself"

@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, Optional, TypeVar, Union, cast
 from pylightnix.config import Config
 from pylightnix.context import context_deref
 from pylightnix.errors import AmbiguousMatch, BuildError, InvalidOutput, InvalidTree, Misuse, NotRealized, StoreError
-from pylightnix.matchers import BuiltinMatcher
+from pylightnix.matchers import BuiltinMatcher, check_matcher
 from pylightnix.nar import tree_hash
 from pylightnix.outputs import output_validate
 from pylightnix.query import drefdeps1, rref2path
@@ -249,6 +249,7 @@ def either_matcher(m: Union[MatcherO, Matcher]) -> Matcher:
     Args:
         m: ``(S, Output[RRef]) -> Output[RRef] or None``, or one of the matchers of this package.
     """
+    check_matcher(m, "either_matcher")
     return EitherMatcher(m)
 
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, cast
+from types import FunctionType
+from typing import Any, Final, Optional, cast
 
-from pylightnix.errors import AmbiguousMatch, Misuse
+from pylightnix.errors import AmbiguousMatch, Misuse, shown
 from pylightnix.planner.messages import Candidate
 from pylightnix.refs import assert_valid_rref, rref2dref, unrref
 from pylightnix.types import Key, Matcher, MatcherO, Output, RRef, StorageSettings
 
 __all__ = [
     "BuiltinMatcher",
+    "check_matcher",
     "exact",
     "latest",
     "match",
@@ -200,3 +202,28 @@ def output_matcher(r: MatcherO) -> Matcher:
         return None if answer is None else answer.val
 
     return matcher
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+_MAKERS: Final[dict[object, str]] = {
+    match_only: "match_only()",
+    match_latest: "match_latest()",
+    match_some: "match_some()",
+    match_exact: "match_exact([…])",
+    match: "match(key, trim)",
+    output_matcher: "output_matcher(f)",
+}
+
+
+def check_matcher(matcher: object, what: str) -> None:
+    """Raise `Misuse` unless `matcher` can be called as one. Makers of matchers, passed uncalled, are told how to be called.
+
+    Args:
+        matcher: what was given for one.
+        what: what it was given to, as the error calls it.
+    """
+    if isinstance(matcher, FunctionType) and matcher in _MAKERS:
+        raise Misuse(f"{what} expects a matcher, found {matcher.__name__}, which makes matchers; write {_MAKERS[matcher]}")
+    if not callable(matcher):
+        raise Misuse(f"{what} expects a matcher, which can be called as (S, rrefs), found {shown(matcher)}; for example match_latest()")

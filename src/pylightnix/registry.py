@@ -24,7 +24,9 @@ from pylightnix.errors import (
     NoRegistry,
     StoreBusy,
     StoreForeign,
+    shown,
 )
+from pylightnix.matchers import check_matcher
 from pylightnix.planner.graph import dependency_order
 from pylightnix.refs import assert_valid_dref, isdref
 from pylightnix.results import result_drefs
@@ -259,8 +261,9 @@ def mkdrv(config: Config, matcher: Matcher, realizer: Realizer, r: Optional[Regi
     registry = tlregistry(r)
     if registry is None:
         raise NoRegistry("mkdrv")
-    if not callable(matcher) or not callable(realizer):
-        raise Misuse(f"mkdrv expects a matcher and a realizer that can be called, found {matcher!r} and {realizer!r}")
+    check_matcher(matcher, "mkdrv")
+    if not callable(realizer):
+        raise Misuse(f"mkdrv expects a realizer, which can be called as (S, dref, context, rarg), found {shown(realizer)}")
     if not isinstance(config, Config):
         raise Misuse(f"mkdrv expects a Config, found a {type(config).__name__}; make one with mkconfig({{…}})")
     checked = mkconfig(config.val)

@@ -22,6 +22,7 @@ from pylightnix import (
     current_registry,
     drefcfg_,
     instantiate,
+    match_latest,
     match_only,
     match_some,
     mkregistry,
@@ -187,7 +188,35 @@ def test_d27_misspelt_keyword_is_refused_with_a_suggestion(r: Registry) -> None:
     assert isinstance(raised.value, AssertionError)
     assert isinstance(raised.value, TypeError)
     assert r.builders == {}
-    f(r=r, extra=2, name="x", build=None, rindex=0)
+    config = config_of(f(r=r, extra=2, name="x", build=None), r)
+    assert (config["extra"], config["name"]) == (2, "x")
+
+
+def test_d27_what_the_build_supplies_is_refused_where_the_function_does_not_take_it(r: Registry) -> None:
+    @autostage
+    def plain(a: int = 1) -> None: ...
+
+    for key in ("build", "rindex"):
+        with pytest.raises(InvalidStageCall, match=f"no parameter '{key}'; it has 'a'"):
+            plain(r=r, **{key: 0})
+    assert r.builders == {}
+
+    @autostage
+    def takes(build: Build, rindex: int) -> None: ...
+
+    dref = takes(r=r)
+    assert takes(r=r, build=1, rindex=2) == dref
+    assert {"build", "rindex"} & config_of(dref, r).keys() == set()
+
+    @autostage(build="an item of the decorator")
+    def has(a: int = 1) -> None: ...
+
+    assert config_of(has(r=r, build="new"), r)["build"] == "new"
+
+    @autostage
+    def rest(**rest: Any) -> None: ...
+
+    assert config_of(rest(r=r, build="an item"), r)["build"] == "an item"
 
 
 def test_missing_parameter_is_refused_at_the_call(r: Registry) -> None:
@@ -207,10 +236,32 @@ def test_d28_value_that_is_no_json_is_refused(r: Registry) -> None:
             number(r=r, n=value)
 
 
-def test_number_of_outputs_is_checked() -> None:
-    for nouts in (0, -1, True):
-        with pytest.raises(Misuse, match="nouts"):
+def test_number_of_outputs_is_checked(r: Registry) -> None:
+    for nouts in (0, -1, True, "2", 2.0, None):
+        with pytest.raises(Misuse, match="nouts is how many realizations one run makes, a number from 1; found"):
             autostage(nouts=nouts)(number.__wrapped__)
+        with pytest.raises(Misuse, match="nouts"):
+            number(r=r, nouts=nouts)
+
+
+def test_source_dependencies_are_a_list(r: Registry) -> None:
+    for given in (number, number.__wrapped__, Build):
+        with pytest.raises(Misuse, match=r"sourcedeps is a list of functions and classes; found .*; write sourcedeps=\[.*\.\w+\]"):
+            autostage(sourcedeps=given)(number.__wrapped__)  # type: ignore[call-overload]
+    for no_list in (3, None, "number"):
+        with pytest.raises(Misuse, match="sourcedeps is a list"):
+            number(r=r, sourcedeps=no_list)
+    assert number(r=r, sourcedeps=(number, Build)) == number(r=r, sourcedeps=[number, Build])
+
+
+def test_a_maker_of_matchers_is_no_matcher(r: Registry) -> None:
+    with pytest.raises(Misuse, match=r"matcher= expects a matcher, found match_only, which makes matchers; write match_only\(\)"):
+        autostage(matcher=match_only)(number.__wrapped__)
+    with pytest.raises(Misuse, match=r"write match_latest\(\)"):
+        number(r=r, matcher=match_latest)
+    with pytest.raises(Misuse, match="matcher= expects a matcher, which can be called"):
+        number(r=r, matcher="latest")
+    assert r.builders == {}
 
 
 def test_what_has_no_signature_is_refused() -> None:

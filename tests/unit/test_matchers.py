@@ -8,9 +8,12 @@ from typing import Any, Optional
 
 import pytest
 
+from pylightnix.config import mkconfig
+from pylightnix.either import mkdrvE
 from pylightnix.errors import AmbiguousMatch, InvalidReference, Misuse
 from pylightnix.matchers import (
     BuiltinMatcher,
+    check_matcher,
     exact,
     match,
     match_all,
@@ -23,6 +26,7 @@ from pylightnix.matchers import (
 )
 from pylightnix.planner.messages import Candidate
 from pylightnix.refs import mkrref
+from pylightnix.registry import Registry, mkdrv
 from pylightnix.storage import mkSS
 from pylightnix.types import Matcher, Output, RRef, StorageSettings
 
@@ -218,3 +222,27 @@ def test_equal_matchers_pickle_to_equal_bytes() -> None:
 
 def test_they_say_what_they_are() -> None:
     assert repr(match_latest(2)) == "_MatchLatest(n=2)"
+
+
+@pytest.mark.parametrize(
+    "maker", [match_only, match_latest, match_some, match_exact, match, output_matcher], ids=lambda maker: maker.__name__
+)
+def test_makers_are_told_from_matchers(maker: Any) -> None:
+    """Uncalled, they would fail later, and about the number of their arguments."""
+    r = Registry(S)
+    for give in (
+        lambda: check_matcher(maker, "it"),
+        lambda: mkdrv(mkconfig({}), maker, lambda *args: [], r),
+        lambda: mkdrvE(mkconfig({}), maker, lambda *args: [], r),
+    ):
+        with pytest.raises(Misuse, match=rf"expects a matcher, found {maker.__name__}, which makes matchers; write {maker.__name__}\("):
+            give()
+    assert r.builders == {}
+
+
+def test_what_is_no_matcher() -> None:
+    for given in (None, 3, [R1]):
+        with pytest.raises(Misuse, match="mkdrv expects a matcher, which can be called"):
+            mkdrv(mkconfig({}), given, lambda *args: [], Registry(S))  # type: ignore[arg-type]
+    with pytest.raises(Misuse, match=r"mkdrv expects a realizer, which can be called as \(S, dref, context, rarg\), found 3"):
+        mkdrv(mkconfig({}), match_all, 3, Registry(S))  # type: ignore[arg-type]
