@@ -265,7 +265,7 @@ def realizeManyE(
     arg: ClosureArg,
     force_rebuild: Union[Sequence[DRef], bool] = (),
     assert_realized: Sequence[DRef] = (),
-    realize_args: Optional[Mapping[DRef, RealizeArg]] = None,
+    realize_args: Optional[Mapping[DRef, RealizeArg]] = {},
     dry_run: bool = False,
 ) -> Either[RRef]:
     """Realize a closure whose result is one DRef, and return its realizations as an either.
@@ -280,7 +280,7 @@ def realizeE(
     closure: ClosureArg,
     force_rebuild: Union[Sequence[DRef], bool] = (),
     assert_realized: Sequence[DRef] = (),
-    realize_args: Optional[Mapping[DRef, RealizeArg]] = None,
+    realize_args: Optional[Mapping[DRef, RealizeArg]] = {},
     dry_run: bool = False,
 ) -> Either[RRef]:
     """Realize a closure whose result is one DRef with one RIGHT realization, and return that, or all that is LEFT.

@@ -44,12 +44,12 @@ def timestring(sec: Optional[float] = None) -> str:
     return f"{moment.year:04}{moment:%m%d-%H:%M:%S:%f%z}"
 
 
-def parsetime(text: object) -> Optional[float]:
+def parsetime(time: object) -> Optional[float]:
     """Return the seconds since 1970-01-01 UTC that a timestamp means, or None if it is malformed.
 
     The inverse of `timestring`. A two-digit year is read as POSIX has it: 69 to 99 lie before 2000.
     """
-    found = _STAMP.fullmatch(text) if isinstance(text, str) else None
+    found = _STAMP.fullmatch(time) if isinstance(time, str) else None
     if found is None:
         return None
     part = found.groupdict()
