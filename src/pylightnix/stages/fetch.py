@@ -193,7 +193,7 @@ def fetchlocal(
         where = os.fspath(path)
         source = {"path": where}
     else:
-        where = os.environ.get(str(envname), "")
+        where = _from_environment(str(envname))
         source = {"envname": str(envname)}
     if not isinstance(where, str) or not where:
         raise Misuse(f"fetchlocal expects the path of a file{'' if path is not None else f' in the variable {envname}'}, found {where!r}")
@@ -205,6 +205,12 @@ def fetchlocal(
     # The working folder of the build may be another one.
     realizer = FetchRealizer(path=os.path.abspath(where), filename=file, checks_promises=check_promises)
     return mkdrv(mkconfig(_with_out_path(config, mode, file)), match_only(), realizer, r)
+
+
+def _from_environment(envname: str) -> str:
+    if envname not in os.environ:
+        raise Misuse(f"fetchlocal expects the path of a file in the variable {envname}, which is not set; set it, or say path=…")
+    return os.environ[envname]
 
 
 def _checksums(what: str, **given: object) -> dict[str, str]:
