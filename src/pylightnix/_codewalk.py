@@ -27,7 +27,7 @@ from pylightnix._definitions import class_definitions, class_file, file_stamp, f
 from pylightnix._names import Reference, names_of
 from pylightnix._origins import is_project_file, is_project_module, package_of
 from pylightnix._syntax import canonical_text
-from pylightnix.errors import CodeKeyError
+from pylightnix.errors import CodeKeyError, kind_of
 
 if TYPE_CHECKING:
     from pylightnix._syntax import Definition
@@ -110,7 +110,7 @@ class CodeWalk:
             elif callable(pyobj) or wrapped_of(pyobj) is not None:
                 return self._instance(pyobj)
             else:
-                raise CodeKeyError(name_of(pyobj), f"expected a function or a class, found a {type(pyobj).__name__}")
+                raise CodeKeyError(name_of(pyobj), f"expected a function or a class, found {kind_of(pyobj)}")
         raise CodeKeyError(name_of(whole), "its __wrapped__ leads back to itself")
 
     def _is_looked_through(self, function: types.FunctionType) -> bool:

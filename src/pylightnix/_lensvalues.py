@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional
 
 from pylightnix.build import Build, build_config, build_outpaths
 from pylightnix.config import resolve
-from pylightnix.errors import AmbiguousMatch, Misuse
+from pylightnix.errors import AmbiguousMatch, Misuse, kind_of
 from pylightnix.query import drefcfg_
 from pylightnix.refs import isdref, isrefpath, isrref, isselfpath, rref2dref
 from pylightnix.registry import isclosure
@@ -81,7 +81,7 @@ def _read_object(path: Path, refpath: RefPath, cache: Cache) -> dict[str, Any]:
             if key not in cache:
                 found = json.load(file)
                 if not isinstance(found, dict):
-                    raise Misuse(f"a lens goes into JSON files that hold an object; {path} holds a {type(found).__name__}")
+                    raise Misuse(f"a lens goes into JSON files that hold an object; {path} holds {kind_of(found)}")
                 cache[key] = found
     except (OSError, ValueError) as error:
         raise Misuse(f"a lens goes into refpaths of JSON files; {shown(refpath)} is no such file ({error})") from error

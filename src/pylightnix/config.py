@@ -11,9 +11,9 @@ import json
 import re
 from collections.abc import Iterator
 from json.encoder import encode_basestring as _quoted
-from typing import Any, Optional
+from typing import Any, Final, Optional
 
-from pylightnix.errors import InvalidConfig, shown
+from pylightnix.errors import InvalidConfig, kind_of, shown
 from pylightnix.refs import NAME_LENGTH_MAX, PYLIGHTNIX_NAMEPAT, assert_valid_name, isdref, isrref, isselfpath
 from pylightnix.types import DRef, Hash, Name, RefPath
 
@@ -99,23 +99,50 @@ def _json_int(value: int, where: str) -> int:
     return int(value)
 
 
+_ADVICE: Final = {
+    "builtins.tuple": "give a list: list(x)",
+    "builtins.set": "give a sorted list: sorted(x)",
+    "builtins.frozenset": "give a sorted list: sorted(x)",
+    "builtins.range": "give a list: list(x)",
+    "builtins.bytes": "give text: x.hex(), or pass the bytes through mknode(…, artifacts=…)",
+    "builtins.bytearray": "give text: x.hex(), or pass the bytes through mknode(…, artifacts=…)",
+    "builtins.complex": "give a list: [x.real, x.imag]",
+    "builtins.type": "give its name, or the numbers and texts that say what you mean by it",
+    "datetime.date": "give text: x.isoformat()",
+    "datetime.time": "give text: x.isoformat()",
+    "datetime.timedelta": "give a number: x.total_seconds()",
+    "decimal.Decimal": "give text: str(x)",
+    "enum.Enum": "give what it stands for: x.value",
+    "numpy.generic": "give a Python number: x.item()",
+    "numpy.ndarray": "give a list: x.tolist(), or pass the array through a stage that writes it to a file",
+    "pathlib.PurePath": "give text: str(x); for a file whose contents count, depend on source(x)",
+    "pylightnix.autostage.AutoStage": "call it, and give the DRef that it returns: x(r=r)",
+    "pylightnix.config.Config": "give its dict: cfgdict(x)",
+    "pylightnix.lens.Lens": "give what it points at: x.val",
+    "pylightnix.registry.Registry": "leave it out, or name it 'r'",
+    "uuid.UUID": "give text: str(x)",
+}
+"""What to write in place of an object of a class, or of a subclass. By name, so that nothing is imported for it."""
+
+
+def _class_names(cls: type) -> Iterator[str]:
+    for base in cls.__mro__:
+        # Some move within their packages from one Python to the next: pathlib.PurePath is pathlib._local.PurePath in 3.13.
+        package = base.__module__ if base.__module__.startswith("pylightnix.") else base.__module__.partition(".")[0]
+        yield f"{package}.{base.__qualname__}"
+
+
 def _advice(value: object) -> str:
-    kind = type(value).__name__
-    known = {
-        "tuple": "give a list: list(x)",
-        "set": "give a sorted list: sorted(x)",
-        "frozenset": "give a sorted list: sorted(x)",
-        "bytes": "give text: x.hex(), or pass the bytes through mknode(…, artifacts=…)",
-        "bytearray": "give text: x.hex(), or pass the bytes through mknode(…, artifacts=…)",
-        "ndarray": "give a list: x.tolist(), or pass the array through a stage that writes it to a file",
-        "Registry": "leave it out, or name it 'r'",
-        "Config": "give its dict: cfgdict(x)",
-        "PosixPath": "give text: str(x)",
-    }
-    if kind in known:
-        return known[kind]
-    if hasattr(value, "item") and hasattr(value, "dtype"):
-        return "give a Python number: x.item()"
+    for name in _class_names(type(value)):
+        if name in _ADVICE:
+            return _ADVICE[name]
+    if hasattr(value, "dtype"):  # of torch and its kin
+        return _ADVICE["numpy.ndarray" if hasattr(value, "tolist") else "numpy.generic"]
+    if callable(value):
+        return (
+            "if it is a stage, call it, and give the DRef that it returns: x(r=r); if not, the config says what it is to do, "
+            "in numbers and texts, and the realizer calls it"
+        )
     return "a config holds dicts with text keys, lists, text, numbers, booleans and None"
 
 
@@ -178,14 +205,14 @@ def _explain(value: Any, where: str, depth: int = 0) -> None:
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise InvalidConfig(where, f"the key {key!r} is a {type(key).__name__}", "keys are text: str(key)")
+                raise InvalidConfig(where, f"the key {shown(key)} is {kind_of(key)}", "keys are text: str(key)")
             _json_text(key, f"{where} (a key)")
             _explain(item, _key_path(where, key), depth + 1)
     elif isinstance(value, list):
         for i, item in enumerate(value):
             _explain(item, f"{where}[{i}]", depth + 1)
     else:
-        raise InvalidConfig(where, f"{shown(value)} is a {type(value).__name__}, which JSON cannot hold", _advice(value))
+        raise InvalidConfig(where, f"{shown(value)} is {kind_of(value)}, which JSON cannot hold", _advice(value))
 
 
 def _checked_copy(value: Any, where: str = "config") -> Any:
@@ -238,8 +265,8 @@ def mkconfig(d: dict[str, Any]) -> Config:
         InvalidName: the item ``name`` cannot stand in a reference.
     """
     if not isinstance(d, dict):
-        raise InvalidConfig("config", f"{shown(d)} is a {type(d).__name__}", "a config is a dict")
-    if "r" in d and type(d["r"]).__name__ == "Registry":
+        raise InvalidConfig("config", f"{shown(d)} is {kind_of(d)}", "a config is a dict")
+    if "r" in d and "pylightnix.registry.Registry" in _class_names(type(d["r"])):
         d = {key: value for key, value in d.items() if key != "r"}
     config = Config.__new__(Config)
     config.val = _checked_copy(d)
@@ -250,7 +277,7 @@ def mkconfig(d: dict[str, Any]) -> Config:
 def assert_valid_config(c: Config) -> Config:
     """Return `c` if it is a valid config; raise what `mkconfig` raises otherwise."""
     if not isinstance(c, Config):
-        raise InvalidConfig("config", f"{shown(c)} is a {type(c).__name__}", "make one with mkconfig({…})")
+        raise InvalidConfig("config", f"{shown(c)} is {kind_of(c)}", "make one with mkconfig({…})")
     _checked_copy(c.val)
     assert_valid_name(cfgname(c))
     return c
@@ -264,7 +291,7 @@ def assert_valid_dict(d: dict[str, Any], argname: str) -> dict[str, Any]:
         argname: how the error calls it.
     """
     if not isinstance(d, dict):
-        raise InvalidConfig(argname, f"{shown(d)} is a {type(d).__name__}", "pass a dict of JSON values")
+        raise InvalidConfig(argname, f"{shown(d)} is {kind_of(d)}", "pass a dict of JSON values")
     _checked_copy(d, argname)
     return d
 

@@ -79,6 +79,12 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
 
 
+def kind_of(value: object) -> str:
+    """Return how an error says of what type a value is: a list, an int."""
+    name = type(value).__name__
+    return f"{'an' if name[:1] in 'aeioAEIO' else 'a'} {name}"
+
+
 class PylightnixException(Exception):
     """The base of every error that this package raises on purpose."""
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pylightnix.errors import InvalidName, InvalidReference
+from pylightnix.errors import InvalidName, InvalidReference, kind_of
 from pylightnix.types import DRef, Hash, HashPart, Name, RefPath, RRef
 
 __all__ = [
@@ -162,7 +162,7 @@ def assert_valid_hashpart(hp: Any) -> None:
 def assert_valid_name(s: Any) -> None:
     """Raise `InvalidName` unless `s` can stand at the end of a reference."""
     if not isinstance(s, str):
-        raise InvalidName(s, f"it is a {type(s).__name__}, not text")
+        raise InvalidName(s, f"it is {kind_of(s)}, not text")
     if _NAME.fullmatch(s) is None:
         bad = sorted({c for c in s if not re.fullmatch(PYLIGHTNIX_NAMEPAT, c)})
         if bad:

@@ -24,6 +24,7 @@ from pylightnix.errors import (
     NoRegistry,
     StoreBusy,
     StoreForeign,
+    kind_of,
     shown,
 )
 from pylightnix.matchers import check_matcher
@@ -265,7 +266,7 @@ def mkdrv(config: Config, matcher: Matcher, realizer: Realizer, r: Optional[Regi
     if not callable(realizer):
         raise Misuse(f"mkdrv expects a realizer, which can be called as (S, dref, context, rarg), found {shown(realizer)}")
     if not isinstance(config, Config):
-        raise Misuse(f"mkdrv expects a Config, found a {type(config).__name__}; make one with mkconfig({{…}})")
+        raise Misuse(f"mkdrv expects a Config, found {kind_of(config)}; make one with mkconfig({{…}})")
     checked = mkconfig(config.val)
     dref, canonical, deps = _identify(checked)
     if registry.draft_of is None:

@@ -176,7 +176,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: 10**4300, "too many digits"),
     (lambda: -(10**5000), "too many digits"),
     (Scalar, "give a Python number: x.item()"),
-    (Odd, "Odd() is a Odd, which JSON cannot hold"),
+    (Odd, "Odd() is an Odd, which JSON cannot hold"),
     (lambda: 1j, "is a complex"),
     (lambda: Decimal(1), "is a Decimal"),
     (lambda: range(3), "is a range"),
@@ -184,7 +184,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: int, "which JSON cannot hold"),
 ]
 BAD_KEYS: list[tuple[Any, str]] = [
-    (1, "the key 1 is a int; keys are text"),
+    (1, "the key 1 is an int; keys are text"),
     (None, "the key None is a NoneType"),
     (True, "the key True is a bool"),
     (1.5, "the key 1.5 is a float"),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import enum
 import json
+import pathlib
+import uuid
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from pylightnix.autostage import autostage
 from pylightnix.config import (
     Config,
     RConfig,
@@ -27,8 +33,10 @@ from pylightnix.config import (
     resolve,
 )
 from pylightnix.errors import InvalidConfig, InvalidName
+from pylightnix.lens import mklens
 from pylightnix.refs import mkdref, mkrref, selfref
 from pylightnix.registry import Registry
+from pylightnix.stages import realized
 from pylightnix.types import DRef
 
 D1, D2 = mkdref("1" * 32, "one"), mkdref("2" * 32, "two")
@@ -122,6 +130,67 @@ def test_numbers_of_numpy() -> None:
         mkconfig({"a": numpy.zeros(2)})
 
 
+@autostage
+def some_stage() -> None: ...
+
+
+@dataclass
+class Sizes:
+    width: int
+
+
+class Scale(enum.Enum):
+    large = 3
+
+
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        (some_stage, "call it, and give the DRef that it returns: x(r=r)"),
+        (realized(some_stage), "if it is a stage, call it, and give the DRef that it returns: x(r=r); if not, the config says what"),
+        (lambda x: x, "if it is a stage, call it"),
+        (len, "if it is a stage, call it"),
+        (Sizes, "give its name"),
+        (Sizes(1), "a config holds dicts"),
+        (Scale.large, "give what it stands for: x.value"),
+        (Scale, "give its name"),
+        (datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), "give text: x.isoformat()"),
+        (datetime.date(2026, 1, 2), "give text: x.isoformat()"),
+        (datetime.time(1, 2), "give text: x.isoformat()"),
+        (datetime.timedelta(1), "give a number: x.total_seconds()"),
+        (pathlib.Path("/"), "give text: str(x); for a file whose contents count, depend on source(x)"),
+        (pathlib.PureWindowsPath("/"), "give text: str(x)"),
+        (decimal.Decimal(1), "give text: str(x)"),
+        (uuid.UUID(int=1), "give text: str(x)"),
+        (1j, "give a list: [x.real, x.imag]"),
+        (range(3), "give a list: list(x)"),
+        (Config({}), "give its dict: cfgdict(x)"),
+        (mklens({"a": 1}).a, "give what it points at: x.val"),
+        (object(), "a config holds dicts"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
+)
+def test_what_to_write_instead(value: Any, advice: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        mkconfig({"items": [value]})
+    assert caught.value.where == "config.items[0]"
+    assert caught.value.advice.startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({1: 2}, "the key 1 is an int; keys are text"),
+        ({"a": object()}, "is an object, which"),
+        ([], "is a list"),
+        (1, "is an int; a config"),
+    ],
+)
+def test_types_have_the_right_article(value: Any, told: str) -> None:
+    with pytest.raises(InvalidConfig, match=told):
+        mkconfig(value)
+
+
 def test_d68_the_path_to_what_is_wrong() -> None:
     with pytest.raises(InvalidConfig) as caught:
         mkconfig({"layers": [{"size": 1}, {"shape of it": (28, 28)}]})
@@ -150,6 +219,19 @@ def test_the_registry_of_locals_is_dropped() -> None:
         mkconfig({"reg": Registry()})
     with pytest.raises(InvalidConfig, match="leave it out"):
         mkconfig({"a": {"r": Registry()}})
+
+
+def test_which_registry_is_dropped() -> None:
+    """Those of this package and of classes derived from it, not what happens to have the same name."""
+
+    class Recording(Registry):
+        pass
+
+    assert mkconfig({"a": 1, "r": Recording()}).val == {"a": 1}
+    with pytest.raises(InvalidConfig, match=r"config\.r: .* is a Registry"):
+        mkconfig({"r": type("Registry", (), {})()})
+    with pytest.raises(InvalidConfig, match="is a Recording, which JSON cannot hold; leave it out, or name it 'r'"):
+        mkconfig({"reg": Recording()})
 
 
 # --- names ------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def test_a_name_may_look_like_hashes_and_dashes() -> None:
         ("a b/c", "it has the characters ' ' '/'"),
         ("имя", "it has the characters"),
         ("n\u0308", "it has the characters"),
-        (5, "it is a int, not text"),
+        (5, "it is an int, not text"),
         (None, "it is a NoneType, not text"),
         (b"name", "it is a bytes, not text"),
     ],

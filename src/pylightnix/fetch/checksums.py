@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from pylightnix.errors import InvalidChecksum
+from pylightnix.errors import InvalidChecksum, kind_of
 
 __all__ = ["ALGORITHMS", "Checksum", "parse_checksum"]
 
@@ -58,7 +58,7 @@ def parse_checksum(text: object, algorithm: str) -> Checksum:
         InvalidChecksum: it is none of these, or not of this algorithm.
     """
     if not isinstance(text, str):
-        raise InvalidChecksum(algorithm, text, f"it is a {type(text).__name__}, not text")
+        raise InvalidChecksum(algorithm, text, f"it is {kind_of(text)}, not text")
     named = re.match(r"(sha\d+)[-:]", text)
     if named and named[1] != algorithm:
         raise InvalidChecksum(algorithm, text, f"it says that it is of {named[1]}")

@@ -9,7 +9,7 @@ import re
 from typing import Final, NamedTuple, Optional
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit, urlunsplit
 
-from pylightnix.errors import InvalidURL
+from pylightnix.errors import InvalidURL, kind_of
 
 __all__ = ["Origin", "check_url", "file_name_of", "local_path_of", "origin_of", "shown_url", "userinfo_of", "without_userinfo"]
 
@@ -42,7 +42,7 @@ def check_url(url: object) -> str:
         InvalidURL: it is no http, https or file URL, or has no host, or spaces and the like.
     """
     if not isinstance(url, str):
-        raise InvalidURL(repr(url)[:100], f"it is a {type(url).__name__}, not text")
+        raise InvalidURL(repr(url)[:100], f"it is {kind_of(url)}, not text")
     if _UNFIT.search(url):
         raise InvalidURL(shown_text(url), "it has a space or a control character; write %20 for a space")
     parts = _split(url)

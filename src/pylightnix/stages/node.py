@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from pylightnix.build import Build, build_outpath, build_wrapper, stored_config
 from pylightnix.config import mkconfig
-from pylightnix.errors import InvalidOutput, Misuse
+from pylightnix.errors import InvalidOutput, Misuse, kind_of
 from pylightnix.matchers import match_only
 from pylightnix.registry import Registry, mkdrv
 from pylightnix.store.layout import METADATA_NAMES
@@ -24,7 +24,7 @@ _KEY = "__artifacts__"
 def problem_with_entry(name: object) -> Optional[str]:
     """Return why `name` cannot name an entry at the top of an output folder, or None if it can."""
     if not isinstance(name, str):
-        return f"it is a {type(name).__name__}, not text"
+        return f"it is {kind_of(name)}, not text"
     if name in ("", ".", ".."):
         return "it names no entry of a folder"
     if "/" in name or "\0" in name:
@@ -83,9 +83,7 @@ def mknode(
         if problem:
             raise Misuse(f"mknode expects artifacts with the names of plain files, found {entry!r}: {problem}")
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise Misuse(
-                f"mknode expects bytes for the artifact {entry!r}, found a {type(data).__name__}; text becomes bytes with .encode()"
-            )
+            raise Misuse(f"mknode expects bytes for the artifact {entry!r}, found {kind_of(data)}; text becomes bytes with .encode()")
     kept = tuple(sorted((entry, bytes(data)) for entry, data in artifacts.items()))
     digests = {entry: hashlib.sha256(data).hexdigest() for entry, data in kept}
     config = mkconfig({**cfgdict, "name": name, _KEY: digests})
