@@ -11,6 +11,7 @@ import stat
 import subprocess
 import tempfile
 import traceback
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -277,6 +278,20 @@ def check_error(error: object, kind: type[PylightnixException], code: str, statu
     assert not missing, f"{missing} not in: {text}"
     twin = pickle.loads(pickle.dumps(error))
     assert (type(twin), str(twin)) == (kind, text)
+
+
+# --- memory ---------------------------------------------------------------------------------------------
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """Call a function and return how much memory there was in use at most for what this process allocated meanwhile."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        function()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
 
 
 # --- child processes ----------------------------------------------------------------------------------

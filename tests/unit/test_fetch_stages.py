@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.stores import check_tmp, text_of
+from tests.stores import check_tmp, new_store, peak_bytes, text_of
 
 from pylightnix import (
     BuildError,
@@ -30,11 +30,13 @@ from pylightnix import (
     fetchlocal,
     fetchurl,
     fetchurl2,
+    filehash,
     instantiate,
     mkregistry,
     realize1,
     rref2path,
     selfref,
+    unpack,
 )
 from pylightnix.attempt import realizer_manifest
 from pylightnix.errors import UnpackFailed
@@ -139,6 +141,15 @@ def test_config_of_fetchlocal(S: StorageSettings, file: Path, monkeypatch: pytes
     assert config(S, fetchlocal, SHA256, str(file)) == {**expected, "path": str(file)}
     assert config(S, fetchlocal, SHA256, envname="WHERE") == {**expected, "envname": "WHERE"}
     assert config(S, fetchlocal, SHA256, envname="WHERE", mode="")["out_path"] == [selfref, "file.txt"]
+
+
+def test_a_variable_that_is_not_set_is_not_taken_for_an_empty_one(S: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WHERE", raising=False)
+    with pytest.raises(Misuse, match="in the variable WHERE, which is not set; set it, or say path="):
+        config(S, fetchlocal, SHA256, envname="WHERE")
+    monkeypatch.setenv("WHERE", "")
+    with pytest.raises(Misuse, match="in the variable WHERE, found ''"):
+        config(S, fetchlocal, SHA256, envname="WHERE")
 
 
 # --- calls that cannot work -------------------------------------------------------------------------------
@@ -268,6 +279,38 @@ def test_d62_wrong_checksum(S: StorageSettings, file: Path) -> None:
         error = failure(S, stage, **arguments)
         assert isinstance(error, WrongChecksum)
         assert isinstance(error, AssertionError)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("large") / "large.tar"
+    with tarfile.open(path, "w") as archive, open("/dev/zero", "rb") as zeros:
+        info = tarfile.TarInfo("zeros")
+        info.size = 64 << 20
+        archive.addfile(info, zeros)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stage", "where", "options"),
+    [
+        *((fetchurl, "url", {"mode": mode}) for mode in ("", "unpack,remove")),
+        *((fetchlocal, "path", {"mode": mode}) for mode in ("", "unpack,remove")),
+        (fetchurl2, "url", {"sha1": True}),
+        (unpack, "path", {"sha1": True}),
+    ],
+)
+def test_d7_neither_fetching_nor_unpacking_takes_a_whole_file_into_memory(
+    tmp_path: Path, large: Path, stage: Any, where: str, options: dict[str, Any]
+) -> None:
+    own, given = new_store(tmp_path / "store"), {where: large.as_uri() if where == "url" else str(large), "sha256": filehash(str(large))}
+    if "sha1" in options:
+        with large.open("rb") as file:
+            options = {"sha1": hashlib.file_digest(file, "sha1").hexdigest()}
+    rrefs: list[RRef] = []
+    assert peak_bytes(lambda: rrefs.append(make(own, stage, **given, **options))) < 16 << 20
+    sizes = [os.path.getsize(os.path.join(rref2path(rrefs[0], own), name)) for name in files_of(rrefs[0], own)]
+    assert sum(sizes) >= 64 << 20
 
 
 def test_d63_relative_local_file(S: StorageSettings, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Defects of Pylightnix 0.x that no program may meet again, and where the tests of all of them stand.
 
 Each of its 69 known defects has a test whose name begins with `test_d<number>_`. Most stand beside the other tests of
-their concept; here are those that belong to none, and the list that says which are left to others.
+their concept; here are those that belong to none.
 """
 
 from __future__ import annotations
@@ -64,15 +64,13 @@ TESTS = FsPath(__file__).resolve().parents[1]
 REPOSITORY = TESTS.parent
 
 DEFECTS = range(1, 70)
-OF_FETCHING = {59, 60, 61, 63}
-"""Downloads, their checksums and what is unpacked: the tests are those of fetching and unpacking."""
 
 
 def test_every_defect_has_a_test() -> None:
     names = re.compile(r"^(?:async )?def test_d(\d+)_", re.MULTILINE)
     tested = {int(number) for path in TESTS.rglob("test_*.py") for number in names.findall(path.read_text(encoding="utf-8"))}
     assert tested - set(DEFECTS) == set(), "there are 69"
-    assert set(DEFECTS) - tested - OF_FETCHING == set(), "without a test"
+    assert set(DEFECTS) - tested == set(), "without a test"
 
 
 # --- what counts in a realization ---------------------------------------------------------------------

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.stores import peak_bytes
 
 from pylightnix import Misuse, datahash, dicthash, dirhash, dirhash_iter, dirshash, filehash
+from pylightnix.nar import tree_hash
 
 
 def digest(*parts: bytes) -> str:
@@ -38,6 +41,14 @@ def test_d7_a_large_file_is_read_in_pieces(tmp_path: Path) -> None:
     pieces = [len(piece) for _, piece in dirhash_iter(str(tmp_path))]
     assert sum(pieces) == 20 << 20
     assert max(pieces) <= 1 << 20
+
+
+@pytest.mark.parametrize("what", [filehash, dirhash, tree_hash, lambda path: tree_hash(os.path.dirname(path))])
+def test_d7_no_hash_takes_a_whole_file_into_memory(tmp_path: Path, what: Callable[[str], object]) -> None:
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(64 << 20)
+    path = str(tmp_path if what is dirhash else tmp_path / "large")
+    assert peak_bytes(lambda: what(path)) < 8 << 20
 
 
 def test_files_before_folders_each_in_the_order_of_names(tmp_path: Path) -> None:
