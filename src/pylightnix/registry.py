@@ -427,10 +427,11 @@ def isclosure(x: Any) -> bool:
 
 def assert_valid_closure(closure: Closure) -> None:
     """Raise `Misuse` unless `closure` has derivations and all targets are among them."""
-    if not isclosure(closure) or not closure.derivations:
-        raise Misuse(f"expected a closure with derivations, as instantiate returns it, found {closure!r:.200}")
-    known = {derivation.dref for derivation in closure.derivations}
-    for target in closure.targets:
+    if not isclosure(closure) or not closure[2]:
+        raise Misuse(f"expected a closure with derivations, as instantiate returns it, found {shown(closure, 200)}")
+    _, targets, derivations, _ = closure  # which may be a plain tuple
+    known = {dref for dref, _, _ in derivations}
+    for target in targets:
         if target not in known:
             raise ForeignDerivation(target, None)
 

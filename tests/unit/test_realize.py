@@ -24,7 +24,9 @@ from pylightnix import (
     BuildError,
     Closure,
     Context,
+    Derivation,
     DRef,
+    ForeignDerivation,
     InvalidMatch,
     InvalidStorage,
     Matcher,
@@ -37,6 +39,7 @@ from pylightnix import (
     RRef,
     StorageSettings,
     allrrefs,
+    assert_valid_closure,
     build_wrapper,
     context_deref,
     current_registry,
@@ -685,6 +688,34 @@ def test_instantiating_is_pure(S: StorageSettings) -> None:
         instantiate(lambda r: mkdrv(mkconfig({"b": 2, "a": 1}), match_latest(), refuses, r), S=S)[0]
         == (instantiate(lambda r: mkdrv(mkconfig({"a": 1, "b": 2}), match_latest(), refuses, r), S=S)[0])
     )
+
+
+def test_which_closures_are_valid(S: StorageSettings) -> None:
+    result, closure = instantiate(chain, S=S)
+    [target], derivations = closure.targets, closure.derivations
+    for valid in (
+        closure,
+        tuple(closure),
+        Closure(None, [], derivations, S),
+        Closure(None, [target, derivations[0].dref, target], derivations, None),
+        closure._replace(derivations=[Derivation(*derivation) for derivation in derivations]),
+    ):
+        assert_valid_closure(valid)  # type: ignore[arg-type]  # one is a plain tuple
+    for invalid in (
+        closure._replace(derivations=[]),
+        closure._replace(targets=[DRef("no reference")]),
+        (result, closure),
+        tuple(closure)[:3],
+        target,
+        None,
+    ):
+        with pytest.raises(Misuse, match="expected a closure with derivations, as instantiate returns it, found"):
+            assert_valid_closure(invalid)  # type: ignore[arg-type]
+    for lacking in (closure._replace(derivations=derivations[:-1]), tuple(closure._replace(derivations=derivations[:-1]))):
+        with pytest.raises(ForeignDerivation) as caught:
+            assert_valid_closure(lacking)  # type: ignore[arg-type]
+        check_error(caught.value, ForeignDerivation, "foreign-derivation", 2, f"{target} (a target) is not registered")
+        assert isinstance(caught.value, AssertionError)
 
 
 def test_an_older_closure_is_not_changed_by_what_is_registered_later(S: StorageSettings) -> None:
