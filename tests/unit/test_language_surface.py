@@ -449,7 +449,27 @@ def test_exceptions_have_one_base(kind: type[Exception]) -> None:
     assert issubclass(kind, PylightnixException)
 
 
-def test_misuse_is_an_assertion_error() -> None:
-    assert issubclass(pylightnix.Misuse, AssertionError)
+WERE_ASSERTIONS = [
+    *(
+        "AmbiguousMatch",
+        "CycleError",
+        "ForeignDerivation",
+        "InvalidConfig",
+        "InvalidMatch",
+        "InvalidName",
+        "InvalidOutput",
+        "InvalidReference",
+    ),
+    *("InvalidStageCall", "InvalidStorage", "MatcherRefused", "MissingKey", "Misuse", "NoRegistry", "NotRealized"),
+    *("ArchiveIOError", "FetchFailed", "InvalidArchive", "InvalidChecksum", "InvalidURL", "UnpackFailed", "WrongChecksum"),
+]
+
+
+@pytest.mark.parametrize("name", WERE_ASSERTIONS)
+def test_what_was_an_assertion_error_still_is(name: str) -> None:
+    assert issubclass(getattr(pylightnix, name), AssertionError)
+
+
+def test_what_was_missing_is_a_missing_file_still() -> None:
     for missing in (pylightnix.MissingDerivation, pylightnix.MissingRealization):
         assert issubclass(missing, FileNotFoundError)
