@@ -15,11 +15,15 @@ import gzip
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pylightnix import (
+    Attrs,
+    Context,
     DRef,
     Registry,
     RRef,
@@ -35,10 +39,11 @@ from pylightnix import (
     mkSS,
     selfref,
 )
-from pylightnix.events import BuildFinished
+from pylightnix.events import BuildFinished, Event
 from pylightnix.protocol.messages import LogPiece
 from pylightnix.remote import realize_closure
 from pylightnix_client.onlooker import Onlooker
+from pylightnix_client.operation import Happening
 from pylightnix_client.starting import daemon_at
 
 NETWORKS = 10  # how many are trained
@@ -48,14 +53,14 @@ BEST = 3  # how many of them the report is about
 TRAIN, CHOOSE, TEST = slice(0, 1000), slice(1000, 1400), slice(1400, None)
 
 
-def read_digits(path):
+def read_digits(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Return images, shape (n, 64) with values from 0 to 1, and their labels, shape (n,)."""
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",")
     return table[:, :-1] / 16, table[:, -1].astype(int)
 
 
-def probabilities(images, w):
+def probabilities(images: np.ndarray, w: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return what the network `w` thinks, shape (n, 10), and its hidden layer, shape (n, hidden)."""
     hidden = np.tanh(images @ w["w1"] + w["b1"])
     scores = np.exp(hidden @ w["w2"] + w["b2"])
@@ -88,7 +93,7 @@ def score(S: StorageSettings, rref: RRef) -> float:
     nouts=NETWORKS,  # the function is called so often; a daemon makes as many calls at once as it has processors
     matcher=match_some(BEST, score),
 )
-def networks(data, hidden, epochs, rate, weights, accuracy, rindex):
+def networks(data: Attrs, hidden: int, epochs: int, rate: float, weights: str, accuracy: str, rindex: int) -> None:
     begin = time.perf_counter()
     # A stage of which one realization counts arrives as an object that has the items of its config, one of which
     # several count as a list of such objects. What a config promised is a path here.
@@ -101,7 +106,7 @@ def networks(data, hidden, epochs, rate, weights, accuracy, rindex):
     print(f"  network {rindex + 1:2} of {NETWORKS}: {right.mean():.1%} of the digits right, {seconds:.2f} s in process {os.getpid()}")
 
 
-def descend(images, labels, hidden, epochs, rate):
+def descend(images: np.ndarray, labels: np.ndarray, hidden: int, epochs: int, rate: float) -> tuple[dict[str, Any], list[float]]:
     """Return weights trained by gradient descent from a random start, and the loss after each epoch."""
     random = np.random.default_rng()  # seeded by the operating system: each network is another one
     w = {
@@ -130,13 +135,13 @@ def descend(images, labels, hidden, epochs, rate):
 
 
 @autostage(name="report", picture=[selfref, "report.png"])
-def report(data, best, picture):
+def report(data: Attrs, best: list[Attrs], picture: str) -> None:
     from matplotlib.figure import Figure
 
     images, labels = read_digits(data.table)
     images, labels = images[TEST], labels[TEST]
     trained = [np.load(network.weights) for network in best]
-    vote = sum(probabilities(images, w)[0] for w in trained).argmax(axis=1)
+    vote = np.sum([probabilities(images, w)[0] for w in trained], axis=0).argmax(axis=1)
 
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, middle, right = figure.subfigures(1, 3)
@@ -179,18 +184,18 @@ class Watching(Onlooker):
 
     wants_log = True
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.built = 0
 
-    def __call__(self, event):
+    def __call__(self, event: Event) -> None:
         self.built += isinstance(event, BuildFinished)
 
-    def hear(self, happening):
+    def hear(self, happening: Happening) -> None:
         if isinstance(happening, LogPiece):
             print(happening.data.decode(), end="")
 
 
-def timed_run(S: StorageSettings):
+def timed_run(S: StorageSettings) -> tuple[DRef, Context, int]:
     watching = Watching()
     begin = time.perf_counter()
     _, closure = instantiate(main)
