@@ -32,19 +32,24 @@ def _no_default_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYLIGHTNIX_TMP", raising=False)
 
 
+_OF_THE_LIBRARY: Final = ("tests/unit/", "tests/property/")
+"""Where a test that uses a store runs through a daemon, too, or says why it cannot."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test of the language twice, on a store of this process's own and on one that a daemon owns."""
-    if "S" not in metafunc.fixturenames or metafunc.definition.get_closest_marker("language") is None:
+    if "S" not in metafunc.fixturenames:
+        return
+    language, only = (metafunc.definition.get_closest_marker(name) for name in ("language", "embedded_only"))
+    if only is not None and (len(only.args) != 1 or not isinstance(only.args[0], str) or not only.args[0].strip()):
+        raise pytest.UsageError(f"{metafunc.definition.nodeid}: embedded_only expects the reason, found {only.args!r}")
+    if language is None:
+        if only is None and metafunc.definition.nodeid.startswith(_OF_THE_LIBRARY):
+            raise pytest.UsageError(f"{metafunc.definition.nodeid}: mark it `language`, or `embedded_only` with the reason")
         return
     if len(metafunc.definition._fixtureinfo.name2fixturedefs["S"]) != 1:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: a fixture S of its own would be the same store both times")
-    ways = ["embedded", "daemon"]
-    only = metafunc.definition.get_closest_marker("embedded_only")
-    if only is not None:
-        if len(only.args) != 1 or not isinstance(only.args[0], str) or not only.args[0].strip():
-            raise pytest.UsageError(f"{metafunc.definition.nodeid}: embedded_only expects the reason, found {only.args!r}")
-        ways = ["embedded"]
-    metafunc.parametrize("S", ways, indirect=True)
+    metafunc.parametrize("S", ["embedded", "daemon"] if only is None else ["embedded"], indirect=True)
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,9 @@ from pylightnix import (
     mkSS,
     realize1,
     rref2path,
+    store_gc,
 )
+from pylightnix.garb import collect
 from pylightnix.storage import store_layout
 from pylightnix.store.ownership import DAEMON_ROLE, lock_says
 
@@ -221,10 +223,15 @@ def _entry(path: str) -> tuple[Any, ...]:
     return facts
 
 
+def is_served(S: StorageSettings) -> bool:
+    """Tell whether a daemon owns the store."""
+    return lock_says(store_layout(S)).get("role") == DAEMON_ROLE
+
+
 def check_trash(S: StorageSettings) -> None:
     """What was removed is gone; a daemon, if one owns the store, unlinks it by and by."""
     trash = store_layout(S).trash
-    if lock_says(store_layout(S)).get("role") == DAEMON_ROLE:
+    if is_served(S):
         wait_until(lambda: not os.listdir(trash), lambda: os.listdir(trash))
     assert os.listdir(trash) == []
 
@@ -278,6 +285,11 @@ def check_error(error: object, kind: type[PylightnixException], code: str, statu
     assert not missing, f"{missing} not in: {text}"
     twin = pickle.loads(pickle.dumps(error))
     assert (type(twin), str(twin)) == (kind, text)
+
+
+def empty(S: StorageSettings) -> None:
+    """Remove all that a store holds."""
+    collect(*store_gc([], [], S), S)
 
 
 # --- memory ---------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.stores import check_tmp, new_store, picture
+from tests.stores import check_tmp, empty, is_served, new_store, picture
 
 from pylightnix import (
     Context,
@@ -98,45 +99,62 @@ def contents(S: StorageSettings) -> dict[str, Any]:
 
 
 @contextmanager
-def two_stores() -> Iterator[tuple[str, StorageSettings, StorageSettings]]:
+def another_store() -> Iterator[tuple[str, StorageSettings]]:
     with tempfile.TemporaryDirectory() as folder:
-        yield folder, new_store(f"{folder}/from"), new_store(f"{folder}/to")
+        yield folder, new_store(f"{folder}/from")
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
-@given(stores, st.sampled_from(["a.zip", "a.gz"]), st.data())
-def test_unpacking_after_packing_is_the_identity(plan: Any, name: str, data: st.DataObject) -> None:
-    with two_stores() as (folder, S, D):
-        rrefs = fill(S, plan)
-        some = data.draw(st.lists(st.sampled_from(rrefs), min_size=1, unique=True))
-        spack(some, f"{folder}/{name}", S)
-        sunpack(f"{folder}/{name}", D)
-        arrived = set(allrrefs(D))
-        assert set(some) <= arrived
-        spack(rrefs, f"{folder}/{name}", S)
-        sunpack(f"{folder}/{name}", D)
-        assert contents(D) == contents(S)
-        before = picture(D)
-        sunpack(f"{folder}/{name}", D)
-        assert picture(D) == before
-        check_tmp(D)
+def few_examples(S: StorageSettings) -> settings:
+    return settings(deadline=None, max_examples=4 if is_served(S) else 12, suppress_health_check=[HealthCheck.too_slow])
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
-@given(stores, st.data())
-def test_copies_are_what_was_copied(plan: Any, data: st.DataObject) -> None:
-    with two_stores() as (_, S, D):
-        rrefs = fill(S, plan)
-        some = data.draw(st.lists(st.sampled_from(rrefs), min_size=1, unique=True))
-        copyclosure(some, S, D)
-        below = {rref for root in some for matched in rrefctx(root, S).values() for rref in matched or []}
-        assert set(allrrefs(D)) == {*some, *below}
-        copyclosure(rrefs, S, D)
-        assert contents(D) == contents(S)
-        before = picture(D)
-        copyclosure(rrefs, S, D)
-        assert picture(D) == before
-        check_tmp(D)
+# The store that things arrive in is the one that a daemon may own.
+
+
+@pytest.mark.language
+def test_unpacking_after_packing_is_the_identity(S: StorageSettings) -> None:
+    @few_examples(S)
+    @given(stores, st.sampled_from(["a.zip", "a.gz"]), st.data())
+    def check(plan: Any, name: str, data: st.DataObject) -> None:
+        empty(S)
+        with another_store() as (folder, origin):
+            rrefs = fill(origin, plan)
+            some = data.draw(st.lists(st.sampled_from(rrefs), min_size=1, unique=True))
+            spack(some, f"{folder}/{name}", origin)
+            sunpack(f"{folder}/{name}", S)
+            arrived = set(allrrefs(S))
+            assert set(some) <= arrived
+            spack(rrefs, f"{folder}/{name}", origin)
+            sunpack(f"{folder}/{name}", S)
+            assert contents(S) == contents(origin)
+            before = picture(S)
+            sunpack(f"{folder}/{name}", S)
+            assert picture(S) == before
+            check_tmp(S)
+
+    check()
+
+
+@pytest.mark.language
+def test_copies_are_what_was_copied(S: StorageSettings) -> None:
+    @few_examples(S)
+    @given(stores, st.data())
+    def check(plan: Any, data: st.DataObject) -> None:
+        empty(S)
+        with another_store() as (_, origin):
+            rrefs = fill(origin, plan)
+            some = data.draw(st.lists(st.sampled_from(rrefs), min_size=1, unique=True))
+            copyclosure(some, origin, S)
+            below = {rref for root in some for matched in rrefctx(root, origin).values() for rref in matched or []}
+            assert set(allrrefs(S)) == {*some, *below}
+            copyclosure(rrefs, origin, S)
+            assert contents(S) == contents(origin)
+            before = picture(S)
+            copyclosure(rrefs, origin, S)
+            assert picture(S) == before
+            check_tmp(S)
+
+    check()
 
 
 # --- damage ---------------------------------------------------------------------------------------------
@@ -196,6 +214,7 @@ def edited(data: bytes, changes: list[tuple[float, str, bytes]]) -> bytes:
     return data
 
 
+@pytest.mark.embedded_only("it calls what receives, which is the same in a daemon")
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(edits)
 def test_damaged_archives_bring_nothing_false(changes: list[tuple[float, str, bytes]]) -> None:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Mapping
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.stores import new_store, stage, writes
+from tests.stores import empty, is_served, stage, writes
 
-from pylightnix import DRef, Registry, RRef, alldrefs, allrrefs, drefcfg_, instantiate, match_all, realize, rref2dref, rrefctx, store_gc
+from pylightnix import (
+    DRef,
+    Registry,
+    RRef,
+    StorageSettings,
+    alldrefs,
+    allrrefs,
+    drefcfg_,
+    instantiate,
+    match_all,
+    realize,
+    rref2dref,
+    rrefctx,
+    store_gc,
+)
 from pylightnix.config import cfgdeps
-from pylightnix.folders import dirrm
 from pylightnix.garb import collect
 from pylightnix.store.collection import needed_still
 
@@ -39,20 +52,21 @@ def graphs(draw: st.DrawFn) -> list[tuple[list[int], int]]:
     return [(draw(st.lists(st.integers(0, i - 1), max_size=2, unique=True)) if i else [], draw(st.integers(1, 2))) for i in range(count)]
 
 
-@settings(max_examples=15, deadline=None)
-@given(graphs(), st.data())
-def test_gc_keeps_exactly_what_is_reachable(graph: list[tuple[list[int], int]], data: st.DataObject) -> None:
-    def main(r: Registry) -> list[DRef]:
-        made: list[DRef] = []
-        for i, (deps, count) in enumerate(graph):
-            outputs = [{"n": str(n)} for n in range(count)]
-            made.append(stage(r, f"s{i}", realizer=writes(*outputs), matcher=match_all, deps=[made[dep] for dep in deps]))
-        return made
+def stages_of(graph: list[tuple[list[int], int]], r: Registry) -> list[DRef]:
+    made: list[DRef] = []
+    for i, (deps, count) in enumerate(graph):
+        outputs = [{"n": str(n)} for n in range(count)]
+        made.append(stage(r, f"s{i}", realizer=writes(*outputs), matcher=match_all, deps=[made[dep] for dep in deps]))
+    return made
 
-    folder = tempfile.mkdtemp()
-    try:
-        S = new_store(folder)
-        realize(instantiate(main, S=S))
+
+@pytest.mark.language
+def test_gc_keeps_exactly_what_is_reachable(S: StorageSettings) -> None:
+    @settings(max_examples=3 if is_served(S) else 15, deadline=None)
+    @given(graphs(), st.data())
+    def check(graph: list[tuple[list[int], int]], data: st.DataObject) -> None:
+        empty(S)
+        realize(instantiate(stages_of, graph, S=S))
         drefs, rrefs = set(alldrefs(S)), set(allrrefs(S))
         keep_drefs = set(data.draw(st.lists(st.sampled_from(sorted(drefs)), max_size=2)))
         keep_rrefs = set(data.draw(st.lists(st.sampled_from(sorted(rrefs)), max_size=2)))
@@ -64,8 +78,8 @@ def test_gc_keeps_exactly_what_is_reachable(graph: list[tuple[list[int], int]], 
         assert collect(*garbage, S) == (sorted(garbage[0]), sorted(garbage[1]))
         assert (set(alldrefs(S)), set(allrrefs(S))) == needed
         assert store_gc(keep_drefs, keep_rrefs, S) == (set(), set())
-    finally:
-        dirrm(folder)
+
+    check()
 
 
 def _needed(

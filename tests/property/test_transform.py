@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.stores import new_store, writes
+from tests.stores import empty, is_served, new_store, writes
 
 from pylightnix import (
     Closure,
@@ -26,6 +25,8 @@ from pylightnix import (
     realize,
     redefine,
 )
+
+pytestmark = pytest.mark.language
 
 Graph = list[list[int]]
 """The dependencies of each node, all of them before it."""
@@ -47,12 +48,6 @@ def stage_of(graph: Graph, returned: list[int], r: Registry) -> dict[str, DRef]:
     return {str(i): drefs[i] for i in returned}
 
 
-@contextmanager
-def stores() -> Iterator[StorageSettings]:
-    with tempfile.TemporaryDirectory(prefix="pyl-", ignore_cleanup_errors=True) as folder:
-        yield new_store(f"{folder}/s")
-
-
 def shape(closure: Closure) -> dict[str, Any]:
     """Return the configs of a closure with names in place of references."""
     names = {derivation.dref: derivation.dref.partition("-")[2] for derivation in closure.derivations}
@@ -64,36 +59,41 @@ def shape(closure: Closure) -> dict[str, Any]:
     return found
 
 
-@settings(deadline=None, max_examples=20)
-@given(graphs())
-def test_redefining_without_a_change_changes_nothing(drawn: tuple[Graph, list[int]]) -> None:
-    def main(r: Registry) -> dict[str, DRef]:
-        return stage_of(*drawn, r)
+def few_examples(S: StorageSettings) -> settings:
+    return settings(deadline=None, max_examples=4 if is_served(S) else 20)
 
-    with stores() as S:
-        plain, same = instantiate(main, S=S), instantiate(redefine(main), S=S)
+
+def test_redefining_without_a_change_changes_nothing(S: StorageSettings) -> None:
+    @few_examples(S)
+    @given(graphs())
+    def check(drawn: tuple[Graph, list[int]]) -> None:
+        plain, same = instantiate(stage_of, *drawn, S=S), instantiate(redefine(stage_of), *drawn, S=S)
         assert same[0] == plain[0]
         assert [d.dref for d in same[1].derivations] == [d.dref for d in plain[1].derivations]
 
+    check()
 
-@settings(deadline=None, max_examples=20)
-@given(graphs())
-def test_what_is_returned_is_changed_and_the_rest_refers_to_that(drawn: tuple[Graph, list[int]]) -> None:
-    graph, returned = drawn
 
-    def main(r: Registry) -> dict[str, DRef]:
-        return stage_of(graph, returned, r)
+def mark(config: dict[str, Any]) -> None:
+    config["marked"] = True
 
-    def mark(config: dict[str, Any]) -> None:
-        config["marked"] = True
 
-    with stores() as plain_store, stores() as S:
-        expected = shape(instantiate(main, S=plain_store)[1])
+def test_what_is_returned_is_changed_and_the_rest_refers_to_that(S: StorageSettings, tmp_path: Path) -> None:
+    plain_store = new_store(tmp_path / "plain")
+
+    @few_examples(S)
+    @given(graphs())
+    def check(drawn: tuple[Graph, list[int]]) -> None:
+        graph, returned = drawn
+        empty(S)
+        expected = shape(instantiate(stage_of, graph, returned, S=plain_store)[1])
         for i in returned:
             expected[f"n{i}"]["marked"] = True
-        result, closure = instantiate(redefine(main, mark), S=S)
+        result, closure = instantiate(redefine(stage_of, mark), graph, returned, S=S)
         assert shape(closure) == expected
         assert [d.dref.partition("-")[2] for d in closure.derivations] == [f"n{i}" for i in range(len(graph))]
         assert set(alldrefs(S)) == {d.dref for d in closure.derivations}, "no folder of what was replaced"
         assert {key: dref.partition("-")[2] for key, dref in result.items()} == {str(i): f"n{i}" for i in returned}
         assert set(result.values()) <= set(realize(closure)[2])
+
+    check()

@@ -44,6 +44,8 @@ from pylightnix.registry import RegisteredDerivation, assert_have_realizers, mkd
 from pylightnix.storage import store_layout
 from pylightnix.store.derivations import derivation_ref
 
+pytestmark = pytest.mark.language
+
 
 class Registryish:
     pass
@@ -58,6 +60,7 @@ def a_list_in_itself() -> list[Any]:
 # --- configs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.embedded_only("it is refused before the store is asked")
 @pytest.mark.parametrize(
     ("config", "where", "advice"),
     [
@@ -126,6 +129,7 @@ def test_a_realization_in_a_config(S: StorageSettings) -> None:
         check_error(caught.value, InvalidConfig, "invalid-config", 2, "config.deps.below[0]", rref, "rref2dref")
 
 
+@pytest.mark.embedded_only("it is refused before the store is asked")
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
@@ -155,6 +159,7 @@ def test_a_name_may_be_a_number(S: StorageSettings) -> None:
     assert rref.endswith("-33")
 
 
+@pytest.mark.embedded_only("it is refused before the store is asked")
 @pytest.mark.parametrize(("matcher", "realizer"), [(None, writes()), (match_latest(), None), (match_latest(), "realizer")])
 def test_a_matcher_or_realizer_that_cannot_be_called(S: StorageSettings, matcher: Any, realizer: Any) -> None:
     with unharmed(S):
@@ -173,8 +178,11 @@ def test_no_registry_at_all() -> None:
 
 
 def test_a_dependency_of_another_registry(S: StorageSettings) -> None:
-    foreign: DRef = instantiate(lambda r: stage(r, "foreign"), S=S)[0]
-    above = stage(mkregistry(S), "above", below=foreign)
+    def both(r: Registry) -> list[DRef]:
+        foreign = stage(r, "foreign")
+        return [foreign, stage(r, "above", below=foreign)]
+
+    foreign, above = instantiate(both, S=S)[0]
     with unharmed(S):
         with pytest.raises(ForeignDerivation) as caught:
             instantiate(lambda r: stage(r, "above", below=foreign), S=S)
@@ -217,6 +225,7 @@ def test_a_foreign_derivation_that_no_target_needs_is_let_through(S: StorageSett
     assert realize1(closure)
 
 
+@pytest.mark.embedded_only("it is refused before the store is asked")
 @pytest.mark.parametrize("result", [None, [], {}, "text", 1, ["a", {"b": 2}], "dref:short-x"])
 def test_a_stage_without_derivations_as_result(S: StorageSettings, result: Any) -> None:
     with unharmed(S):

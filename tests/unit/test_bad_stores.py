@@ -68,6 +68,8 @@ from pylightnix import (
 from pylightnix.storage import assert_valid_storage, store_layout, tlstorage
 from pylightnix.store.locks import shared_lock
 
+pytestmark = pytest.mark.embedded_only("a daemon owns a sound store; how it meets others is told in tests/daemon and tests/faults")
+
 Call = Callable[[StorageSettings], object]
 
 

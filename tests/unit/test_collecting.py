@@ -61,6 +61,7 @@ def test_who_has_none_gets_none() -> None:
     assert not gc.isenabled()
 
 
+@pytest.mark.embedded_only("it is about the collector of this process")
 def test_matchers_and_realizers_have_it(S: StorageSettings) -> None:
     seen = []
 

@@ -19,6 +19,8 @@ from pylightnix.store import faults
 from pylightnix.store.commit import BATCH_COUNT, Batch
 from pylightnix.store.durability import AVOID_SECONDS, FEW_FILES, SLOW_SYNC_SECONDS, Durability, sync_file_system, sync_trees
 
+pytestmark = pytest.mark.embedded_only("it is about how a process flushes what it has built itself")
+
 # --- the decider --------------------------------------------------------------------------------------
 
 

@@ -41,6 +41,8 @@ from pylightnix import (
     realize1,
 )
 
+pytestmark = pytest.mark.embedded_only("it fills a disk in a mount table of its own")
+
 pytestmark = needs_mounts
 
 FILL = "filler"

@@ -41,6 +41,8 @@ from pylightnix.storage import store_layout
 from pylightnix.store.layout import METADATA_NAMES
 from pylightnix.v0 import ImportReport, RemarkKind, import_v0
 
+OF_READING = pytest.mark.embedded_only("it is about reading an old store; other tests here bring one into a daemon's")
+
 NESTED: dict[str, Content] = {
     "out.txt": "text",
     "sub/deep/a.bin": b"\xff\0",
@@ -122,6 +124,7 @@ def test_todays_programs_use_what_was_imported(old: OldStore, S: StorageSettings
     assert len(realizeMany(every)) == 2
 
 
+@OF_READING
 def test_several_realizations_of_one_dependency(old: OldStore, S: StorageSettings) -> None:
     low, high = old.derivation(name="low"), ""
     high = old.derivation(name="high", low=low)
@@ -161,6 +164,7 @@ def test_a_dry_run_tells_the_same_and_takes_nothing(old: OldStore, S: StorageSet
     assert import_v0(old.root, S, dry_run=True).present == 1
 
 
+@OF_READING
 @pytest.mark.parametrize("order", [list.sort, list.reverse])
 def test_folders_beside_each_other_in_any_likely_order(old: OldStore, S: StorageSettings, order: Callable[[list[str]], None]) -> None:
     low = old.derivation(name="low")
@@ -168,6 +172,7 @@ def test_folders_beside_each_other_in_any_likely_order(old: OldStore, S: Storage
     assert list(import_v0(old.root, S).realizations) == [rref]
 
 
+@OF_READING
 def test_an_order_that_nobody_knows_is_named_as_a_likely_cause(old: OldStore, S: StorageSettings) -> None:
     def odd(names: list[str]) -> None:
         names.sort(key=lambda name: "cadb".index(name) if name in "cadb" else 0)
@@ -224,6 +229,7 @@ def _odd_stamp(old: OldStore, rref: str) -> None:
     os.symlink("/etc/passwd", f"{old.folder(rref)}/__buildstart__.txt")
 
 
+@OF_READING
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -259,6 +265,7 @@ def test_what_cannot_be_believed_is_left_out_with_all_above_it(
     check_usable(S)
 
 
+@OF_READING
 def test_derivations_that_cannot_be_taken(old: OldStore, S: StorageSettings) -> None:
     spoilt = old.derivation(name="spoilt")
     above = old.derivation(name="above", dep=[spoilt, "x"])
@@ -301,6 +308,7 @@ def test_contexts_that_do_not_hang_together(old: OldStore, S: StorageSettings) -
     assert "has nothing for" in reasons[os.path.relpath(old.folder(empty), old.storage)]
 
 
+@OF_READING
 def test_what_is_no_part_of_the_store_is_skipped(old: OldStore, S: StorageSettings) -> None:
     low = old.derivation(name="low")
     rref = old.realization(low, {"out.txt": "x"})
@@ -328,6 +336,7 @@ def test_links_that_lead_out_are_noted(old: OldStore, S: StorageSettings, tmp_pa
     assert os.readlink(f"{rref2path(report.realizations[RRef(rref)], S)}/out") == f"{tmp_path}/outside"
 
 
+@OF_READING
 def test_two_configs_that_differ_in_order_become_one(old: OldStore, S: StorageSettings) -> None:
     drefs = [old.derivation(name="low", a=1, b=2), old.derivation(b=2, name="low", a=1)]
     rrefs = [old.realization(dref, {"x": str(n)}) for n, dref in enumerate(drefs)]
@@ -341,18 +350,21 @@ def test_two_configs_that_differ_in_order_become_one(old: OldStore, S: StorageSe
     assert info.started == 1767214798.0
 
 
+@OF_READING
 @pytest.mark.parametrize("where", ["old", "old/store-v0"])
 def test_where_an_old_store_is(old: OldStore, S: StorageSettings, tmp_path: Path, where: str) -> None:
     old.derivation(name="low")
     assert len(import_v0(str(tmp_path / where), S).derivations) == 1
 
 
+@OF_READING
 def test_an_old_store_set_apart_is_known_by_what_is_in_it(old: OldStore, S: StorageSettings, tmp_path: Path) -> None:
     old.derivation(name="low")
     os.rename(old.storage, tmp_path / "elsewhere")
     assert len(import_v0(str(tmp_path / "elsewhere"), S).derivations) == 1
 
 
+@OF_READING
 def test_where_there_is_none(S: StorageSettings, tmp_path: Path) -> None:
     with unharmed(S):
         for path in (tmp_path / "none", tmp_path):

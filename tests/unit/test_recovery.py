@@ -24,6 +24,8 @@ from pylightnix.store.owner import lock_dead_owner
 from pylightnix.store.recovery import finish_deletions
 from pylightnix.store.store import open_store
 
+pytestmark = pytest.mark.embedded_only("it is about what a process finds of dead ones; for daemons, tests/faults does that")
+
 NOBODY = "1-0123456789ab"
 
 

@@ -6,10 +6,13 @@ import os
 from pathlib import Path as FsPath
 from typing import Any
 
+import pytest
 from tests.peers import Line, Peer
 from tests.stores import output, stage, unharmed
 
 from pylightnix import Context, DRef, Path, Registry, StorageSettings, allrrefs, fsinit, instantiate, mkSS, realize, realize1
+
+pytestmark = pytest.mark.embedded_only("it is about several processes without a daemon")
 
 
 def leaves_its_process(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Path]:

@@ -156,6 +156,7 @@ def test_undecodable_bytes_have_keys() -> None:
 # --- realizers -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.embedded_only("nothing is realized")
 def test_builtin_stages_travel_by_name_and_arguments(S: StorageSettings) -> None:
     r = Registry(S)
     program, node = command(["true"], r=r), mknode(r, {}, {"b": b"\xff", "a": b""})

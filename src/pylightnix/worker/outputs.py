@@ -36,16 +36,20 @@ def output_names(dref: DRef, folder: str, tmp: str, answer: Any) -> list[str]:
 
 
 def _name_in(folder: str, tmp: str, dref: DRef, path: str) -> str:
-    if not os.path.isdir(path) or os.path.islink(path):
-        problem = "is no folder" if os.path.lexists(path) else "is not there"
-        raise InvalidOutput(dref, path, problem, _ADVICE)
-    parent, name = os.path.split(os.path.realpath(path))
+    parent, name = os.path.split(path)
     top = os.path.realpath(folder)
-    if parent == top:
-        return _printable(dref, name)
-    is_stray = parent == os.path.realpath(tmp) and not _OWNER.fullmatch(name)
-    if not (is_stray or parent.startswith(f"{top}/")):
+    below = next((parent[len(start) :] for start in (folder, top) if f"{parent}/".startswith(f"{start}/")), None)
+    is_stray = parent in (tmp, os.path.realpath(tmp)) and not _OWNER.fullmatch(name)
+    if below is None and not is_stray:
         raise InvalidOutput(dref, path, f"is not a folder of this build ({folder})", _ADVICE)
+    if below is not None and os.path.realpath(parent) != f"{top}{below}":
+        raise InvalidOutput(dref, path, "cannot be reached without following a link", _ADVICE)
+    if not os.path.lexists(path):
+        raise InvalidOutput(dref, path, "does not exist", "make the folder before returning it")
+    if os.path.islink(path) or not os.path.isdir(path):
+        raise InvalidOutput(dref, path, "is not a folder", "return folders, not files or links")
+    if below == "":
+        return _printable(dref, name)
     moved = tempfile.mkdtemp(prefix="out-", dir=top)
     try:
         os.rename(path, moved)  # over an empty folder
