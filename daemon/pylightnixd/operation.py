@@ -117,6 +117,8 @@ class Operation:
     """The build whose realizer wants it."""
     pauses: Pauses = field(init=False)
     telling: Telling = field(init=False)
+    environment: Environment = field(init=False)
+    """Where its realizers are to run."""
     _facts: deque[Fact] = field(default_factory=deque)
     _arrived: trio.Event = field(default_factory=trio.Event)
     _fetches: dict[DRef, FetchJob] = field(default_factory=dict)
@@ -144,6 +146,8 @@ class Operation:
     """Why it was ended by somebody else than its clients."""
 
     def __post_init__(self) -> None:
+        e = self.request.environment
+        self.environment = Environment(e.interpreter, tuple(e.import_path), e.umask, dict(e.variables))
         self.telling = Telling(lambda: (self.done, self.total))
         self.pauses = Pauses(self.id, self.caller.session, self.hold, self.post)
 
@@ -185,10 +189,6 @@ class Operation:
             self._fetches[dref] = FetchJob(realizer, realizer.spec_for(config.val), environment, self.user)
         self.specs[dref] = (spec, config)
 
-    def environment(self) -> Environment:
-        """Return where its realizers are to run."""
-        e = self.request.environment
-        return Environment(e.interpreter, tuple(e.import_path), e.umask, dict(e.variables))
 
     # --- what builds call -----------------------------------------------------------------------------
 
@@ -451,7 +451,7 @@ class Operation:
     async def _ask_child(self, action: AskMatcher, matcher: bytes) -> None:
         if self._child is None:
             self._child = MatcherChild(
-                self.id, self.builds.pool, self.hold.reader.layout, self.environment(), self.builds.limits_now.matcher_seconds
+                self.id, self.builds.pool, self.hold.reader.layout, self.environment, self.builds.limits_now.matcher_seconds
             )
         try:
             with self.telling.span("match", action.dref):
@@ -507,7 +507,7 @@ class Operation:
             self._waiting_by_needs[needs] -= 1
 
     def _job(self, action: StartBuild, spec: DerivationSpec) -> BuildJob:
-        environment, steering = self.environment(), spec.steering or Steering()
+        environment, steering = self.environment, spec.steering or Steering()
         blob = bytes(self.blobs[spec.realizer.blob]) if spec.realizer.blob else None
         return BuildJob(
             key=BuildKey(

@@ -10,8 +10,8 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Optional
 
 from pylightnix.errors import Misuse
 
@@ -33,6 +33,8 @@ class Environment:
     umask: int
     variables: dict[str, str]
     """Undecodable bytes are surrogates, as in `os.environ`."""
+    _keys: dict[Optional[tuple[str, ...]], str] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What `worker_key` and, for declared variables, `build_environment_key` have found: the variables never change."""
 
 
 def capture_environment(declared: Iterable[str] = ()) -> Environment:
@@ -81,7 +83,9 @@ def _umask() -> int:
 
 def worker_key(environment: Environment) -> str:
     """Return 64 hex digits that are equal for equal environments, those whose builds one worker can run."""
-    return _key(environment, environment.variables)
+    if None not in environment._keys:
+        environment._keys[None] = _key(environment, environment.variables)
+    return environment._keys[None]
 
 
 def build_environment_key(environment: Environment, declared: Iterable[str] = ()) -> str:
@@ -89,7 +93,10 @@ def build_environment_key(environment: Environment, declared: Iterable[str] = ()
 
     That is the interpreter, the import path, the umask and the `declared` variables, absent ones included.
     """
-    return _key(environment, {name: environment.variables.get(name) for name in declared})
+    names = tuple(declared)
+    if names not in environment._keys:
+        environment._keys[names] = _key(environment, {name: environment.variables.get(name) for name in names})
+    return environment._keys[names]
 
 
 def _key(environment: Environment, variables: Mapping[str, Any]) -> str:
