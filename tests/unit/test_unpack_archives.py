@@ -400,11 +400,18 @@ def test_refused_in_tar(room: Room, what: str, form: int) -> None:
     assert why in str(error)
 
 
+KINDS_OF_UNIX = {
+    tarfile.SYMTYPE: stat.S_IFLNK,
+    tarfile.CHRTYPE: stat.S_IFCHR,
+    tarfile.BLKTYPE: stat.S_IFBLK,
+    tarfile.FIFOTYPE: stat.S_IFIFO,
+}
+
+
 def _in_zip(info: tarfile.TarInfo) -> tuple[zipfile.ZipInfo, str]:
-    kinds = {tarfile.SYMTYPE: stat.S_IFLNK, tarfile.CHRTYPE: stat.S_IFCHR, tarfile.BLKTYPE: stat.S_IFBLK, tarfile.FIFOTYPE: stat.S_IFIFO}
     found = zipfile.ZipInfo(info.name)
     found.filename = info.name + ("/" if info.isdir() else "")  # past what zipfile makes of names
-    found.external_attr = (kinds.get(info.type, stat.S_IFDIR if info.isdir() else stat.S_IFREG) | info.mode) << 16
+    found.external_attr = (KINDS_OF_UNIX.get(info.type, stat.S_IFDIR if info.isdir() else stat.S_IFREG) | info.mode) << 16
     return found, info.linkname
 
 
@@ -425,19 +432,55 @@ def test_refused_in_zip(room: Room, what: str) -> None:
     assert WHY_IN_ZIP.get(what, why) in str(error)
 
 
-@pytest.mark.parametrize(
-    ("names", "blamed"), [(["../beside"], None), (["/tmp/x"], None), (["top/../../x"], None), (["top/a", "top/a"], "top/a")]
-)
-def test_refused_in_7z(room: Room, names: list[str], blamed: str | None) -> None:
+def seven_zip_bytes(*entries: tarfile.TarInfo) -> bytes:
+    """Return a 7z archive of files and links, under any names."""
     py7zr = pytest.importorskip("py7zr")
     file = io.BytesIO()
     with py7zr.SevenZipFile(file, "w") as archive:
-        for number, _ in enumerate(names):
-            archive.writestr(b"text", f"name{number}")
-        for found, name in zip(archive.header.files_info.files, names, strict=True):
-            found["filename"] = name
-    error = room.refusal(file.getvalue(), "archive.7z")
-    assert blamed is None or error.entry == blamed
+        for number, info in enumerate(entries):
+            archive.writestr(info.linkname or "text", f"name{number}")
+        for found, info in zip(archive.header.files_info.files, entries, strict=True):
+            found["filename"] = info.name
+            found["attributes"] = 0x8000 | (KINDS_OF_UNIX.get(info.type, stat.S_IFREG) | info.mode) << 16
+    return file.getvalue()
+
+
+# py7zr writes folders in its own way only. A link needs a target to be written.
+NOT_IN_7Z = ONLY_TAR | {"through a link, as a folder", "link to nothing"}
+WHY_IN_7Z = {"deep": "nested deeper", **WHY_IN_ZIP}
+
+
+@pytest.mark.parametrize("what", sorted(_hostile().keys() - NOT_IN_7Z))
+def test_refused_in_7z(room: Room, what: str) -> None:
+    entries, blamed, why = _hostile()[what]
+    error = room.refusal(seven_zip_bytes(*entries), "archive.7z")
+    assert error.entry == blamed
+    assert WHY_IN_7Z.get(what, why) in str(error)
+
+
+@pytest.mark.parametrize("names", [["top/ok", "../beside", "top/ok2"], ["top/ok", "/tmp/x", "top/ok2"], ["top/ok", "C:x", "top/ok2"]])
+def test_the_name_that_is_to_blame_in_7z(room: Room, names: list[str]) -> None:
+    assert room.refusal(seven_zip_bytes(*map(entry, names)), "archive.7z").entry == names[1]
+
+
+def test_names_in_7z_that_are_not_plain(room: Room) -> None:
+    top = room.unpack(seven_zip_bytes(entry("./top//a"), entry("top/./b"), entry("top/run", mode=0o755)), "archive.7z")
+    assert sorted(os.listdir(top)) == ["a", "b", "run"]
+    assert os.access(top / "run", os.X_OK)
+
+
+def test_coders_that_are_not_taken_in_7z(room: Room) -> None:
+    py7zr = pytest.importorskip("py7zr")
+    for filters, why in (
+        ([{"id": py7zr.FILTER_BROTLI, "level": 1}], "the method 04f71102 of 7z"),
+        ([{"id": py7zr.FILTER_BZIP2}, {"id": py7zr.FILTER_DEFLATE}], "compressed twice over"),
+    ):
+        for encoded_header in (False, True):
+            file = io.BytesIO()
+            with py7zr.SevenZipFile(file, "w", filters=filters) as archive:
+                archive.writestr(b"text", "top/a")
+                archive.set_encoded_header_mode(encoded_header)
+            assert why in str(room.refusal(file.getvalue(), "archive.7z"))
 
 
 @pytest.mark.parametrize(
@@ -615,3 +658,125 @@ def test_digests_have_what_was_packed(room: Room) -> None:
     (room.folder / "by-hand" / "a").write_bytes(b"x")
     (room.folder / "by-hand" / "a").chmod(0o755)
     assert found == tree_hash(room.folder / "by-hand")
+
+
+# --- memory ---------------------------------------------------------------------------------------------
+
+MEBI = 1 << 20
+
+UNPACK_IN_LITTLE_MEMORY = """
+import resource, sys
+from pylightnix.archives import unpack_archive
+from pylightnix.archives import zip, tar  # no part of what is measured
+try:
+    import py7zr
+except ImportError:
+    pass
+with open("/proc/self/statm") as statm:
+    taken = int(statm.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + int(sys.argv[1]),) * 2)
+try:
+    unpack_archive(sys.argv[2], sys.argv[3])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def unpack_in_little_memory(room: Room, name: str, headroom: int) -> str:
+    """Unpack in a process that may take `headroom` bytes more than it has, and return the error that it tells."""
+    command = [sys.executable, "-c", UNPACK_IN_LITTLE_MEMORY, str(headroom), str(room.folder / name), str(room.out)]
+    child = subprocess.run(command, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    return child.stdout
+
+
+def zip_of_zeros(method: int, size: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive, archive.open("top/zeros", "w") as content:
+        for _ in range(size // MEBI):
+            content.write(bytes(MEBI))
+    return file.getvalue()
+
+
+def seven_zip_of_zeros(filters: list[dict[str, Any]], size: int) -> bytes:
+    py7zr = pytest.importorskip("py7zr")
+    file = io.BytesIO()
+    with py7zr.SevenZipFile(file, "w", filters=filters) as archive:
+        archive.writef(io.BytesIO(bytes(size)), "top/zeros")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+def test_memory_does_not_grow_with_a_tar(room: Room, compress: Callable[[bytes], bytes]) -> None:
+    header = entry("top/zeros", size=200 * MEBI).tobuf()
+    (room.folder / "a.tar").write_bytes(compress(header) + compress(bytes(8 * MEBI)) * 25 + compress(bytes(1024)))
+    assert unpack_in_little_memory(room, "a.tar", 80 * MEBI) == ""
+    assert (room.out / "top" / "zeros").stat().st_size == 200 * MEBI
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_memory_does_not_grow_with_a_zip(room: Room, method: int) -> None:
+    (room.folder / "a.zip").write_bytes(zip_of_zeros(method, 80 * MEBI))
+    assert unpack_in_little_memory(room, "a.zip", 40 * MEBI) == ""
+    assert (room.out / "top" / "zeros").stat().st_size == 80 * MEBI
+
+
+@pytest.mark.parametrize(
+    ("method", "size", "headroom"),
+    [
+        ({"id": "FILTER_DEFLATE"}, 80, 40),
+        ({"id": "FILTER_BZIP2"}, 80, 40),
+        ({"id": "FILTER_LZMA2", "preset": 0}, 80, 40),
+        ({"id": "FILTER_ZSTD"}, 160, 150),
+    ],
+)
+def test_memory_does_not_grow_with_a_7z(room: Room, method: dict[str, Any], size: int, headroom: int) -> None:
+    py7zr = pytest.importorskip("py7zr")
+    (room.folder / "a.7z").write_bytes(seven_zip_of_zeros([{**method, "id": getattr(py7zr, method["id"])}], size * MEBI))
+    assert unpack_in_little_memory(room, "a.7z", headroom * MEBI) == ""
+    assert (room.out / "top" / "zeros").stat().st_size == size * MEBI
+
+
+def test_memory_does_not_grow_with_small_files_in_7z(room: Room) -> None:
+    py7zr = pytest.importorskip("py7zr")
+    content = os.urandom(48 * MEBI)
+    with py7zr.SevenZipFile(room.folder / "a.7z", "w", filters=[{"id": py7zr.FILTER_LZMA2, "preset": 0}]) as archive:
+        for number in range(48 * 8):
+            archive.writestr(content[number << 17 : (number + 1) << 17], f"top/{number}")
+    assert unpack_in_little_memory(room, "a.7z", 24 * MEBI) == ""
+    assert (room.out / "top" / "383").read_bytes() == content[-(1 << 17) :]
+
+
+def test_too_little_memory_is_told(room: Room) -> None:
+    data = bytearray(zip_of_zeros(zipfile.ZIP_LZMA, MEBI))
+    at = data.index(b"\x05\0\x5d") + 3  # what the properties say of the dictionary
+    data[at : at + 4] = (800 * MEBI).to_bytes(4, "little")
+    (room.folder / "a.zip").write_bytes(data)
+    said = unpack_in_little_memory(room, "a.zip", 40 * MEBI)
+    assert said.startswith(f"UnpackFailed {room.folder / 'a.zip'}: entry 'top/zeros': it takes more memory to unpack than")
+    data[at : at + 4] = b"\xff" * 4
+    assert "bytes of memory to unpack" in str(room.refusal(bytes(data), "a.zip"))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("at", [14, 22])  # the checksum, the size
+def test_wrong_checksums_and_sizes_in_zip(room: Room, method: int, at: int) -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("top/a", b"text" * 1000)
+    for change in (1, -1):
+        data = bytearray(file.getvalue())
+        at_end = data.index(b"PK\1\2") + at + 2
+        changed = int.from_bytes(data[at_end : at_end + 4], "little") + change
+        data[at_end : at_end + 4] = changed.to_bytes(4, "little")
+        assert room.refusal(bytes(data), "a.zip").entry == "top/a"
+
+
+def test_zstd_in_zip(room: Room) -> None:
+    content = zstandard.compress(b"text" * 1000)
+    data = bytearray(zip_bytes((b"top/a", 3, 0, b""), content=content))
+    for begin, at in ((0, 8), (data.index(b"PK\1\2"), 10)):
+        data[begin + at : begin + at + 2] = (93).to_bytes(2, "little")
+        data[begin + at + 6 : begin + at + 10] = zlib.crc32(b"text" * 1000).to_bytes(4, "little")
+        data[begin + at + 14 : begin + at + 18] = (4000).to_bytes(4, "little")
+    assert (room.unpack(bytes(data), "a.zip") / "a").read_bytes() == b"text" * 1000

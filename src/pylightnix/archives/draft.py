@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from pylightnix.archives.limits import Unpacking, shown_name
-from pylightnix.archives.links import Parts, TooCrooked, is_straight, leads_out, parts_of
+from pylightnix.archives.links import Parts, TooCrooked, is_straight, leads_out, parts_of, plain_name
 from pylightnix.nar import MAX_LEVELS
 from pylightnix.tree_writer import TARGET_BYTES, enter_folder, make_folder, make_link, new_file, problem_with_name, write_all
 
@@ -56,6 +56,11 @@ class TreeDraft:
         """Close the folders that are open."""
         while self._entered:
             os.close(self._entered.pop()[1])
+
+    def check_name(self, path: bytes) -> bytes:
+        """Return the name that something other than a folder has in the tree, without what stays where it is. Makes nothing."""
+        self._parts_of_entry(path)
+        return plain_name(path)
 
     def folder(self, path: bytes) -> None:
         """Make a folder, unless it is there."""

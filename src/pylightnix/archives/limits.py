@@ -34,8 +34,9 @@ class Unpacking:
         expanded_bytes: how much came out so far.
     """
 
-    def __init__(self, where: str, archive_bytes: int, limits: UnpackLimits) -> None:
-        self.where, self._limits = where, limits
+    def __init__(self, where: str, archive_bytes: int, limits: UnpackLimits, way_out: Optional[str] = None) -> None:
+        """Begin. `way_out` is what whoever asks can do instead; all errors say it."""
+        self.where, self._limits, self._way_out = where, limits, way_out
         self.entry: Optional[bytes] = None
         self.entries = 0
         self.expanded_bytes = 0
@@ -43,7 +44,8 @@ class Unpacking:
 
     def failed(self, problem: str, advice: Optional[str] = None) -> UnpackFailed:
         """Return the error to raise about the entry that is at work."""
-        return UnpackFailed(self.where, None if self.entry is None else shown_name(self.entry), problem, advice)
+        said = "; ".join(each for each in (advice, self._way_out) if each is not None)
+        return UnpackFailed(self.where, None if self.entry is None else shown_name(self.entry), problem, said or None)
 
     def count_entry(self) -> None:
         """Count one entry before it is made. Raises `UnpackFailed` beyond the limit."""
@@ -54,9 +56,13 @@ class Unpacking:
     def count_bytes(self, count: int) -> None:
         """Count bytes before they are written, or as they are decompressed. Raises `UnpackFailed` beyond the limits."""
         self.expanded_bytes += count
-        if self.expanded_bytes > self._limits.total_bytes:
+        self.expect_bytes(0)
+
+    def expect_bytes(self, count: int) -> None:
+        """Raise `UnpackFailed` if so many bytes more would be beyond the limits."""
+        if self.expanded_bytes + count > self._limits.total_bytes:
             raise self.failed(f"its contents are larger than {self._limits.total_bytes} bytes", _TOO_LARGE)
-        if self.expanded_bytes > self._by_ratio:
+        if self.expanded_bytes + count > self._by_ratio:
             raise self.failed(f"its contents are larger than {self._by_ratio} bytes, too much for an archive of its size", _TOO_LARGE)
 
 

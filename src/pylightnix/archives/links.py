@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, TypeAlias
 
-__all__ = ["Parts", "TooCrooked", "is_straight", "leads_out", "parts_of"]
+__all__ = ["Parts", "TooCrooked", "is_straight", "leads_out", "parts_of", "plain_name"]
 
 Parts: TypeAlias = tuple[bytes, ...]
 """The components of a path below the top of the tree."""
@@ -21,6 +21,11 @@ class TooCrooked(Exception):
 def parts_of(path: bytes) -> Parts:
     """Return the components of a path, less those that stay where they are."""
     return tuple(part for part in path.split(b"/") if part not in (b"", b"."))
+
+
+def plain_name(path: bytes) -> bytes:
+    """Return a path less those components that stay where they are."""
+    return b"/".join(parts_of(path))
 
 
 def is_straight(target: Parts) -> bool:

@@ -1,7 +1,7 @@
 """The bytes of an archive as they come out of its compression: gzip, bzip2, xz, zstd or none.
 
 Streamed, in bounded memory whatever the archive declares, and to the end: a stream that stops early is an error, and so
-is one after which something else follows. Must not know what the bytes are.
+is one after which something else follows. Raw LZMA is there for what lies in zip archives. Must not know what the bytes are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import IO, Final, Protocol
 
 from pylightnix.archives.limits import Unpacking
 
-__all__ = ["COMPRESSIONS", "ByteStream", "compression_of", "opened_stream"]
+__all__ = ["COMPRESSIONS", "ByteStream", "compression_of", "opened_lzma", "opened_stream"]
 
 _BLOCK_BYTES: Final = 1 << 16
 _ZSTD_BLOCK_BYTES: Final = 1 << 12
@@ -19,6 +19,8 @@ _ZSTD_BLOCK_BYTES: Final = 1 << 12
 _OUTPUT_BYTES: Final = 1 << 20
 _XZ_MEMORY_BYTES: Final = 1 << 28
 """The strongest preset of xz takes a quarter of it; a dictionary of 4 GiB is a stranger's to declare."""
+_LZMA_MEMORY_BYTES: Final = 1 << 30
+"""Four times what programs take at their strongest level."""
 _ZSTD_WINDOW_BYTES: Final = 1 << 27
 """What `zstd` itself takes without being told to take more."""
 
@@ -189,7 +191,7 @@ class ByteStream:
         while size:
             piece = self.read(size)
             if not piece:
-                raise self._unpacking.failed("the archive ends early, in the middle of it", "it was cut short; fetch it again")
+                raise self._unpacking.failed("the archive ends early, in the middle of it: it was cut short")
             pieces.append(piece)
             size -= len(piece)
         return b"".join(pieces)
@@ -210,16 +212,37 @@ def opened_stream(file: IO[bytes], kind: str | None, unpacking: Unpacking) -> By
             return found
 
         return ByteStream(counted, unpacking)
-    return ByteStream(_Inflating(file, kind, unpacking).read, unpacking)
+    return ByteStream(_Inflating(file, kind, _DECODERS[kind](), unpacking).read, unpacking)
+
+
+def opened_lzma(file: IO[bytes], properties: bytes, unpacking: Unpacking) -> ByteStream:
+    """Return the bytes of a file of raw LZMA, with its five bytes of properties. They are counted.
+
+    Such a stream need not say where it ends: ask for no more than there is.
+    """
+    import lzma
+
+    if len(properties) != 5 or properties[0] >= 9 * 5 * 5:
+        raise unpacking.failed("its lzma data are damaged (the properties are none)")
+    dict_bytes = int.from_bytes(properties[1:], "little")
+    if dict_bytes > _LZMA_MEMORY_BYTES:
+        raise unpacking.failed(f"it takes {dict_bytes} bytes of memory to unpack, more than {_LZMA_MEMORY_BYTES}", "pack it with less")
+    lp_pb, lc = divmod(properties[0], 9)
+    filters = [{"id": lzma.FILTER_LZMA1, "dict_size": max(dict_bytes, 4096), "lc": lc, "lp": lp_pb % 5, "pb": lp_pb // 5}]
+    try:
+        decoder = _OfStandard(lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters))
+    except (lzma.LZMAError, ValueError) as error:
+        raise unpacking.failed(f"its lzma data are damaged ({error})") from error
+    return ByteStream(_Inflating(file, "lzma", decoder, unpacking).read, unpacking)
 
 
 class _Inflating:
     """Decompresses the streams in a file, one behind the other, as compressors make of several files."""
 
-    def __init__(self, file: IO[bytes], kind: str, unpacking: Unpacking) -> None:
+    def __init__(self, file: IO[bytes], kind: str, decoder: _Decoder, unpacking: Unpacking) -> None:
         self._file, self._kind, self._unpacking = file, kind, unpacking
         self._raw = b""
-        self._decoder: _Decoder | None = _DECODERS[kind]()
+        self._decoder: _Decoder | None = decoder
         self._damages = _damages()
         self._block_bytes = _ZSTD_BLOCK_BYTES if kind == "zstd" else _BLOCK_BYTES
 
@@ -242,7 +265,7 @@ class _Inflating:
             block = self._raw[: self._block_bytes] or self._file.read(self._block_bytes)
             self._raw = self._raw[self._block_bytes :]
             if not block:
-                raise self._unpacking.failed(f"its {self._kind} data end early", "it was cut short; fetch it again")
+                raise self._unpacking.failed(f"its {self._kind} data end early: it was cut short")
         try:
             return decoder.feed(block)
         except self._damages as error:
@@ -250,6 +273,8 @@ class _Inflating:
 
     def _next(self) -> _Decoder | None:
         """Return a decoder of the next stream, None behind the last. Zeros may stand between them, as on tapes."""
+        if self._kind not in COMPRESSIONS:
+            return None
         self._raw = self._raw.lstrip(b"\0")
         while len(self._raw) < len(COMPRESSIONS[self._kind]) and (more := self._file.read(_BLOCK_BYTES)):
             self._raw = (self._raw + more).lstrip(b"\0")

@@ -91,12 +91,21 @@ def opened_archive(where: str) -> BufferedReader:
 
 
 def unpack_file(
-    file: IO[bytes], folder: str | os.PathLike[str], *, where: str, limits: UnpackLimits = _USUAL, name: Optional[str] = None
+    file: IO[bytes],
+    folder: str | os.PathLike[str],
+    *,
+    where: str,
+    limits: UnpackLimits = _USUAL,
+    name: Optional[str] = None,
+    way_out: Optional[str] = None,
 ) -> Unpacked:
-    """Do as `unpack_archive`, with an archive that is open, at its start. `where` names it in errors."""
+    """Do as `unpack_archive`, with an archive that is open, at its start.
+
+    `where` names it in errors, and these add to their advice what else whoever asks can do, the `way_out`.
+    """
     from pylightnix.store.removal import remove_tree
 
-    unpacking = Unpacking(where, os.fstat(file.fileno()).st_size, limits)
+    unpacking = Unpacking(where, os.fstat(file.fileno()).st_size, limits, way_out)
     own_name = os.path.basename(where if name is None else name)
     drafted = os.path.join(folder, f".unpack-{secrets.token_hex(6)}")
     try:
@@ -110,6 +119,8 @@ def unpack_file(
                 remove_tree(drafted)  # what is placed is there no more
         finally:
             os.close(folder_fd)
+    except MemoryError as error:
+        raise unpacking.failed("it takes more memory to unpack than this process has", "unpack it where there is more") from error
     except OSError as error:
         raise ArchiveIOError(where, f"unpacking it into {os.fspath(folder)}", error.strerror or str(error)) from error
     return Unpacked(top, unpacking.entries, draft.file_bytes)
@@ -129,7 +140,7 @@ def _fill(file: IO[bytes], drafted: str, own_name: str, unpacking: Unpacking) ->
         elif begin.startswith(_7Z):
             from pylightnix.archives.seven_zip import unpack_7z
 
-            unpack_7z(file, draft, unpacking, os.path.abspath(drafted))
+            unpack_7z(file, draft, unpacking, os.path.abspath(drafted), own_name)
         else:
             _unpack_stream(file, compression_of(begin), draft, own_name, unpacking)
         draft.finish()

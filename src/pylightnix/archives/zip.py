@@ -1,15 +1,22 @@
-"""Unpacking zip archives. What the list at the end of the archive names counts; checksums are compared."""
+"""Unpacking zip archives. What the list at the end of the archive names counts; checksums are compared.
+
+`zipfile` expands stored and deflated entries in bounded steps. Of the others it expands at once all that it reads, so that their
+packed bytes only are taken from it.
+"""
 
 from __future__ import annotations
 
+import copy
 import errno
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import IO, Final
 
 from pylightnix.archives.draft import TreeDraft
 from pylightnix.archives.limits import Unpacking, shown_name
+from pylightnix.archives.streams import ByteStream, opened_lzma, opened_stream
 from pylightnix.tree_writer import TARGET_BYTES, write_all
 
 __all__ = ["unpack_zip"]
@@ -21,9 +28,8 @@ _ENCRYPTED: Final = 0x1
 _UTF8: Final = 0x800
 _UNICODE_PATH: Final = 0x7075
 _BLOCK_BYTES: Final = 1 << 16
-_SMALL_BLOCK_BYTES: Final = 1 << 12
-"""Of other methods than these, `zipfile` expands all that it reads at once."""
-_BOUNDED: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_STREAMS: Final = {zipfile.ZIP_BZIP2: "bzip2", 93: "zstd"}
+"""Methods that are streams of their own. Only newer releases of `zipfile` know that of zstd."""
 
 
 def unpack_zip(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking) -> None:
@@ -47,10 +53,6 @@ def unpack_zip(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking) -> None:
         raise unpacking.failed(f"one of its names is marked as UTF-8, and is none: {shown_name(error.object)!r:.400}") from error
     except damages as error:
         raise unpacking.failed(f"its zip data are damaged ({error})") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise unpacking.failed(f"its bzip2 data are damaged ({error})") from error
     unpacking.entry = None
 
 
@@ -62,21 +64,64 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, draft: TreeDraft, u
     if name.endswith(b"/") or stat.S_ISDIR(mode):
         draft.folder(name)
     elif stat.S_ISLNK(mode):
-        with _opened(archive, info, unpacking) as content:
-            target = content.read(TARGET_BYTES + 1)
-        unpacking.count_bytes(len(target))
+        target = b""
+        for block in _contents(archive, info, unpacking):
+            target += block
+            if len(target) > TARGET_BYTES:
+                break
         draft.link(name, target)
     elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         raise unpacking.failed("it is a special file; expected a file, a folder or a link", "leave it out when packing")
     elif mode & (stat.S_ISUID | stat.S_ISGID):
         raise unpacking.failed("it has a set-user-id or set-group-id bit", "pack it again without (chmod ug-s)")
     else:
-        block_bytes = _BLOCK_BYTES if info.compress_type in _BOUNDED else _SMALL_BLOCK_BYTES
         executable = bool(mode & stat.S_IXUSR)
-        with _opened(archive, info, unpacking) as content, draft.file(name, executable=executable, size=info.file_size) as fd:
-            while block := content.read(block_bytes):
-                unpacking.count_bytes(len(block))
+        with draft.file(name, executable=executable, size=info.file_size) as fd:
+            for block in _contents(archive, info, unpacking):
                 write_all(fd, block)
+
+
+def _contents(archive: zipfile.ZipFile, info: zipfile.ZipInfo, unpacking: Unpacking) -> Iterator[bytes]:
+    """Yield the contents of an entry, which are counted; in the end their size and checksum have been compared."""
+    left, crc = info.file_size, 0
+    too_little = "its zip data are damaged (there is less of it than the archive says)"
+    if info.compress_type not in _STREAMS and info.compress_type != zipfile.ZIP_LZMA:
+        with _opened(archive, info, unpacking) as content:
+            while block := content.read(_BLOCK_BYTES):
+                left -= len(block)
+                unpacking.count_bytes(len(block))
+                yield block
+        if left:
+            raise unpacking.failed(too_little)
+        return
+    with _opened(archive, _as_stored(info), unpacking) as packed:
+        stream = _expanded(packed, info, unpacking)
+        while left:
+            if not (block := stream.read(min(left, _BLOCK_BYTES))):
+                raise unpacking.failed(too_little)
+            left -= len(block)
+            crc = zlib.crc32(block, crc)
+            yield block
+        if info.compress_type in _STREAMS and stream.read(1):
+            raise unpacking.failed("its zip data are damaged (there is more of it than the archive says)")
+        if crc != info.CRC:
+            raise unpacking.failed("its zip data are damaged (the checksum is another one)")
+
+
+def _as_stored(info: zipfile.ZipInfo) -> zipfile.ZipInfo:
+    """Return what `zipfile` gives the packed bytes of an entry for."""
+    stored = copy.copy(info)
+    stored.compress_type, stored.file_size = zipfile.ZIP_STORED, info.compress_size
+    del stored.CRC  # that of the contents; without one none is compared
+    return stored
+
+
+def _expanded(packed: IO[bytes], info: zipfile.ZipInfo, unpacking: Unpacking) -> ByteStream:
+    if info.compress_type in _STREAMS:
+        return opened_stream(packed, _STREAMS[info.compress_type], unpacking)
+    # The version of the packer's library, how many bytes of properties there are, and these; APPNOTE 5.8.8.
+    header = packed.read(4)
+    return opened_lzma(packed, packed.read(int.from_bytes(header[2:], "little")), unpacking)
 
 
 def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo, unpacking: Unpacking) -> IO[bytes]:
