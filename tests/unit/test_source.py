@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.stores import AS_ROOT, OTHER_UID, check_error, in_child, needs_root, text_of
+from tests.stores import AS_ROOT, OTHER_UID, check_error, in_child, needs_root, new_store, text_of
 
 from pylightnix import (
     Build,
@@ -28,12 +30,14 @@ from pylightnix import (
     build_path,
     build_wrapper,
     drefcfg_,
+    fsinit,
     instantiate,
     match_only,
     mkconfig,
     mkdrv,
     mklens,
     mkregistry,
+    mkSS,
     realize1,
     rref2dref,
     rref2path,
@@ -247,6 +251,35 @@ def test_paths_that_cannot_be_sources(S: StorageSettings, folder: Path, path: An
     raised.value.where.encode()
     with pytest.raises(Misuse, match="path of a file or folder"):
         dref_of(S, 3)
+
+
+@pytest.mark.parametrize("name", ["store", "st*re", "st[o]re", "st\\ore"])
+def test_a_folder_that_holds_the_store(tmp_path: Path, name: str) -> None:
+    project = tmp_path / "project"
+    (project / "sub").mkdir(parents=True)
+    (project / "x").write_text("x")
+    S = new_store(project / "sub" / name)
+    (tmp_path / "link").symlink_to("project")
+    for path in (project, project / "sub", tmp_path / "link"):
+        with pytest.raises(InvalidSource, match="it holds the store") as raised:
+            dref_of(S, path)
+        advised = ast.literal_eval(re.findall(r"exclude=(\[.*?'\])", str(raised.value))[0])
+        rref = make(S, path, exclude=advised)
+        copied = [name for _, folders, files in os.walk(f"{rref2path(rref, S)}/{path.name}") for name in folders + files]
+        assert copied == ([] if path.name == "sub" else ["sub", "x"])
+        assert make(S, path, exclude=["*"])
+    with pytest.raises(InvalidSource, match="folder of the store itself"):
+        dref_of(S, S.root)
+    assert make(S, rref2path(make(S, project / "x"), S))  # it lies in the store, but does not hold it
+
+
+def test_a_storage_apart_that_is_not_excluded(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    S = mkSS(str(tmp_path / "root"))._replace(storage=mkSS(str(tmp_path / "project" / "storage")).root)
+    fsinit(S, use_as_default=False)
+    for exclude, left in ((["/storage.state/"], "/storage/"), (["/storage/"], "/storage.state/")):
+        with pytest.raises(InvalidSource, match=rf"it holds the store.*exclude=\['{left}'\]"):
+            dref_of(S, tmp_path / "project", exclude=exclude)
 
 
 @needs_root

@@ -294,6 +294,16 @@ print(copy_source({str(asked.top)!r}, (), {str(tmp_path)!r}, "copy"))
     assert tree_hash(tmp_path / "copy") == tree_hash(asked.top)
 
 
+def test_nothing_is_copied_into_itself(asked: Asked) -> None:
+    (asked.top / "sub" / "deep").mkdir(parents=True)
+    for exclude in ([], ["/deep/"]):
+        with pytest.raises(InvalidSource, match="where it is to be copied to"):
+            copy_source(str(asked.top), exclude, str(asked.top / "sub" / "deep"), "copy")
+    assert list((asked.top / "sub" / "deep").iterdir()) == []
+    copy_source(str(asked.top), ["sub/"], str(asked.top / "sub" / "deep"), "copy")
+    assert list((asked.top / "sub" / "deep" / "copy").iterdir()) == []
+
+
 def test_nothing_is_written_over(asked: Asked, tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     with pytest.raises(FileExistsError):

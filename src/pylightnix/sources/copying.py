@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Final
 
-from pylightnix.sources.walking import excluding, open_source_file, unreadable, walk_source
+from pylightnix.errors import InvalidSource
+from pylightnix.sources.walking import excluding, open_source_file, shown_path, unreadable, walk_source, way_below
 from pylightnix.tree_writer import make_folder, make_link, new_file, write_all
 
 __all__ = ["copy_source"]
@@ -26,11 +27,14 @@ def copy_source(path: str, exclude: Sequence[str], folder: str, name: str) -> st
     What of a source enters its digest is copied, and nothing else.
 
     Raises:
-        InvalidSource: it cannot be read, or holds what has no place in a tree.
+        InvalidSource: it cannot be read, holds what has no place in a tree, or holds `folder`: the copy would hold itself.
         Misuse: one of the patterns is none.
         OSError: the copy cannot be written.
     """
     excluded = excluding(exclude)
+    if way_below(path, excluded, os.path.join(folder, name)) is not None:
+        problem = f"it holds {shown_path(os.fsencode(folder))}, where it is to be copied to"
+        raise InvalidSource(shown_path(os.fsencode(path)), problem, "exclude that, or copy to elsewhere")
     with ExitStack() as stack:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, fd)

@@ -26,7 +26,7 @@ from typing import Final, Optional, Protocol, TypeAlias
 from pylightnix.errors import InvalidSource, Misuse
 from pylightnix.nar import MAX_LEVELS, OPEN_FLAGS, NarHash, sort_of
 
-__all__ = ["Excluded", "Visitor", "excluding", "open_source_file", "shown_path", "unreadable", "walk_source"]
+__all__ = ["Excluded", "Visitor", "excluding", "open_source_file", "shown_path", "unreadable", "walk_source", "way_below"]
 
 _MAX_LEVELS: Final = MAX_LEVELS - 1
 """The source lies in an output folder, which is one level more."""
@@ -123,6 +123,20 @@ def walk_source(path: str, excluded: Optional[Excluded], visitor: Visitor) -> st
     finally:
         os.close(fd)
     return nar.sha256()
+
+
+def way_below(path: str, excluded: Optional[Excluded], folder: str) -> Optional[str]:
+    """Return by which path below its top the walk over `path` would come upon `folder`, empty for the top; None if it would not."""
+    top, below = os.fsencode(os.path.realpath(path)), os.fsencode(os.path.realpath(folder))
+    if below == top:
+        return ""
+    if not below.startswith(top.rstrip(b"/") + b"/"):
+        return None
+    way = os.path.relpath(below, top)
+    parts = way.split(b"/")
+    if excluded is not None and any(excluded(b"/".join(parts[: count + 1]), True) for count in range(len(parts))):
+        return None
+    return os.fsdecode(way)
 
 
 def open_source_file(parent_fd: int, name: bytes, where: bytes) -> int:

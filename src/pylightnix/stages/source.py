@@ -7,6 +7,7 @@ know how sources are hashed and copied.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
@@ -16,8 +17,9 @@ from pylightnix.config import mkconfig
 from pylightnix.errors import InvalidSource, Misuse, SourceChanged
 from pylightnix.matchers import match_only
 from pylightnix.refs import selfref
-from pylightnix.registry import Registry, mkdrv
+from pylightnix.registry import Registry, mkdrv, tlregistry
 from pylightnix.stages.node import problem_with_entry
+from pylightnix.storage import store_layout
 from pylightnix.types import Context, DRef, Path, RealizeArg, StorageSettings
 
 __all__ = ["SourceRealizer", "source"]
@@ -74,8 +76,8 @@ def source(
         r: the registry, else the current one.
 
     Raises:
-        InvalidSource: it cannot be read, holds what cannot be stored, changed while it was read, or has a name that no config
-            can have. The error says which file.
+        InvalidSource: it cannot be read, holds what cannot be stored, changed while it was read, has a name that no config
+            can have, or holds the store, which is not excluded. The error says which file.
         Misuse: something is not of these shapes.
 
     Building raises a `BuildError` that holds a `SourceChanged` if it is not what it was when it was instantiated.
@@ -84,6 +86,7 @@ def source(
 
     where, own = _located(path)
     patterns = _patterns(exclude)
+    _refuse_store(where, patterns, r)
     digest = source_digest(where, patterns, Memo())
     config = mkconfig({"name": "source" if name is None else name, "out": [selfref, own], _KEY: digest})
     return mkdrv(config, match_only(), SourceRealizer(where, patterns), r)
@@ -102,6 +105,23 @@ def _located(path: object) -> tuple[str, str]:
     if os.fsencode(own).decode("utf-8", "ignore") != own:
         raise InvalidSource(shown, "its name is not UTF-8, which names in configs are", "rename it, or name the folder that it is in")
     return where, own
+
+
+def _refuse_store(where: str, patterns: tuple[str, ...], r: Optional[Registry]) -> None:
+    """Refuse a source that holds the store: each build would change it, and a copy of it would hold itself."""
+    from pylightnix.sources import excluding, way_below
+
+    registry = tlregistry(r)
+    layout = store_layout(None if registry is None else registry.S)
+    excluded = excluding(patterns)
+    for folder in dict.fromkeys((layout.state, layout.storage, layout.tmp)):
+        way = way_below(where, excluded, folder)
+        if way == "":
+            raise InvalidSource(_shown(where), "it is a folder of the store itself", "name a folder elsewhere")
+        if way is not None:
+            pattern = "/" + re.sub(r"[*?[\\]", r"\\\g<0>", _shown(way)) + "/"
+            problem = f"it holds the store, {_shown(folder)}"
+            raise InvalidSource(_shown(where), problem, f"exclude it, e.g. exclude=[{pattern!r}], or have the store elsewhere")
 
 
 def _shown(path: str) -> str:
