@@ -73,6 +73,13 @@ def test_archive(S: StorageSettings, nginx: Nginx) -> None:
     assert not os.path.exists(os.path.join(rref2path(rref, S), "stage-1.0.tar.gz"))
 
 
+def test_what_is_no_archive_is_named_by_its_url(S: StorageSettings) -> None:
+    with scripted(lambda request: request.serve(CONTENT)) as server:
+        error = failure(S, fetchurl, f"{server.url}/f.txt?key=s3cret", SHA256)
+        assert str(error).startswith(f"f.txt (from {server.url}/f.txt?key=…): it begins with")
+        assert text_of(make(S, fetchurl2, f"{server.url}/f.txt", SHA256, mode="unpack"), S, "f.txt") == CONTENT.decode()
+
+
 def test_d59_wrong_file_is_not_resumed(S: StorageSettings) -> None:
     with scripted(lambda request: request.serve(b"wrong" if request.number == 1 else CONTENT)) as server:
         error = failure(S, fetchurl, f"{server.url}/f", SHA256, mode="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -34,6 +35,7 @@ from pylightnix import (
     instantiate,
     mkregistry,
     realize1,
+    rref2dref,
     rref2path,
     selfref,
     unpack,
@@ -171,6 +173,19 @@ def test_a_variable_that_is_not_set_is_not_taken_for_an_empty_one(S: StorageSett
         (fetchurl, {"url": "https://h/f", "sha256": SHA256, "headers": {"Range": "x"}}, Misuse),
         (fetchurl, {"url": "https://h/f", "sha256": SHA256, "max_bytes": -1}, Misuse),
         (fetchurl, {"url": "https://h/f", "sha256": SHA256, "mode": None}, Misuse),
+        (fetchurl, {"url": "https://h/f", "sha256": SHA256, "max_bytes": 1 << 54}, Misuse),
+        *(
+            (stage, {"url": "https://h/f", "sha256": SHA256, name: value}, Misuse)
+            for stage in (fetchurl, fetchurl2)
+            for name, value in (
+                *(("total_seconds", value) for value in ("x", -1, 0, True, float("nan"), float("inf"))),
+                *(("headers", value) for value in (["a"], "a", None)),
+                *(("mirrors", value) for value in (None, 3)),
+                *((name, value) for name in ("insecure_redirects", "force_download") for value in ("no", None, 2)),
+            )
+        ),
+        (fetchurl, {"url": "https://h/f", "sha256": SHA256, "check_promises": "no"}, Misuse),
+        (fetchlocal, {"sha256": SHA256, "path": "/x", "check_promises": "no"}, Misuse),
         (fetchurl2, {"url": "https://h/f"}, Misuse),
         (fetchurl2, {"url": "/no/such/file"}, Misuse),
         (fetchurl2, {"url": "https://h/", "sha256": SHA256}, Misuse),
@@ -186,6 +201,14 @@ def test_calls_that_cannot_work(S: StorageSettings, stage: Any, arguments: dict[
     with pytest.raises(kind) as raised:
         stage(**arguments, r=mkregistry(S))
     assert isinstance(raised.value, AssertionError)
+
+
+@pytest.mark.embedded_only("nothing is built, so that no daemon is asked")
+def test_headers_that_are_none_are_not_shown(S: StorageSettings) -> None:
+    with pytest.raises(Misuse) as raised:
+        fetchurl("https://h/f", SHA256, headers=["s3cret"], r=mkregistry(S))  # type: ignore[arg-type]  # what is refused
+    assert "s3cret" not in str(raised.value)
+    assert "expects for headers a dict, found a list" in str(raised.value)
 
 
 # --- local files ------------------------------------------------------------------------------------------
@@ -242,6 +265,40 @@ def test_fetchurl2_hashes_a_local_file(S: StorageSettings, file: Path) -> None:
 def test_archive_that_is_none(S: StorageSettings, file: Path) -> None:
     error = failure(S, fetchurl, file.as_uri(), SHA256)
     assert isinstance(error, UnpackFailed)
+
+
+def test_fetchurl2_does_not_unpack(S: StorageSettings, archive: tuple[Path, str]) -> None:
+    path, sha256 = archive
+    rref = make(S, fetchurl2, path.as_uri(), sha256, mode="unpack,remove")
+    assert files_of(rref, S) == [path.name]
+    assert drefcfg_(rref2dref(rref), S).val["mode"] == "unpack,remove"
+
+
+def test_what_cannot_be_unpacked_is_named_as_its_user_knows_it(S: StorageSettings, file: Path) -> None:
+    for stage, arguments, where in (
+        (fetchurl, {"url": file.as_uri() + "?key=s3cret", "sha256": SHA256}, f"file.txt (from {file}): it begins with"),
+        (fetchlocal, {"sha256": SHA256, "path": str(file)}, f"file.txt (from {file}): it begins with"),
+    ):
+        error = failure(S, stage, **arguments)
+        assert isinstance(error, UnpackFailed)
+        assert str(error).startswith(where)
+        assert "known are tar" in str(error)
+        assert str(error).endswith("mode='as-is' takes it without unpacking")
+
+
+@pytest.mark.parametrize("name", ["pack-1.0", "data"])
+def test_archive_beside_what_it_unpacks_to(S: StorageSettings, archive: tuple[Path, str], name: str) -> None:
+    path = archive[0].rename(archive[0].with_name(name))
+    if name == "data":
+        path.write_bytes(gzip.compress(CONTENT))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    error = failure(S, fetchurl, path.as_uri(), sha256, mode="unpack")
+    assert isinstance(error, UnpackFailed)
+    assert f"{name} (from {path}): it unpacks to {name!r}" in str(error)
+    assert "give filename=…" in str(error)
+    unpacked = ["data"] if name == "data" else ["pack-1.0/a", "pack-1.0/b"]
+    assert files_of(make(S, fetchurl, path.as_uri(), sha256, mode="unpack,remove"), S) == unpacked
+    assert files_of(make(S, fetchurl, path.as_uri(), sha256, mode="unpack", filename=f"{name}.gz"), S) == sorted([*unpacked, f"{name}.gz"])
 
 
 def test_file_that_is_missing(S: StorageSettings, tmp_path: Path) -> None:

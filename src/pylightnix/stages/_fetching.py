@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Optional
 
 from pylightnix.build import Build, build_outpath, build_outpaths, build_wrapper, stored_config
-from pylightnix.errors import InvalidConfig, PromiseException, StoreReadOnly
+from pylightnix.errors import InvalidConfig, PromiseException, StoreReadOnly, UnpackFailed
 from pylightnix.fetch.checksums import ALGORITHMS, parse_checksum
 from pylightnix.fetch.files import FetchedFile
 from pylightnix.fetch.spec import FetchProgress, FetchSpec, Headers
-from pylightnix.fetch.urls import file_name_of, local_path_of
+from pylightnix.fetch.urls import file_name_of, local_path_of, shown_url
 from pylightnix.storage import fstmpdir, store_layout
 from pylightnix.types import Context, DRef, Path, RealizeArg, StorageSettings
 
@@ -28,6 +28,7 @@ LendFile = Callable[[Build, Mapping[str, Any]], AbstractContextManager[FetchedFi
 """From a build and its config to the file, whose checksums are right."""
 
 _TELL_SECONDS: Final = 5.0
+_NOT_UNPACKED: Final = "the file has the checksum that was given; mode='as-is' takes it without unpacking"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class FetchRealizer:
     total_seconds: Optional[float] = None
     is_fresh: bool = False
     checks_promises: bool = True
+    unpacks: bool = True
+    """Whether the config's item ``mode`` says if the file is unpacked; else it never is."""
 
     def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> list[Path]:
         return self.realize(S, dref, context, rarg, self._file)
@@ -99,15 +102,21 @@ class FetchRealizer:
 
     def put(self, file: FetchedFile, folder: str, config: Mapping[str, Any]) -> None:
         """Put a fetched file into an output folder, as the config's ``mode`` has it."""
-        name = self.filename or file_name_of(self.urls[0] if self.urls else config.get("url", ""))
-        modes = str(config.get("mode", ""))
-        unpacked = "unpack" in modes
-        if not (unpacked and "remove" in modes):
-            file.place(os.path.join(folder, name))
-        if unpacked:
-            from pylightnix.archives import unpack_archive
+        url = str(config.get("url") or (self.urls[0] if self.urls else ""))
+        name = self.filename or file_name_of(url)
+        modes = str(config.get("mode", "")) if self.unpacks else ""
+        if "unpack" in modes:
+            from pylightnix.archives import opened_archive, unpack_file
 
-            unpack_archive(file.path, folder, name=name)
+            where = f"{name} (from {self.path or shown_url(url)})"
+            with opened_archive(file.path) as archive:
+                unpack_file(archive, folder, where=where, name=name, way_out=_NOT_UNPACKED)
+            if "remove" in modes:
+                return
+            if os.path.lexists(os.path.join(folder, name)):
+                problem = f"it unpacks to {name!r}, so that the archive itself cannot have this name beside it"
+                raise UnpackFailed(where, None, problem, "give filename=… for the archive, or leave it out with mode='unpack,remove'")
+        file.place(os.path.join(folder, name))
 
     @contextmanager
     def _file(self, b: Build, config: Mapping[str, Any]) -> Iterator[FetchedFile]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Final, Optional
 
 from pylightnix.config import mkconfig
 from pylightnix.errors import InvalidURL, Misuse
 from pylightnix.fetch.checksums import parse_checksum
-from pylightnix.fetch.spec import checked_headers
+from pylightnix.fetch.spec import Headers, checked_headers
 from pylightnix.fetch.urls import check_url, file_name_of, local_path_of, shown_text
 from pylightnix.matchers import match_only
 from pylightnix.refs import selfref
@@ -23,6 +23,10 @@ from pylightnix.stages.node import problem_with_entry
 from pylightnix.types import DRef
 
 __all__ = ["FetchRealizer", "FetchedRealizer", "LendFile", "fetchlocal", "fetchurl", "fetchurl2"]
+
+_MAX_BYTES: Final = 1 << 53
+"""What fits into a message to a daemon; so the next."""
+_MAX_SECONDS: Final = 1e12
 
 
 def fetchurl(
@@ -55,6 +59,7 @@ def fetchurl(
         sha256: its SHA-256, in hexadecimal, Nix's base 32 or SRI. Exactly one checksum is given.
         sha1: its SHA-1.
         mode: ``unpack,remove`` unpacks it and leaves the archive out, ``unpack`` leaves both, anything else the file alone.
+            If what it unpacks to has the name of the file, ``unpack`` needs a `filename`.
         name: the name of the derivation, by default ``fetchurl``.
         filename: the file's name, by default the last part of the URL's path.
         force_download: use nothing that was fetched before.
@@ -65,7 +70,7 @@ def fetchurl(
         headers: sent to the servers of `url` and `mirrors`, and to no other. Their values are shown nowhere.
         max_bytes: refuse a larger file.
         insecure_redirects: follow redirects from https to http.
-        total_seconds: give up after this time.
+        total_seconds: give up after this time, which is above 0; by default after 24 hours.
         kwargs: more config items.
 
     Raises:
@@ -84,12 +89,12 @@ def fetchurl(
         urls=tuple(mirrors),
         path=local_path_of(check_url(url)),
         filename=file,
-        headers=checked_headers(headers, "fetchurl"),
+        headers=_headers("fetchurl", headers),
         max_bytes=_limit("fetchurl", max_bytes),
-        insecure_redirects=insecure_redirects,
-        total_seconds=total_seconds,
-        is_fresh=force_download,
-        checks_promises=check_promises,
+        insecure_redirects=_flag("fetchurl", "insecure_redirects", insecure_redirects),
+        total_seconds=_seconds("fetchurl", total_seconds),
+        is_fresh=_flag("fetchurl", "force_download", force_download),
+        checks_promises=_flag("fetchurl", "check_promises", check_promises),
     )
     return mkdrv(mkconfig(_with_out_path(config, mode, file)), match_only(), realizer, r)
 
@@ -130,7 +135,7 @@ def fetchurl2(
         max_bytes: see there.
         insecure_redirects: see there.
         total_seconds: see there.
-        kwargs: more config items, which may replace those above.
+        kwargs: more config items, which may replace those above. Whatever they are, the file is not unpacked.
 
     Raises:
         Misuse: as of `fetchurl`.
@@ -151,11 +156,12 @@ def fetchurl2(
         urls=tuple(mirrors) if local is not None else (url, *mirrors),
         path=local,
         filename=file,
-        headers=checked_headers(headers, "fetchurl2"),
+        headers=_headers("fetchurl2", headers),
         max_bytes=_limit("fetchurl2", max_bytes),
-        insecure_redirects=insecure_redirects,
-        total_seconds=total_seconds,
-        is_fresh=force_download,
+        insecure_redirects=_flag("fetchurl2", "insecure_redirects", insecure_redirects),
+        total_seconds=_seconds("fetchurl2", total_seconds),
+        is_fresh=_flag("fetchurl2", "force_download", force_download),
+        unpacks=False,
     )
     return mkdrv(mkconfig(config), match_only(), realizer, r)
 
@@ -203,7 +209,9 @@ def fetchlocal(
     file = _file_name("fetchlocal", filename, os.path.basename(where))
     config = {**kwargs, "name": "fetchlocal" if name is None else name, **source, **checksums, "mode": mode}
     # The working folder of the build may be another one.
-    realizer = FetchRealizer(path=os.path.abspath(where), filename=file, checks_promises=check_promises)
+    realizer = FetchRealizer(
+        path=os.path.abspath(where), filename=file, checks_promises=_flag("fetchlocal", "check_promises", check_promises)
+    )
     return mkdrv(mkconfig(_with_out_path(config, mode, file)), match_only(), realizer, r)
 
 
@@ -222,16 +230,40 @@ def _named(checksums: Mapping[str, str]) -> str:
     return " and ".join(checksums) if checksums else "none"
 
 
-def _list(what: str, mirrors: Sequence[str]) -> Sequence[str]:
+def _list(what: str, mirrors: object) -> Sequence[str]:
     if isinstance(mirrors, str):
         raise Misuse(f"{what} expects a list of mirrors, found the text {shown_text(mirrors)!r}; write [{shown_text(mirrors)!r}]")
+    if not isinstance(mirrors, Sequence):
+        raise Misuse(f"{what} expects for mirrors a list of URLs, found a {type(mirrors).__name__}; write mirrors=['https://…']")
     return mirrors
 
 
+def _headers(what: str, headers: object) -> Headers:
+    if not isinstance(headers, Mapping):
+        # Not what it is: values of headers are shown nowhere.
+        raise Misuse(f"{what} expects for headers a dict, found a {type(headers).__name__}; write headers={{'Name': 'value'}}")
+    return checked_headers(headers, what)
+
+
 def _limit(what: str, max_bytes: object) -> Optional[int]:
-    if max_bytes is None or (isinstance(max_bytes, int) and not isinstance(max_bytes, bool) and max_bytes >= 0):
+    if max_bytes is None or (isinstance(max_bytes, int) and not isinstance(max_bytes, bool) and 0 <= max_bytes <= _MAX_BYTES):
         return max_bytes
-    raise Misuse(f"{what} expects for max_bytes a number of bytes, found {max_bytes!r:.100}")
+    raise Misuse(f"{what} expects for max_bytes a number of bytes up to {_MAX_BYTES}, found {max_bytes!r:.100}; None is for no limit")
+
+
+def _seconds(what: str, total_seconds: object) -> Optional[float]:
+    if total_seconds is None:
+        return None
+    if isinstance(total_seconds, (int, float)) and not isinstance(total_seconds, bool) and 0 < total_seconds <= _MAX_SECONDS:
+        return float(total_seconds)
+    expected = f"a number of seconds above 0 and up to {_MAX_SECONDS:g}"
+    raise Misuse(f"{what} expects for total_seconds {expected}, found {total_seconds!r:.100}; None is for the usual limit, a day")
+
+
+def _flag(what: str, name: str, value: object) -> bool:
+    if value is True or value is False or (type(value) is int and value in (0, 1)):
+        return bool(value)
+    raise Misuse(f"{what} expects for {name} True or False, found {value!r:.100}")
 
 
 def _local_path(what: str, url: str) -> Optional[str]:

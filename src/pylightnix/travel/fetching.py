@@ -38,6 +38,7 @@ class _Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     total_seconds: Optional[_Seconds] = None
     is_fresh: bool = False
     checks_promises: bool = True
+    unpacks: bool = True
     proxies: list[tuple[str, str]] = field(default_factory=list)
     no_proxy: str = ""
     logins: list[tuple[str, str, str]] = field(default_factory=list)
@@ -56,6 +57,7 @@ def pack_fetch(realizer: FetchRealizer, environment: FetchEnvironment) -> bytes:
         total_seconds=realizer.total_seconds,
         is_fresh=realizer.is_fresh,
         checks_promises=realizer.checks_promises,
+        unpacks=realizer.unpacks,
         proxies=list(environment.proxies),
         no_proxy=environment.no_proxy,
         logins=[(login.host, login.user, login.password) for login in environment.logins],
@@ -88,6 +90,7 @@ def unpack_fetch(blob: bytes) -> tuple[FetchRealizer, FetchEnvironment]:
         total_seconds=order.total_seconds,
         is_fresh=order.is_fresh,
         checks_promises=order.checks_promises,
+        unpacks=order.unpacks,
     )
     environment = FetchEnvironment(
         proxies=tuple(order.proxies),
@@ -103,6 +106,7 @@ class _Fetched(msgspec.Struct, frozen=True, kw_only=True):
     filename: Optional[str]
     urls: list[str]
     checks_promises: bool
+    unpacks: bool
     path: str
     size: int
 
@@ -113,6 +117,7 @@ def pack_fetched(realizer: FetchRealizer, file: FetchedFile) -> bytes:
         filename=realizer.filename,
         urls=[shown_url(url) for url in realizer.urls],
         checks_promises=realizer.checks_promises,
+        unpacks=realizer.unpacks,
         path=file.path,
         size=file.size,
     )
@@ -129,7 +134,7 @@ def unpack_fetched(blob: bytes) -> FetchedRealizer:
         order = msgspec.msgpack.decode(blob, type=_Fetched)
     except msgspec.DecodeError as error:
         raise Misuse(f"expected a file that was fetched as a MessagePack map: {error}") from None
-    realizer = FetchRealizer(urls=tuple(order.urls), filename=order.filename, checks_promises=order.checks_promises)
+    realizer = FetchRealizer(urls=tuple(order.urls), filename=order.filename, checks_promises=order.checks_promises, unpacks=order.unpacks)
     return FetchedRealizer(realizer, FetchedFile(order.path, order.size, ()))
 
 
