@@ -8,6 +8,7 @@ This module must not import any other of the package but `types`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Optional
 
@@ -587,9 +588,18 @@ class WrongChecksum(FetchFailed):
         text = (
             f"{url}: expected the {algorithm} {self.expected[algorithm]} ({self.expected['sri']}), "
             f"found {self.found[algorithm]} ({self.found['sri']}){aside}; look at what it is. If it is what you want, give its checksum to "
-            f"the stage: pylightnix prefetch {url} prints it, and keeps the file for that build. If it is not, correct the URL"
+            f"the stage: {_prefetching(url)}. If it is not, correct {'the URL' if '://' in url else 'the path'}"
         )
         self.args = (text,)
+
+
+def _prefetching(url: str) -> str:
+    """Return which command prints the checksum of what has this URL, or this path."""
+    if "://" not in url or url.startswith("file://"):
+        return f"pylightnix prefetch {shlex.quote(url)} prints it"
+    if "…" in url:  # values of its query, which are not shown
+        return "pylightnix prefetch with the stage's URL, in quotes, prints it, and keeps the file for that build"
+    return f"pylightnix prefetch {shlex.quote(url)} prints it, and keeps the file for that build"
 
 
 class ArchiveIOError(Misuse):

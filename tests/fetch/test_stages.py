@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -14,7 +16,7 @@ from typing import Any, Optional
 
 import pytest
 from tests.fetch.servers import Nginx, Request, scripted
-from tests.stores import text_of
+from tests.stores import OTHER_UID, needs_root, text_of
 
 from pylightnix import (
     BuildError,
@@ -134,9 +136,11 @@ def test_settings_of_the_environment(S: StorageSettings, monkeypatch: pytest.Mon
 # --- pylightnix prefetch ------------------------------------------------------------------------------------
 
 
+PREFETCH = [sys.executable, "-c", "import sys; from pylightnix_client.cli import main; sys.exit(main())"]
+
+
 def prefetch(root: object, *arguments: str, status: int = 0) -> str:
-    command = [sys.executable, "-c", "import sys; from pylightnix_client.cli import main; sys.exit(main())"]
-    child = subprocess.run([*command, "--store", str(root), "prefetch", *arguments], capture_output=True, text=True)
+    child = subprocess.run([*PREFETCH, "--store", str(root), "prefetch", *arguments], capture_output=True, text=True)
     assert child.returncode == status, child.stderr
     return child.stdout if status == 0 or "--json" in arguments else child.stderr
 
@@ -173,6 +177,60 @@ def test_prefetch_of_what_is_not_there(S: StorageSettings, tmp_path: Path) -> No
         assert json.loads(prefetch(S.root, f"{server.url}/f", "--json", status=1))["code"] == "fetch-failed"
     assert "begins with neither" in prefetch(S.root, "ftp://h/f", status=2)
     assert "No such file" in prefetch(S.root, str(tmp_path / "none"), status=1)
+
+
+@pytest.mark.embedded_only("no daemon takes part")
+def test_prefetch_with_headers(S: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "Bearer s3cret")
+    with scripted(lambda request: request.serve(CONTENT)) as server:
+        said = prefetch(S.root, f"{server.url}/f", "--header", "Authorization=@KEY", "--header", "X-Other=@KEY")
+        assert said == f"{SHA256}\n"
+        [request] = server.requests
+        assert (request.headers["authorization"], request.headers["x-other"]) == ("Bearer s3cret", "Bearer s3cret")
+        for header, why in (
+            ("Authorization=s3cret", "expects NAME=@VARIABLE"),
+            ("s3cret", "expects NAME=@VARIABLE"),
+            ("A=@", "expects NAME=@VARIABLE"),
+            ("Authorization=@NOT_SET", "environment variable NOT_SET, which is not set"),
+            ("Host=@KEY", "is set by the transfer itself"),
+        ):
+            said = prefetch(S.root, f"{server.url}/f", "--header", header, status=2)
+            assert why in said
+            assert header == "s3cret" or "s3cret" not in said
+
+
+@needs_root
+@pytest.mark.embedded_only("no daemon takes part")
+def test_prefetch_where_the_store_is_of_another_user(S: StorageSettings) -> None:
+    fetch = Path(str(S.root), "fetch")
+    fetch.mkdir(0o700)
+    os.chown(fetch, OTHER_UID, OTHER_UID)
+    command = [*PREFETCH, "--store", str(S.root), "prefetch", "--json"]
+    bounded = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", *command]
+    with scripted(lambda request: request.serve(CONTENT)) as server:
+        child = subprocess.run([*bounded, f"{server.url}/f"], capture_output=True, text=True)
+    os.chown(fetch, 0, 0)
+    assert child.returncode == 0, child.stderr
+    said = json.loads(child.stdout)
+    assert (said["sha256"], said["kept"]) == (SHA256, None)
+    assert "the file was not kept: " in child.stderr
+    assert str(fetch) in child.stderr
+    assert list(fetch.iterdir()) == []
+
+
+@pytest.mark.embedded_only("no daemon takes part")
+def test_the_command_that_an_error_offers(S: StorageSettings, tmp_path: Path) -> None:
+    with scripted(lambda request: request.serve(CONTENT)) as server:
+        url = f"{server.url}/it's%20(1)&f"
+        offered = re.findall(r"pylightnix prefetch (.*?) prints it", str(failure(S, fetchurl2, url, "0" * 64)))
+        [argument] = shlex.split(offered[0])
+        assert prefetch(S.root, argument) == f"{SHA256}\n"
+        said = str(failure(S, fetchurl2, f"{server.url}/f?k=s3cret", "0" * 64))
+        assert "pylightnix prefetch with the stage's URL, in quotes, prints it" in said
+    local = tmp_path / "a file"
+    local.write_bytes(CONTENT)
+    said = str(failure(S, fetchurl2, str(local), "0" * 64))
+    assert f"pylightnix prefetch '{local}' prints it. If it is not, correct the path" in said
 
 
 @pytest.mark.embedded_only("no daemon takes part")
