@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 
-import pytest
+from tests.missing import cannot_run
 
 NGINX_CONFIG = """
 daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
@@ -90,7 +90,7 @@ def running_nginx(folder: Path, rate: str = "0", extra: str = "") -> Iterator[Ng
     if shutil.which("nginx") is None:
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "nginx-light"]
         if os.geteuid() != 0 or subprocess.run(install, capture_output=True).returncode != 0:
-            pytest.skip("nginx is not installed, and cannot be: apt-get install nginx-light")
+            cannot_run("nginx is not installed, and cannot be: apt-get install nginx-light")
     server = Nginx(folder, rate, extra)
     try:
         yield server

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.fetch.servers import running_nginx
+from tests.missing import cannot_run
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "hello.py"
 TARBALL = "hello_2.10.orig.tar.gz"
@@ -35,7 +36,7 @@ def source_tarball(folder: Path) -> Path:
     """Let apt-get fetch Debian's source package, with settings of its own: the machine's stay as they are."""
     archives = debian_archives()
     if shutil.which("apt-get") is None or not archives:
-        pytest.skip("this machine has no packages of Debian")
+        cannot_run("this machine has no packages of Debian")
     for name in ("lists/partial", "cache/archives/partial", "parts", "sources"):
         (folder / name).mkdir(parents=True)
     (folder / "sources.list").write_text("\n".join(archives) + "\n")
@@ -50,14 +51,14 @@ def source_tarball(folder: Path) -> Path:
     for arguments in (["update", "-qq"], ["source", "-qq", "--download-only", "hello"]):
         child = subprocess.run(["apt-get", *options, *arguments], cwd=folder / "sources", capture_output=True, text=True)
         if child.returncode != 0:
-            pytest.skip(f"apt-get {arguments[0]} failed: {child.stderr[-300:]}")
+            cannot_run(f"apt-get {arguments[0]} failed: {child.stderr[-300:]}")
     return folder / "sources" / TARBALL
 
 
 @pytest.mark.slow
 def test_hello_is_fetched_compiled_and_run(tmp_path: Path) -> None:
     if shutil.which("gcc") is None or shutil.which("make") is None:
-        pytest.skip("it takes gcc and make")
+        cannot_run("it takes gcc and make")
     tarball = source_tarball(tmp_path / "apt")
     sha256 = hashlib.sha256(tarball.read_bytes()).hexdigest()
     assert sha256 == "31e066137a962676e89f69d1b65382de95a7ef7d914b8cb956f41ea72e0f516b"
