@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
 from pylightnix.build import Build, build_outpath, build_outpaths, build_wrapper, stored_config
-from pylightnix.errors import InvalidConfig, PromiseException, StoreReadOnly, UnpackFailed
+from pylightnix.errors import FetchFailed, FetchUnavailable, InvalidConfig, PromiseException, StoreReadOnly, UnpackFailed, WrongChecksum
 from pylightnix.fetch.checksums import ALGORITHMS, parse_checksum
 from pylightnix.fetch.files import FetchedFile
 from pylightnix.fetch.spec import FetchProgress, FetchSpec, Headers
@@ -41,7 +41,7 @@ class FetchRealizer:
     urls: tuple[str, ...] = field(default=(), repr=False)
     """Where to fetch it from, after the config's item ``url``."""
     path: Optional[str] = None
-    """The local file to take in place of that."""
+    """The local file to take before that."""
     filename: Optional[str] = None
     """Its name; None if the URL or the path has it."""
     headers: Headers = field(default_factory=Headers)
@@ -120,20 +120,49 @@ class FetchRealizer:
 
     @contextmanager
     def _file(self, b: Build, config: Mapping[str, Any]) -> Iterator[FetchedFile]:
+        """Lend the file, from the first place in order that has it. All servers are one place."""
+        failures: list[FetchFailed] = []
+        with ExitStack() as stack:
+            for place in self._places(self.spec_for(config)):
+                try:
+                    file = stack.enter_context(_local_or_fetched(b, place))
+                except FetchFailed as error:
+                    failures.append(error)
+                else:
+                    yield file
+                    return
+        raise _all_in_one(failures)
+
+    def _places(self, spec: FetchSpec) -> list[tuple[Optional[str], FetchSpec]]:
+        """Return where the file may be, in order: (path of a local file, None for the servers; what to get from there)."""
+        servers = tuple(url for url in spec.urls if local_path_of(url) is None)
+        paths = [*([self.path] if self.path is not None else []), *(local_path_of(url) for url in spec.urls)]
+        return [(path, spec if path is not None else replace(spec, urls=servers)) for path in dict.fromkeys(paths)]
+
+
+@contextmanager
+def _local_or_fetched(b: Build, place: tuple[Optional[str], FetchSpec]) -> Iterator[FetchedFile]:
+    path, spec = place
+    if path is not None:
         from pylightnix.fetch.local import local_file
 
-        spec = self.spec_for(config)
-        local = self.path or next((found for url in spec.urls if (found := local_path_of(url)) is not None), None)
-        if local is not None:
-            with local_file(local, fstmpdir(b.S), spec.checksums, spec.max_bytes) as file:
-                yield file
-            return
-        from pylightnix.fetch.blocking import fetched_file
-        from pylightnix.fetch.environment import read_environment
-
-        environment = read_environment(os.environ)
-        with fetched_file(_fetch_folder(b), spec, environment, progress=_Teller()) as file:
+        with local_file(path, fstmpdir(b.S), spec.checksums, spec.max_bytes) as file:
             yield file
+        return
+    from pylightnix.fetch.blocking import fetched_file
+    from pylightnix.fetch.environment import read_environment
+
+    with fetched_file(_fetch_folder(b), spec, read_environment(os.environ), progress=_Teller()) as file:
+        yield file
+
+
+def _all_in_one(errors: Sequence[FetchFailed]) -> FetchFailed:
+    """Return one error that tells of the failures at all places: that of a wrong file, or one which says whether later may be better."""
+    for error in errors:
+        if len(errors) == 1 or isinstance(error, WrongChecksum):
+            return error
+    kind = FetchUnavailable if any(isinstance(error, FetchUnavailable) for error in errors) else FetchFailed
+    return kind([url for error in errors for url in error.urls], [failure for error in errors for failure in error.failures])
 
 
 @dataclass(frozen=True, slots=True)
