@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,22 +131,25 @@ def test_answers_of_any_kind_are_judged(have: int, first: int, last: int, total:
 
 # --- the plan ---------------------------------------------------------------------------------------------
 
-OUTCOMES = st.builds(
-    lambda permanent, progressed, wait: (permanent, progressed, wait),
-    st.booleans(),
-    st.booleans(),
-    st.one_of(st.none(), st.floats(0, 1000)),
+OUTCOMES = st.fixed_dictionaries(
+    {
+        "is_permanent": st.booleans(),
+        "starts_over": st.booleans(),
+        "is_stall": st.booleans(),
+        "gained_bytes": st.sampled_from([0, 50, 1 << 14, 1 << 20]),
+        "retry_after_seconds": st.one_of(st.none(), st.floats(0, 1000)),
+    }
 )
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=3), st.lists(OUTCOMES, max_size=60), st.floats(0, 1))
-def test_plan_ends_and_is_patient(urls: list[str], outcomes: list[tuple[bool, bool, Optional[float]]], fraction: float) -> None:
+def test_plan_ends_and_is_patient(urls: list[str], outcomes: list[dict[str, Any]], fraction: float) -> None:
     policy = RetryPolicy(rounds=3)
     plan = FetchPlan(urls, policy)
     now, tries = 0.0, 0
     not_before: dict[str, float] = {}
     gone: set[str] = set()
-    progress = 0
+    at_once = useful = 0
     for _ in range(1000):
         step = plan.next_step(now, fraction)
         if isinstance(step, GiveUp):
@@ -161,14 +164,16 @@ def test_plan_ends_and_is_patient(urls: list[str], outcomes: list[tuple[bool, bo
         assert step.attempt == tries
         assert step.url not in gone
         assert not_before.get(step.url, 0.0) <= now + 1e-6
-        permanent, progressed, wait = outcomes.pop() if outcomes else (False, False, None)
-        plan.failed(Failure(step.url, "x", permanent, progressed, wait), now)
-        if permanent or (wait is not None and wait > policy.retry_after_max_seconds):
+        failure = Failure(step.url, "x", **(outcomes.pop() if outcomes else {}))
+        plan.failed(failure, now)
+        wait = failure.retry_after_seconds
+        if failure.is_permanent or (wait is not None and wait > policy.retry_after_max_seconds):
             gone.add(step.url)
-        elif progressed:
-            progress += 1
+        elif failure.starts_over or policy.is_much(failure):
+            at_once += 1
         elif wait is not None:
             not_before[step.url] = now + wait
+        useful += failure.gained_bytes >= policy.some_bytes
     else:
         raise AssertionError("the plan never ends")
-    assert tries <= policy.rounds * len(set(urls)) + progress
+    assert tries <= policy.rounds * len(set(urls)) * (useful + 1) + at_once

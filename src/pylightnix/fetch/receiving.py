@@ -67,7 +67,8 @@ class Receiver:
                 with trio.move_on_after(_CLOSE_SECONDS, shield=True):
                     await self._finish(body)
         if stall.cancelled_caught:
-            failure = Failure(self.url, f"sends less than {self.limits.stall_bytes} bytes in {self.limits.stall_seconds:g} s")
+            problem = f"sends less than {self.limits.stall_bytes} bytes in {self.limits.stall_seconds:g} s"
+            failure = Failure(self.url, problem, is_stall=True)
         if gathered:
             try:
                 await to_disk.send(gathered)

@@ -40,11 +40,20 @@ class RetryPolicy:
     """How long and how often to try."""
 
     rounds: int = 5
-    """How often each mirror is tried, unless it gets further each time."""
+    """How many rounds in a row may bring nothing worth mentioning."""
     base_seconds: float = 0.5
     cap_seconds: float = 30.0
     retry_after_max_seconds: float = 600.0
     """A server that asks for a longer pause is given up."""
+    some_bytes: int = 16 << 10
+    """A round that brings so many does not count for that."""
+    much_bytes: int = 1 << 20
+    """Who breaks off after so many, and no less than `much_fraction` of the file, is asked again at once."""
+    much_fraction: float = 0.01
+
+    def is_much(self, failure: Failure) -> bool:
+        """Tell whether an attempt got so far that the next one can do without a pause."""
+        return failure.gained_bytes >= max(self.much_bytes, self.much_fraction * (failure.total_bytes or 0))
 
     def backoff_seconds(self, round_number: int, fraction: float) -> float:
         """Return how long to pause after a round, counted from 1: full jitter, so that many askers do not come back at once."""
@@ -59,9 +68,15 @@ class Failure:
     problem: str
     """For people, after the shown URL; no secrets in it."""
     is_permanent: bool = False
-    progressed: bool = False
-    """It got further than any attempt before, so that the next one has less to do."""
     retry_after_seconds: Optional[float] = None
+    gained_bytes: int = 0
+    """How much further it got than any attempt before, so that the next one has less to do."""
+    total_bytes: Optional[int] = None
+    """Of the whole file, if the server said so."""
+    is_stall: bool = False
+    """The server fell silent."""
+    starts_over: bool = False
+    """What was at hand is dropped, and the same server is to be asked for the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +110,9 @@ Step = Union[Try, Pause, GiveUp]
 class FetchPlan:
     """The order of attempts of one fetch.
 
-    Mirrors are asked in order, round after round with a pause between. One whose answer will not change drops out; one
-    that broke off after some progress is asked again at once, to go on where it was.
+    Mirrors are asked in order, round after round with a pause between. One whose answer will not change drops out. One
+    that broke off after much progress is asked again at once, to go on where it was; but one that fell silent only if there is no other.
+    One with little progress takes its turn and its pause like the others, lest it be asked thousands of times for a few bytes each.
     """
 
     urls: Sequence[str]
@@ -106,6 +122,11 @@ class FetchPlan:
     _queue: list[str] = field(init=False)
     _not_before: dict[str, float] = field(default_factory=dict, init=False)
     _round: int = field(default=1, init=False)
+    """From 1; since there was much progress."""
+    _futile_rounds: int = field(default=0, init=False)
+    """In a row."""
+    _gained_bytes: int = field(default=0, init=False)
+    """In this round."""
     _attempts: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -122,7 +143,9 @@ class FetchPlan:
         if self._queue:
             self._attempts += 1
             return Try(self._queue[0], self._attempts)
-        if not self._alive or self._round >= self.policy.rounds:
+        self._futile_rounds = 0 if self._gained_bytes >= self.policy.some_bytes else self._futile_rounds + 1
+        self._gained_bytes = 0
+        if not self._alive or self._futile_rounds >= self.policy.rounds:
             return GiveUp(bool(self._alive))
         waits: Mapping[str, float] = {url: max(0.0, self._not_before.get(url, now) - now) for url in self._alive}
         seconds = min(waits.values()) + self.policy.backoff_seconds(self._round, fraction)
@@ -135,10 +158,19 @@ class FetchPlan:
         self.failures.append(failure)
         url = failure.url
         wait = failure.retry_after_seconds
+        self._gained_bytes += failure.gained_bytes
         if failure.is_permanent or (wait is not None and wait > self.policy.retry_after_max_seconds):
             self._alive.remove(url)
-        elif failure.progressed:
+        elif failure.starts_over:
             return
+        elif self.policy.is_much(failure):
+            self._round, self._futile_rounds = 1, 0
+            if not failure.is_stall or self._alive == [url]:
+                return
         elif wait is not None:
             self._not_before[url] = now + wait
         self._queue.remove(url)
+
+    def last_problems(self) -> dict[str, str]:
+        """Return why each URL that was asked had no file the last time."""
+        return {failure.url: failure.problem for failure in self.failures}
