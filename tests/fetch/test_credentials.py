@@ -109,9 +109,45 @@ def test_proxy_that_is_not_there(folder: str) -> None:
         failure(folder, spec_of(server.url + "/f"), FetchUnavailable, environment=read_environment({"all_proxy": "http://127.0.0.1:1"}))
 
 
-def test_proxy_of_an_unknown_kind(folder: str) -> None:
-    with pytest.raises(FetchSetupError, match="http_proxy"):
-        read_environment({"http_proxy": "socks5://127.0.0.1:1"})
+@pytest.mark.parametrize("url", ["socks5h://127.0.0.1:1", "http://proxy:port"])
+def test_proxy_that_does_not_do(folder: str, url: str) -> None:
+    with scripted(good) as server, pytest.raises(FetchSetupError, match="http_proxy"):
+        fetch(folder, spec_of(server.url + "/f"), read_environment({"http_proxy": url}))
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"ALL_PROXY": "socks5h://127.0.0.1:1", "http_proxy": "{proxy}"},
+        {"https_proxy": "http://proxy:port"},
+        {"https_proxy": "socks5://127.0.0.1:1", "SSL_CERT_DIR": "/nonexistent"},
+        {"SSL_CERT_FILE": "/nonexistent"},
+        {"all_proxy": "socks5h://127.0.0.1:1", "no_proxy": "127.0.0.1"},
+    ],
+)
+def test_settings_that_are_not_used_do_no_harm(folder: str, environ: dict[str, str]) -> None:
+    with scripted(good) as server, scripted(Proxy()) as between:
+        environment = read_environment({name: value.format(proxy=between.url) for name, value in environ.items()})
+        assert fetch(folder, spec_of(server.url + "/f"), environment) == CONTENT
+        # A mirror that needs them is none, and no other suffers for it.
+        spec = spec_of("https://127.0.0.1:1/f", server.url + "/f")
+        assert fetch(folder, spec, environment) == CONTENT
+
+
+def test_settings_that_a_redirect_needs(folder: str) -> None:
+    environment = read_environment({"https_proxy": "socks5://127.0.0.1:1"})
+    with scripted(lambda request: request.answer(302, headers={"Location": "https://127.0.0.1:1/f"})) as server:
+        with pytest.raises(FetchSetupError, match="https_proxy"):
+            fetch(folder, spec_of(server.url + "/f"), environment)
+        server.handler = lambda request: request.answer(404)
+        error = failure(folder, spec_of("https://127.0.0.1:1/f", server.url + "/f"), environment=environment)
+    assert "https_proxy" in str(error)
+    assert "answers 404" in str(error)
+
+
+def test_certificates_that_cannot_be_read(folder: str, tls: ssl.SSLContext) -> None:
+    with scripted(good, tls) as server, pytest.raises(FetchSetupError, match="SSL_CERT_FILE"):
+        fetch(folder, spec_of(server.url + "/f"), read_environment({"SSL_CERT_FILE": "/nonexistent"}))
 
 
 # --- credentials ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ are: by the process that asks, never by a daemon on its behalf. All else here de
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Optional
 
 from pylightnix.errors import FetchSetupError, InvalidURL
-from pylightnix.fetch.urls import check_url, origin_of, shown_url, userinfo_of
+from pylightnix.fetch.urls import check_url, origin_of, shown_url, userinfo_of, without_userinfo
 
 __all__ = ["FetchEnvironment", "Login", "read_environment"]
 
@@ -42,14 +43,51 @@ class FetchEnvironment:
     """Certificates of authorities to trust, in place of the usual ones."""
     hashed_mirrors: tuple[str, ...] = ()
     """Base URLs of mirrors that keep files by hash."""
+    troubles: tuple[tuple[str, str, str], ...] = ()
+    """(``http``, ``https``, ``all`` or ``ca``, where, problem) of settings that do not do. They harm only what would use them."""
 
     def proxy_for(self, url: str) -> Optional[str]:
-        """Return the proxy to ask for `url`, None to ask the server itself."""
+        """Return the proxy to ask for `url`, None to ask the server itself.
+
+        Raises:
+            FetchSetupError: it is not one that can be asked.
+        """
         origin = origin_of(url)
         if _is_exempt(origin.host, origin.port, self.no_proxy):
             return None
         known = dict(self.proxies)
-        return known.get(origin.scheme) or known.get("all")
+        for scheme in (origin.scheme, "all"):
+            self._raise_trouble(scheme)
+            if known.get(scheme):
+                return known[scheme]
+        return None
+
+    def ca_for(self, url: str, proxy: Optional[str]) -> Optional[str]:
+        """Return the certificates to trust when `url` is asked by way of `proxy`; None for the usual ones, or if none are needed.
+
+        Raises:
+            FetchSetupError: they cannot be read.
+        """
+        if not any(each is not None and origin_of(each).scheme == "https" for each in (url, proxy)):
+            return None
+        self._raise_trouble("ca")
+        return self.ca_pem
+
+    def _raise_trouble(self, setting: str) -> None:
+        for name, where, problem in self.troubles:
+            if name == setting:
+                raise FetchSetupError(where, problem)
+
+    def route_of(self, url: str) -> Optional[str]:
+        """Return a text that tells the ways apart by which servers can be reached; None for the usual way. No secret is in it."""
+        try:
+            proxy = self.proxy_for(url)
+            ca_pem = self.ca_for(url, proxy)
+        except FetchSetupError as error:
+            return f"{error.where}: {error.problem}"
+        if proxy is None and ca_pem is None:
+            return None
+        return f"{without_userinfo(proxy) if proxy else ''} {hashlib.sha256((ca_pem or '').encode()).hexdigest()}"
 
     def login_for(self, url: str) -> Optional[tuple[str, str]]:
         """Return user and password for the server of `url`: those in the URL, else netrc's; None if there are none."""
@@ -65,7 +103,10 @@ class FetchEnvironment:
 
     def has_credentials_for(self, url: str) -> bool:
         """Tell whether a password goes out with a request for `url`, to the server or to a proxy."""
-        proxy = self.proxy_for(url)
+        try:
+            proxy = self.proxy_for(url)
+        except FetchSetupError:
+            return True  # nothing goes out, and nobody is to share that
         return self.login_for(url) is not None or (proxy is not None and userinfo_of(proxy) is not None)
 
 
@@ -75,18 +116,27 @@ def read_environment(environ: Mapping[str, str]) -> FetchEnvironment:
     Read are ``http_proxy``, ``https_proxy``, ``all_proxy`` and ``no_proxy`` (in capitals too), ``NETRC`` or ``~/.netrc``,
     ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``, and ``PYLIGHTNIX_HASHED_MIRRORS``, base URLs with spaces between.
 
+    A proxy or a file of certificates that does not do is noted, for a fetch that does not use it is none the worse.
+
     Raises:
-        FetchSetupError: one does not do, or a file cannot be read.
+        FetchSetupError: a mirror does not do, or the netrc file cannot be read.
     """
     mirrors = tuple(environ.get("PYLIGHTNIX_HASHED_MIRRORS", "").split())
     for mirror in mirrors:
         _checked(mirror, "PYLIGHTNIX_HASHED_MIRRORS")
+    proxies, troubles = _proxies(environ)
+    ca_pem = None
+    try:
+        ca_pem = _certificates(environ)
+    except FetchSetupError as error:
+        troubles.append(("ca", error.where, error.problem))
     return FetchEnvironment(
-        proxies=_proxies(environ),
+        proxies=proxies,
         no_proxy=environ.get("no_proxy", environ.get("NO_PROXY", "")),
         logins=_logins(environ),
-        ca_pem=_certificates(environ),
+        ca_pem=ca_pem,
         hashed_mirrors=mirrors,
+        troubles=tuple(troubles),
     )
 
 
@@ -99,8 +149,10 @@ def _checked(url: str, variable: str) -> None:
         raise FetchSetupError(f"the variable {variable}", f"expected a URL of http or https, found {shown_url(url)}")
 
 
-def _proxies(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _proxies(environ: Mapping[str, str]) -> tuple[tuple[tuple[str, str], ...], list[tuple[str, str, str]]]:
+    """Return the proxies, and what is wrong with those that cannot be asked."""
     found: list[tuple[str, str]] = []
+    troubles: list[tuple[str, str, str]] = []
     for scheme in ("http", "https", "all"):
         name = f"{scheme}_proxy"
         url = environ.get(name)
@@ -110,9 +162,13 @@ def _proxies(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
             url = environ.get(name)
         if url:
             url = url if "://" in url else f"http://{url}"
-            _checked(url, name)
-            found.append((scheme, url))
-    return tuple(found)
+            try:
+                _checked(url, name)
+            except FetchSetupError as error:
+                troubles.append((scheme, error.where, error.problem))
+            else:
+                found.append((scheme, url))
+    return tuple(found), troubles
 
 
 def _is_exempt(host: str, port: int, no_proxy: str) -> bool:

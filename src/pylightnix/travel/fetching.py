@@ -44,6 +44,7 @@ class _Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logins: list[tuple[str, str, str]] = field(default_factory=list)
     ca_pem: Optional[str] = None
     hashed_mirrors: _Texts = field(default_factory=list)
+    troubles: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def pack_fetch(realizer: FetchRealizer, environment: FetchEnvironment) -> bytes:
@@ -63,6 +64,7 @@ def pack_fetch(realizer: FetchRealizer, environment: FetchEnvironment) -> bytes:
         logins=[(login.host, login.user, login.password) for login in environment.logins],
         ca_pem=environment.ca_pem,
         hashed_mirrors=list(environment.hashed_mirrors),
+        troubles=list(environment.troubles),
     )
     return msgspec.msgpack.encode(order)
 
@@ -98,6 +100,7 @@ def unpack_fetch(blob: bytes) -> tuple[FetchRealizer, FetchEnvironment]:
         logins=tuple(Login(*login) for login in order.logins),
         ca_pem=order.ca_pem,
         hashed_mirrors=tuple(order.hashed_mirrors),
+        troubles=tuple(order.troubles),
     )
     return realizer, environment
 
