@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import tarfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -249,6 +250,15 @@ def test_local_files_are_taken_by_the_program_that_asks(daemon: Daemon, tmp_path
     assert pack_realizer(closure.derivations[0].realizer).kind == "caller"
     rref = realize1(instantiate(stage, S=daemon.S))
     assert Path(mklens(rref, S=daemon.S).out_path.syspath).read_bytes() == CONTENT
+
+
+def test_folder_of_a_running_daemon_may_be_removed(daemon: Daemon, client: WireClient) -> None:
+    with scripted(serve) as server:
+        for number in range(2):
+            operation, result = client.build(one(daemon, f"{server.url}/f", name=f"wish{number}"))
+            assert result.built == 1
+            assert content(daemon, client, operation) == CONTENT
+            shutil.rmtree(os.path.join(daemon.root, "fetch"))
 
 
 def test_options_count_for_fetches_too(daemon: Daemon, client: WireClient) -> None:

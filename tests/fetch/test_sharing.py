@@ -18,7 +18,7 @@ import pytest
 import trio
 import trio.testing
 from tests.fetch.conftest import LIMITS, PROMPT, within_test
-from tests.fetch.servers import Request, running_nginx, scripted
+from tests.fetch.servers import Proxy, Request, running_nginx, scripted
 from tests.fetch.test_fetcher import CONTENT, content_of, failure, fetch, left, sha256, spec_of
 
 from pylightnix import FetchFailed, FetchUnavailable, WrongChecksum
@@ -112,6 +112,8 @@ def test_last_asker_stops_the_fetch_and_its_part_is_taken_up(folder: str) -> Non
     def handler(request: Request) -> None:
         if request.number == 1:
             request.answer(200, CONTENT[:half], {"ETag": '"1"'}, length=len(CONTENT))
+            server.done.wait(0.15)  # less than that after the last time, nobody is told
+            request.send(CONTENT[half : half + 1])
             with contextlib.suppress(OSError):
                 while request.connection.recv(1):  # until the client breaks off
                     pass
@@ -204,6 +206,57 @@ def test_proxy_that_does_not_work_is_its_users_trouble_alone(folder: str) -> Non
         within_test(main)
 
 
+def test_proxy_that_gives_little_keeps_nobody_else_waiting(folder: str) -> None:
+    asked = threading.Event()
+
+    def trickle(request: Request) -> None:
+        request.answer(200, CONTENT[:1000], {"ETag": '"1"'}, length=len(CONTENT))
+        asked.set()
+        between.hold()
+
+    with scripted(trickle) as between, scripted(lambda request: request.serve(CONTENT)) as server:
+        bad = FetchEnvironment(proxies=(("http", between.url),))
+
+        async def main() -> None:
+            async with running_fetcher(folder, limits=LIMITS) as fetcher, trio.open_nursery() as nursery:
+                nursery.start_soon(partial(ask, fetcher, spec_of(server.url + "/f"), bad, owner="1000"))
+                await trio.to_thread.run_sync(asked.wait)
+                waits: list[str] = []
+                await ask(fetcher, spec_of(server.url + "/f"), owner="1001", progress=lambda p: waits.append(p.waiting))
+                assert set(waits) == {""}
+                nursery.cancel_scope.cancel()
+
+        within_test(main)
+
+
+@pytest.mark.parametrize(("owners", "asked"), [(("1000", "1000"), 1), (("1000", "1001"), 2)])
+def test_password_of_a_proxy_serves_its_owner_only(folder: str, owners: tuple[str, ...], asked: int) -> None:
+    everybody_asked = threading.Event()
+
+    def handler(request: Request) -> None:
+        assert everybody_asked.wait(30)
+        request.serve(CONTENT)
+
+    proxy = Proxy("user", "password")
+    with scripted(handler) as server, scripted(proxy) as between:
+        environment = FetchEnvironment(proxies=(("http", between.url.replace("//", "//user:password@")),))
+        wrong = FetchEnvironment(proxies=(("http", between.url.replace("//", "//user:mistaken@")),))
+
+        async def unlucky(fetcher: Fetcher) -> None:
+            with pytest.raises(FetchFailed, match="407"):
+                await ask(fetcher, spec_of(server.url + "/f"), wrong, owner="1002")
+
+        async def main() -> None:
+            async with running_fetcher(folder, limits=LIMITS) as fetcher, trio.open_nursery() as nursery:
+                for owner in owners:
+                    nursery.start_soon(partial(ask, fetcher, spec_of(server.url + "/f"), environment, owner=owner))
+                await unlucky(fetcher)
+                everybody_asked.set()
+
+        within_test(main)
+    assert len(server.requests) == asked
+
+
 # --- what prefetch keeps ----------------------------------------------------------------------------------
 
 
@@ -291,7 +344,7 @@ def test_processes_share_a_fetch(folder: str) -> None:
         assert said(other) == str(len(CONTENT))
         assert ended(other) == 0
     assert len(server.requests) <= 2  # the other may have been through with the file before we could use it
-    assert "another process" in waits[0]
+    assert waits[0] == "for another fetch of this file"
     assert left(folder) == []
 
 

@@ -21,6 +21,7 @@ from tests.stores import OTHER_UID, needs_root, text_of
 from pylightnix import (
     BuildError,
     FetchFailed,
+    FetchSetupError,
     FetchUnavailable,
     RRef,
     StorageSettings,
@@ -115,6 +116,52 @@ def test_mirrors_and_headers(S: StorageSettings) -> None:
         urls = {"mirrors": [f"{server.url}/bad", f"{server.url}/good"], "headers": {"X-Key": "s3cret"}}
         assert make(S, fetchurl, f"{server.url}/f", SHA256, mode="", **urls)
     assert len(server.requests) == 3
+
+
+def test_local_files_among_mirrors(S: StorageSettings, tmp_path: Path) -> None:
+    (tmp_path / "here").write_bytes(CONTENT)
+    (tmp_path / "other").write_bytes(b"another file")
+    here, other, none = ((tmp_path / name).as_uri() for name in ("here", "other", "none"))
+    with scripted(lambda request: request.serve(CONTENT)) as server:
+        url = f"{server.url}/f"
+        assert make(S, fetchurl, none, SHA256, mode="", mirrors=[url])
+        assert make(S, fetchurl2, str(tmp_path / "none"), SHA256, mirrors=[other, url])
+        assert len(server.requests) == 2
+        assert make(S, fetchurl, other, SHA256, mode="", mirrors=[here, url])
+        assert len(server.requests) == 2
+        # In order: a local file comes only after what stands before it.
+        assert make(S, fetchurl, url, SHA256, mode="", mirrors=[none])
+        assert len(server.requests) == 3
+        server.handler = lambda request: request.answer(404)
+        assert make(S, fetchurl, f"{server.url}/g", SHA256, mode="", mirrors=[here])
+        error = failure(S, fetchurl, f"{server.url}/h", SHA256, mode="", mirrors=[none])
+    assert isinstance(error, FetchFailed)
+    assert "answers 404" in str(error)
+    assert "No such file" in str(error)
+    assert isinstance(
+        failure(S, fetchurl, none, SHA256, mode="", salt=1, mirrors=["http://127.0.0.1:1/f"], total_seconds=0.1), FetchUnavailable
+    )
+    assert isinstance(failure(S, fetchurl, none, SHA256, mode="", salt=2, mirrors=[other]), WrongChecksum)
+
+
+def test_download_is_forced(S: StorageSettings) -> None:
+    with scripted(lambda request: request.serve(CONTENT)) as server:
+        url = f"{server.url}/f"
+        prefetch(S.root, url)
+        assert make(S, fetchurl, url, SHA256, mode="")
+        assert len(server.requests) == 1
+        assert make(S, fetchurl, url, SHA256, mode="", force_download=True, salt=1)
+    assert len(server.requests) == 2
+
+
+def test_settings_that_are_not_used_do_no_harm(S: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "socks5h://127.0.0.1:1")
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    with scripted(lambda request: request.serve(CONTENT)) as server:
+        assert make(S, fetchurl, f"{server.url}/f", SHA256, mode="")
+    error = failure(S, fetchurl, "https://127.0.0.1:1/f", SHA256, mode="")
+    assert isinstance(error, FetchSetupError)
+    assert "https_proxy" in str(error)
 
 
 def test_limits(S: StorageSettings) -> None:

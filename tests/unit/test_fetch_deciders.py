@@ -14,14 +14,14 @@ from typing import Any, Optional
 
 import pytest
 
-from pylightnix import InvalidChecksum, InvalidURL
+from pylightnix import FetchSetupError, InvalidChecksum, InvalidURL
 from pylightnix.fetch import ALGORITHMS, Checksum, FetchEnvironment, Login, parse_checksum, read_environment
 from pylightnix.fetch.locks import KeyLocks
 from pylightnix.fetch.mirrors import FailureMemory, hashed_urls
 from pylightnix.fetch.parts import make_fetch_folder
 from pylightnix.fetch.redirects import RedirectRefused, is_same_party, redirected
 from pylightnix.fetch.retrying import Failure, FetchPlan, GiveUp, Pause, RetryPolicy, Try, is_worth_retrying, parse_retry_after
-from pylightnix.fetch.spec import Speedometer
+from pylightnix.fetch.spec import FetchSpec, Speedometer
 from pylightnix.fetch.sweeping import Leftover, expired, sweep
 from pylightnix.fetch.urls import check_url, file_name_of, local_path_of, shown_text, shown_url, userinfo_of, without_userinfo
 
@@ -246,10 +246,47 @@ def test_plan_where_nothing_will_change() -> None:
     assert walk(plan, {"a": [Failure("a", "x", is_permanent=True)]}) == ["a", "give up, False"]
 
 
-def test_plan_goes_on_as_long_as_there_is_progress() -> None:
-    further = Failure("a", "x", progressed=True)
+MEBI = 1 << 20
+
+
+def test_plan_goes_on_as_long_as_there_is_much_progress() -> None:
+    further = Failure("a", "x", gained_bytes=MEBI)
     plan = FetchPlan(["a", "b"], RetryPolicy(rounds=1))
     assert walk(plan, {"a": [further] * 20 + [None]}) == ["a"] * 21
+
+
+def test_what_is_much_progress() -> None:
+    policy = RetryPolicy()
+    assert policy.is_much(Failure("a", "x", gained_bytes=MEBI))
+    assert not policy.is_much(Failure("a", "x", gained_bytes=MEBI - 1))
+    assert policy.is_much(Failure("a", "x", gained_bytes=2 * MEBI, total_bytes=200 * MEBI))
+    assert not policy.is_much(Failure("a", "x", gained_bytes=2 * MEBI, total_bytes=201 * MEBI))
+
+
+def test_plan_pauses_after_little_progress_and_takes_others_first() -> None:
+    little, none = Failure("a", "x", gained_bytes=50), Failure("b", "x")
+    policy = RetryPolicy(rounds=3, base_seconds=1.0)
+    story = walk(FetchPlan(["a", "b"], policy), {"a": [little] * 3, "b": [none] * 3})
+    assert story == ["a", "b", "0.5", "a", "b", "1", "a", "b", "give up, True"]
+    # What is worth mentioning is not given up, but the pauses grow.
+    some = Failure("a", "x", gained_bytes=policy.some_bytes)
+    assert walk(FetchPlan(["a"], policy), {"a": [some] * 5 + [None]}) == ["a", "0.5", "a", "1", "a", "2", "a", "4", "a", "8", "a"]
+    # After much, the pauses are short again.
+    much = Failure("a", "x", gained_bytes=MEBI)
+    assert walk(FetchPlan(["a"], policy), {"a": [some, some, much, some, None]}) == ["a", "0.5", "a", "1", "a", "a", "0.5", "a"]
+
+
+def test_plan_takes_no_stall_for_progress_while_there_is_another_mirror() -> None:
+    stall = Failure("a", "x", gained_bytes=50 * MEBI, is_stall=True)
+    policy = RetryPolicy(rounds=3, base_seconds=1.0)
+    assert walk(FetchPlan(["a", "b"], policy), {"a": [stall], "b": [None]}) == ["a", "b"]
+    assert walk(FetchPlan(["a"], policy), {"a": [stall, None]}) == ["a", "a"]
+    gone = Failure("b", "x", is_permanent=True)
+    assert walk(FetchPlan(["b", "a"], policy), {"a": [stall, None], "b": [gone]}) == ["b", "a", "a"]
+
+
+def test_plan_asks_again_at_once_for_what_starts_over() -> None:
+    assert walk(FetchPlan(["a", "b"], RetryPolicy(rounds=1)), {"a": [Failure("a", "x", starts_over=True), None]}) == ["a", "a"]
 
 
 def test_plan_obeys_retry_after() -> None:
@@ -334,6 +371,11 @@ def test_proxies_of_schemes() -> None:
     environment = read_environment({"http_proxy": "p:1", "HTTPS_PROXY": "http://q", "ALL_PROXY": "http://r", "https_proxy": ""})
     assert environment.proxy_for("http://h/") == "http://p:1"
     assert environment.proxy_for("https://h/") == "http://r"
+    # What does not do is told only to whom it would serve.
+    environment = read_environment({"http_proxy": "p:1", "all_proxy": "socks5://q"})
+    assert environment.proxy_for("http://h/") == "http://p:1"
+    with pytest.raises(FetchSetupError, match="all_proxy"):
+        environment.proxy_for("https://h/")
     # What a client of a web server says is not the server's setting.
     assert read_environment({"HTTP_PROXY": "http://evil", "REQUEST_METHOD": "GET"}).proxies == ()
 
@@ -347,6 +389,26 @@ def test_logins() -> None:
     assert FetchEnvironment().login_for("http://h/") is None
     assert FetchEnvironment(proxies=(("http", "http://u:p@proxy"),)).has_credentials_for("http://h/")
     assert not FetchEnvironment(proxies=(("http", "http://u:p@proxy"),)).has_credentials_for("https://h/")
+
+
+def test_who_shares_files_on_the_disk() -> None:
+    one, two = (FetchSpec(("http://a/", "http://b/")[::step], (Checksum("sha256", "aa"),)) for step in (1, -1))
+    assert one.disk_key("") == two.disk_key("") != one.disk_key("1000")
+    assert one.disk_key("", [None, None]) == one.disk_key("") != one.disk_key("", ["p", None])
+
+    def route(url: str, **more: Any) -> Optional[str]:
+        return FetchEnvironment(**more).route_of(url)
+
+    assert route("http://h/") is route("https://h/") is route("http://h/", ca_pem="x") is None
+    ways = [
+        route("https://h/", ca_pem="x"),
+        route("https://h/", ca_pem="y"),
+        route("http://h/", proxies=(("http", "http://p"),)),
+        route("http://h/", proxies=(("http", "http://q"),)),
+        route("http://h/", troubles=(("http", "http_proxy", "x"),)),
+    ]
+    assert len({*ways, None}) == 6
+    assert "s3cret" not in str(route("http://h/", proxies=(("http", "http://u:s3cret@p"),)))
 
 
 # --- speed, and what is left over -------------------------------------------------------------------------

@@ -9,12 +9,13 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, Optional, TypeVar
 
 import httpx
 import trio
 
-from pylightnix.errors import FetchFailed, FetchUnavailable, PylightnixException, WrongChecksum
+from pylightnix.errors import FetchFailed, FetchSetupError, FetchUnavailable, PylightnixException, StoreIOError, WrongChecksum
 from pylightnix.fetch.audience import Audience
 from pylightnix.fetch.checksums import Checksum
 from pylightnix.fetch.environment import FetchEnvironment
@@ -23,7 +24,7 @@ from pylightnix.fetch.files import FetchedFile, kept_path
 from pylightnix.fetch.local import spellings
 from pylightnix.fetch.locks import KeyLocks
 from pylightnix.fetch.means import Means
-from pylightnix.fetch.parts import PartFile, digests_of, disk_errors
+from pylightnix.fetch.parts import PartFile, aside_path, digests_of, disk_errors, make_fetch_folder
 from pylightnix.fetch.receiving import Receiver
 from pylightnix.fetch.resuming import Append, Misled, StartOver, Whole, answered, range_headers, source_id
 from pylightnix.fetch.retrying import Failure, FetchPlan, GiveUp, Pause
@@ -35,7 +36,7 @@ __all__ = ["Download"]
 T = TypeVar("T")
 
 _LOCK_POLL_SECONDS: Final = (0.02, 0.5)
-_COPY_BYTES: Final = 16 << 20
+_ANOTHER: Final = "another fetch of this file"
 
 
 class Download:
@@ -54,9 +55,13 @@ class Download:
         self._file: Optional[FetchedFile] = None
         self._failure: Optional[Exception] = None
         self._wrong: Optional[WrongChecksum] = None
+        self._setups: dict[str, FetchSetupError] = {}
+        self._plan: Optional[FetchPlan] = None
+        self._is_waiting = False
         self._locks: Optional[KeyLocks] = None
         self._furthest = 0
         self._is_anew = False
+        self._may_be_cut = False
 
     # --- for the fetcher ------------------------------------------------------------------------------
 
@@ -68,8 +73,7 @@ class Download:
                 with trio.move_on_after(seconds) as in_all:
                     self._file = await self._obtain()
                 if in_all.cancelled_caught:
-                    problem = f"is not fetched within {seconds:g} s"
-                    self._failure = FetchUnavailable(self._shown_urls(), [(url, problem) for url in self._shown_urls()])
+                    self._failure = self._too_late(seconds)
         except Exception as error:  # noqa: BLE001  # whatever it is, it is the askers' to hear; the fetcher goes on
             self._failure = error
         finally:
@@ -107,23 +111,40 @@ class Download:
                 os.unlink(self._file.path)
         locks.close()
 
+    def _too_late(self, seconds: float) -> Exception:
+        problem = f"is not fetched within {seconds:g} s"
+        if self._is_waiting:
+            problem = f"{problem}, since {_ANOTHER} did not end"
+        known = self._plan.last_problems() if self._plan is not None else {}
+        told = [
+            (shown_url(url), f"{problem}; it {known[url]}" if url in known else problem) for url in dict.fromkeys([*known, *self._urls])
+        ]
+        return FetchUnavailable(self._shown_urls(), told)
+
     def _shown_urls(self) -> list[str]:
         return [shown_url(url) for url in self._spec.urls]
 
     # --- the course of a fetch --------------------------------------------------------------------------
 
     async def _obtain(self) -> FetchedFile:
-        spec, means = self._spec, self._means
-        with disk_errors(means.folder, "fetching a file"):
+        try:
+            return await self._obtained()
+        except StoreIOError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+        # Somebody removed the folder, to have its room perhaps.
+        self.release()
+        await self._in_thread(lambda: make_fetch_folder(self._means.folder))
+        return await self._obtained()
+
+    async def _obtained(self) -> FetchedFile:
+        with disk_errors(self._means.folder, "fetching a file"):
             await self._lock()
             found = await self._in_thread(self._opened)
             if isinstance(found, PartFile):
                 part = found
                 try:
-                    if spec.descriptor is not None:
-                        await self._copy(part, spec.descriptor)
-                    else:
-                        await self._try_mirrors(part)
+                    await self._try_mirrors(part)
                     found = FetchedFile(part.finish(), part.size, part.checksums())
                 finally:
                     part.close()
@@ -136,12 +157,14 @@ class Download:
         self._locks = KeyLocks(self._means.folder, self._key)
         pause, longest = _LOCK_POLL_SECONDS
         # The kernel tells nobody when a lock gets free, and a thread that waits for one cannot be cancelled.
-        # Without a checksum nothing tells one file of this key from another, so nobody else may use any.
-        take = self._locks.try_using if self._spec.checksums else self._locks.try_removing
+        # Who must have a file that nobody else has fetched, or has no checksum to tell one from another, is alone with it.
+        take = self._locks.try_using if self._spec.checksums and not self._spec.is_fresh else self._locks.try_removing
+        self._is_waiting = True
         while not (take() and self._locks.try_fetching()):
-            self.audience.report(0, None, "", 0, "for another process that fetches this file")
+            self.audience.report(0, None, "", 0, f"for {_ANOTHER}")
             await trio.sleep(pause)
             pause = min(2 * pause, longest)
+        self._is_waiting = False
 
     def _opened(self) -> FetchedFile | PartFile:
         """Return the file if it is here already, else what there is of it."""
@@ -154,20 +177,34 @@ class Download:
         return part
 
     def _present(self) -> Optional[FetchedFile]:
-        """Return the file if another process has just fetched it, or prefetch kept it."""
+        """Return the file if another fetch has just got it, prefetch kept it, or it was put aside where another was expected."""
         path = os.path.join(self._means.folder, f"{self._key}.file")
-        for expected in self._spec.checksums:
-            if not os.path.exists(path) and not self._spec.is_fresh:
-                with contextlib.suppress(FileNotFoundError):
-                    keep = kept_path(self._means.folder, expected)
-                    os.link(keep, path)
-                    os.utime(keep)
-        if not os.path.exists(path):
+        if not self._spec.checksums or self._spec.is_fresh:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # nothing tells what it is, or nobody wants it
             return None
-        found = digests_of(path, self._spec.all_algorithms)
-        if self._spec.checksums and not self._spec.is_fresh and self._mismatch(found) is None:
+        found = self._right(path)
+        for expected in self._spec.checksums:
+            for named in (kept_path(self._means.folder, expected), aside_path(self._means.folder, expected)):
+                if found is None:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.link(named, path)
+                        found = self._right(path, (named, expected))
+        return found
+
+    def _right(self, path: str, origin: Optional[tuple[str, Checksum]] = None) -> Optional[FetchedFile]:
+        """Return the file at `path` if its checksums are right; else remove it, and `origin` too if that is not what its name says."""
+        try:
+            found = digests_of(path, self._spec.all_algorithms)
+        except FileNotFoundError:
+            return None
+        if self._mismatch(found) is None:
+            if origin is not None:
+                os.utime(origin[0])
             return FetchedFile(path, os.path.getsize(path), found)
-        os.unlink(path)  # a power cut spoilt it, or nothing tells what it is
+        os.unlink(path)  # a power cut spoilt it
+        if origin is not None and origin[1] not in found:
+            os.unlink(origin[0])
         return None
 
     def _mismatch(self, found: Sequence[Checksum]) -> Optional[tuple[Checksum, Checksum]]:
@@ -175,24 +212,8 @@ class Download:
         by_name = {each.algorithm: each for each in found}
         return next(((want, by_name[want.algorithm]) for want in self._spec.checksums if by_name[want.algorithm] != want), None)
 
-    async def _copy(self, part: PartFile, descriptor: int) -> None:
-        part.start_over(None)
-        total = os.fstat(descriptor).st_size
-        [url] = self._urls[:1] or [""]
-
-        def copied() -> int:
-            block = os.pread(descriptor, _COPY_BYTES, part.size)
-            part.append([block])
-            return len(block)
-
-        while await self._in_thread(copied):
-            self.audience.report(part.size, total, url, 1)
-        failure = self._checked(part, url)
-        if failure is not None:
-            raise self._wrong or FetchFailed(self._shown_urls(), [(shown_url(url), failure.problem)])
-
     async def _try_mirrors(self, part: PartFile) -> None:
-        plan = FetchPlan(self._means.memory.ordered(self._urls, trio.current_time()), self._means.policy)
+        plan = self._plan = FetchPlan(self._means.memory.ordered(self._urls, trio.current_time()), self._means.policy)
         self._furthest = part.size
         while True:
             step = plan.next_step(trio.current_time(), self._means.random.random())
@@ -217,6 +238,8 @@ class Download:
     def _given_up(self, plan: FetchPlan, step: GiveUp) -> Exception:
         if self._wrong is not None:
             return self._wrong
+        if all(failure.problem in self._setups for failure in plan.failures):
+            return self._setups[plan.failures[0].problem]
         told = [(shown_url(failure.url), failure.problem) for failure in plan.failures]
         return (FetchUnavailable if step.is_retryable else FetchFailed)(self._shown_urls(), told)
 
@@ -230,16 +253,20 @@ class Download:
         secrets = spec.headers if url in spec.urls else Headers()
         question = Question(url, self._environment, secrets, ranges, spec.insecure_redirects)
         try:
-            async with means.host_slots(url), means.slots, asked(means.transports, question, means.limits) as response:
+            async with asked(means, question) as response:
                 failure = await self._answer(part, url, attempt, response, asked_range=bool(ranges))
+        except FetchSetupError as error:
+            failure = Failure(url, f"cannot be asked: {error.where}: {error.problem}", is_permanent=True)
+            self._setups[failure.problem] = error
         except (httpx.HTTPError, httpx.InvalidURL, Unanswered) as error:
             failure = failure_of(url, error)
         if failure is None:
             # The digests are there already; only what is wrong takes time.
-            return None if self._mismatch(part.checksums()) is None else await self._in_thread(lambda: self._checked(part, url))
-        if part.size > self._furthest and not failure.is_permanent:
+            return None if self._mismatch(part.checksums()) is None else await self._judged(part, url)
+        gained = part.size - self._furthest
+        if gained > 0 and not failure.is_permanent:
             self._furthest = part.size
-            return Failure(url, failure.problem, progressed=True)
+            return replace(failure, gained_bytes=gained, total_bytes=part.known.total if part.known else None)
         return failure
 
     async def _answer(self, part: PartFile, url: str, attempt: int, response: httpx.Response, *, asked_range: bool) -> Optional[Failure]:
@@ -252,7 +279,7 @@ class Download:
             return None
         if isinstance(meaning, Misled):
             await self._in_thread(lambda: part.start_over(None))
-            return Failure(url, meaning.problem, is_permanent=not asked_range, progressed=asked_range)
+            return Failure(url, meaning.problem, is_permanent=not asked_range, starts_over=asked_range)
         return await self._body(part, url, attempt, response, meaning)
 
     async def _body(
@@ -273,23 +300,29 @@ class Download:
             self.audience.report(so_far, total, url, attempt)
 
         receiver = Receiver(part, url, self._means.limits, largest, self._means.disk, report, response.aclose)
+        framed = "content-length" in response.headers or "chunked" in response.headers.get("transfer-encoding", "").lower()
+        self._may_be_cut = not framed
         # As it comes: httpx would decompress what `aiter_bytes` gives.
         failure = await receiver.receive(response.aiter_raw())
         if failure is None and total is not None and part.size < total:
             return Failure(url, f"sends {part.size} bytes of {total}")
         return failure
 
-    def _checked(self, part: PartFile, url: str) -> Optional[Failure]:
-        """Compare checksums. A wrong file is put aside, unless it was put together of pieces: then all of it is fetched anew."""
+    async def _judged(self, part: PartFile, url: str) -> Failure:
+        """Say what is wrong with a whole file, and put it aside; but if the transfer may have spoilt it, have it fetched anew, once."""
         different = self._mismatch(part.checksums())
         if different is None:
-            return None
-        if part.was_resumed and not self._is_anew:
+            raise AssertionError("BUG: nothing is wrong with this file")
+        if (part.was_resumed or self._may_be_cut) and not self._is_anew:
             self._is_anew = True
-            part.start_over(None)
-            return Failure(url, "has another file than the one whose beginning is here", progressed=True)
+            spoilt = (
+                "has another file than the one whose beginning is here" if part.was_resumed else "sends a file that may have been cut off"
+            )
+            await self._in_thread(lambda: part.start_over(None))
+            return Failure(url, spoilt, starts_over=True)
         expected, found = different
-        aside = part.set_aside(found)
+        aside = await self._in_thread(lambda: part.set_aside(found))
+        await self._means.sweep()
         error = WrongChecksum(shown_url(url), spellings(expected), spellings(found), aside)
         self._wrong = self._wrong or error
         return Failure(url, f"has a file with another checksum, kept as {aside}", is_permanent=True)

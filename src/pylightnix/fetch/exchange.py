@@ -16,10 +16,11 @@ import trio
 
 from pylightnix._version import __version__
 from pylightnix.fetch.environment import FetchEnvironment
+from pylightnix.fetch.means import Means
 from pylightnix.fetch.redirects import REDIRECT_STATUSES, RedirectRefused, is_same_party, redirected
 from pylightnix.fetch.retrying import Failure, is_worth_retrying, parse_retry_after
 from pylightnix.fetch.spec import FetchLimits, Headers
-from pylightnix.fetch.transports import Route, Transports
+from pylightnix.fetch.transports import Route
 from pylightnix.fetch.urls import origin_of, without_userinfo
 
 __all__ = ["Question", "Unanswered", "asked", "failure_of", "refusal_of"]
@@ -49,10 +50,13 @@ class Question:
 
 
 @asynccontextmanager
-async def asked(transports: Transports, question: Question, limits: FetchLimits) -> AsyncIterator[httpx.Response]:
+async def asked(means: Means, question: Question) -> AsyncIterator[httpx.Response]:
     """Ask, follow redirects, and lend the answer, its body unread. Waiting for it is bounded, reading it is the caller's business.
 
+    Each server on the way is asked by as many at a time as the limits allow, and let go before the next.
+
     Raises:
+        FetchSetupError: the environment has a proxy or certificates for it that do not do.
         Unanswered: there is none, or not in time, or a redirect is not to be followed.
         httpx.TransportError: the connection failed.
     """
@@ -61,10 +65,11 @@ async def asked(transports: Transports, question: Question, limits: FetchLimits)
     while True:
         url = visited[-1]
         with_secrets = with_secrets and is_same_party(question.url, url)
-        environment = question.environment
-        route = Route(environment.proxy_for(url), environment.ca_pem, origin_of(url).scheme == "https")
-        async with transports.lent(route) as transport:
-            response = await _response(transport, _request(question, url, with_secrets, limits), limits)
+        proxy = question.environment.proxy_for(url)
+        route = Route(proxy, question.environment.ca_for(url, proxy), origin_of(url).scheme == "https")
+        # The host's first: who waits for a busy server is not to keep others from another one.
+        async with means.host_slots(url), means.slots, means.transports.lent(route) as transport:
+            response = await _response(transport, _request(question, url, with_secrets, means.limits), means.limits)
             try:
                 if response.status_code not in REDIRECT_STATUSES:
                     yield response

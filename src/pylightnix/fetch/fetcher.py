@@ -12,7 +12,7 @@ A daemon uses it like this, the fetcher living as long as the daemon::
         async with fetcher.fetched(spec, environment, owner=str(uid), progress=report) as file:
             await trio.to_thread.run_sync(file.place, target)  # a link, or a copy if others use the file, too
 
-- `spec` is what a `FetchRealizer` of `pylightnix.stages` gives for a config (`spec_for`). Local files enter as `FetchSpec.descriptor`.
+- `spec` is what a `FetchRealizer` of `pylightnix.stages` gives for a config (`spec_for`). Local files are the business of who asks.
 - Cancelling the task that asked leaves the fetch to the others who want it; without any it stops, and its part stays.
 - `progress` is called from the loop and must not block.
 - Errors are `FetchFailed` and its kin, `StoreError` for the disk's. None holds a secret.
@@ -23,7 +23,6 @@ Must not know stages, nor what becomes of the files.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Optional
@@ -39,7 +38,6 @@ from pylightnix.fetch.mirrors import hashed_urls
 from pylightnix.fetch.parts import make_fetch_folder
 from pylightnix.fetch.retrying import RetryPolicy
 from pylightnix.fetch.spec import FetchLimits, FetchSpec, OnProgress
-from pylightnix.fetch.sweeping import sweep
 from pylightnix.fetch.urls import check_url, local_path_of, shown_url
 
 __all__ = ["Fetcher", "running_fetcher"]
@@ -71,13 +69,14 @@ class Fetcher:
         Args:
             spec: what to fetch.
             environment: the settings of the user who asks.
-            owner: who that is. Fetches that use credentials, or have no checksum, are shared only within one owner.
+            owner: who that is. Fetches that use credentials, a proxy or certificates of one's own, or have no checksum, are shared only
+                within one owner.
             progress: is told how far it is.
             keep: keep the file for a while for later builds that name its checksum.
 
         Raises:
             Misuse: `spec` names nothing to fetch; `InvalidURL` among them.
-            FetchSetupError: something in `environment` does not do.
+            FetchSetupError: something in `environment` that is needed does not do.
             WrongChecksum: the file is another one.
             FetchUnavailable: it cannot be had now; what was received stays for the next attempt.
             FetchFailed: it cannot be had.
@@ -97,11 +96,12 @@ class Fetcher:
     def _joined(self, spec: FetchSpec, environment: FetchEnvironment, owner: str) -> tuple[object, Download]:
         urls = self._urls(spec, environment)
         has_credentials = bool(spec.headers) or any(environment.has_credentials_for(url) for url in urls)
-        disk_key = spec.disk_key(owner if has_credentials or not spec.checksums else "")
-        # Who reaches the servers another way does not share their answers, only what is on disk: a proxy or a certificate that does
-        # not work is its user's trouble alone.
-        routes = tuple(environment.proxy_for(url) for url in urls)
-        key = (disk_key, spec.headers, tuple(urls), routes, environment.ca_pem, spec.total_seconds, spec.descriptor)
+        # A proxy that gives out bytes by and by, or others' bytes, is its user's trouble alone: nobody else is to wait for that.
+        routes = tuple(environment.route_of(url) for url in urls)
+        is_somebodys = has_credentials or any(routes) or not spec.checksums
+        disk_key = spec.disk_key(owner if is_somebodys else "", routes)
+        passwords = tuple(environment.proxies) if any(routes) else ()
+        key = (disk_key, spec.headers, frozenset(urls), passwords, environment.ca_pem, spec.total_seconds)
         download = self._downloads.get(key)
         if download is None or download.has_failed:
             download = self._downloads[key] = Download(self._means, spec, environment, disk_key, urls)
@@ -110,13 +110,11 @@ class Fetcher:
 
     def _urls(self, spec: FetchSpec, environment: FetchEnvironment) -> list[str]:
         """Return all that may be asked, mirrors that keep files by hash first."""
-        if spec.descriptor is not None:
-            return list(spec.urls)
         if not spec.urls:
             raise Misuse("a fetch expects one URL or more, found none")
         for url in spec.urls:
             if local_path_of(check_url(url)) is not None:
-                raise InvalidURL(shown_url(url), "a local file enters as an open descriptor")
+                raise InvalidURL(shown_url(url), "a local file is not fetched: who may open it copies it")
         bases = dict.fromkeys([*environment.hashed_mirrors, *self._hashed_mirrors])
         return list(dict.fromkeys([*hashed_urls(bases, spec.checksums), *spec.urls]))
 
@@ -143,7 +141,7 @@ async def running_fetcher(
     """Run a fetcher as long as the block lasts. At its end, fetches that are still at work stop, and their parts stay.
 
     Args:
-        folder: where files are on their way, `<state>/fetch`. Made if it is not there; swept of what is too old.
+        folder: where files are on their way, `<state>/fetch`. Made if it is not there; swept of what is too old, now and then.
         limits: what it allows itself.
         policy: how often it tries.
         hashed_mirrors: base URLs, asked for ``<base>/sha256/<hash>`` before all others.
@@ -154,8 +152,6 @@ async def running_fetcher(
     for mirror in hashed_mirrors:
         check_url(mirror)
     await trio.to_thread.run_sync(make_fetch_folder, folder)
-    age_seconds = limits.part_days * 86400.0
-    await trio.to_thread.run_sync(lambda: sweep(folder, time.time(), max_age_seconds=age_seconds, max_bytes=limits.part_bytes))
     means = Means(
         folder=folder,
         limits=limits,
@@ -163,11 +159,19 @@ async def running_fetcher(
         slots=trio.CapacityLimiter(limits.transfers),
         disk=trio.CapacityLimiter(_DISK_THREADS),
     )
+    await means.sweep()
     try:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(_sweep_by_and_by, means)
             try:
                 yield Fetcher(nursery, means, hashed_mirrors)
             finally:
                 nursery.cancel_scope.cancel()
     finally:
         await means.transports.aclose()
+
+
+async def _sweep_by_and_by(means: Means) -> None:
+    while True:
+        await trio.sleep(means.limits.sweep_seconds)
+        await means.sweep()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 from dataclasses import dataclass
 from typing import Optional
@@ -45,10 +46,14 @@ def kept_path(folder: str, checksum: Checksum) -> str:
 
 
 def keep_file(folder: str, file: FetchedFile) -> Optional[str]:
-    """Keep a lent file under its checksums, for builds to come; return the first name it has then."""
+    """Keep a lent file under its checksums, for builds to come; return the first name it has then. What has that name is replaced."""
     names = [kept_path(folder, checksum) for checksum in file.checksums]
     with disk_errors(folder, "keeping a fetched file"):
         for name in names:
-            with contextlib.suppress(FileExistsError):
-                os.link(file.path, name)
+            # Not only if there is none: a power cut may have spoilt that.
+            temporary = f"{name}.{secrets.token_hex(4)}"
+            os.link(file.path, temporary)
+            os.rename(temporary, name)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)  # renaming does nothing if both are the same file already
     return names[0] if names else None

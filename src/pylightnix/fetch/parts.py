@@ -23,7 +23,7 @@ from pylightnix.fetch.resuming import Resumable
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-__all__ = ["KEPT_FOLDER", "WRONG_FOLDER", "PartFile", "digests_of", "disk_errors", "make_fetch_folder"]
+__all__ = ["KEPT_FOLDER", "WRONG_FOLDER", "PartFile", "aside_path", "digests_of", "disk_errors", "make_fetch_folder"]
 
 KEPT_FOLDER: Final = "kept"
 WRONG_FOLDER: Final = "wrong"
@@ -49,6 +49,11 @@ def make_fetch_folder(folder: str) -> None:
     with disk_errors(folder, "making the folder for fetched files"):
         for path in (folder, os.path.join(folder, KEPT_FOLDER), os.path.join(folder, WRONG_FOLDER)):
             os.makedirs(path, 0o700, exist_ok=True)
+
+
+def aside_path(folder: str, checksum: Checksum) -> str:
+    """Return where a file with this checksum lies that was not the expected one."""
+    return os.path.join(folder, WRONG_FOLDER, f"{checksum.algorithm}-{checksum.hex}")
 
 
 def digests_of(path: str, algorithms: Sequence[str]) -> tuple[Checksum, ...]:
@@ -174,7 +179,7 @@ class PartFile:
 
     def set_aside(self, found: Checksum) -> str:
         """Move the file to where files with a wrong checksum are kept, and return its name there."""
-        aside = os.path.join(self._folder, WRONG_FOLDER, f"{found.algorithm}-{found.hex}")
+        aside = aside_path(self._folder, found)
         os.rename(self.path, aside)
         os.close(self._fd)
         self._fd = self._open()

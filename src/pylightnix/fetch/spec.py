@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
@@ -85,8 +85,6 @@ class FetchSpec:
     """Follow redirects from https to http."""
     total_seconds: Optional[float] = None
     """Give up after this time, waits and retries included; None for the fetcher's own limit."""
-    descriptor: Optional[int] = None
-    """A file opened for reading, to be copied in place of all `urls`, which then only name it. The caller closes it, afterwards."""
     is_fresh: bool = False
     """Use nothing that was fetched before, be it a part or the whole."""
     algorithms: tuple[str, ...] = ()
@@ -97,9 +95,16 @@ class FetchSpec:
         """What is computed."""
         return tuple(dict.fromkeys([*(each.algorithm for each in self.checksums), *self.algorithms])) or ("sha256",)
 
-    def disk_key(self, owner: str) -> str:
-        """Return the name that its files have on disk. `owner` is whose credentials it uses, empty for nobody's."""
-        parts = [list(self.urls), [[each.algorithm, each.hex] for each in self.checksums], owner]
+    def disk_key(self, owner: str, routes: Sequence[Optional[str]] = ()) -> str:
+        """Return the name that its files have on disk.
+
+        Args:
+            owner: whose it is, empty if it may be anybody's.
+            routes: the ways by which servers are reached, None for the usual one.
+        """
+        # Mirrors are a set: in which order they are asked makes no other file.
+        parts = [sorted(set(self.urls)), [[each.algorithm, each.hex] for each in self.checksums], owner]
+        parts += [sorted({route for route in routes if route is not None})]
         parts += [[name for name, _ in self.headers.items()], self.max_bytes, self.insecure_redirects, self.all_algorithms, self.is_fresh]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -122,6 +127,8 @@ class FetchLimits:
     """How long files stay that nobody asks for: parts of files, files that prefetch kept, files with a wrong hash."""
     part_bytes: int = 32 << 30
     """How much room these may take; the oldest go first."""
+    sweep_seconds: float = 3600.0
+    """How often it is looked for what is to go."""
 
 
 @dataclass(frozen=True, slots=True)
