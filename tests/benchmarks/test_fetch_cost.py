@@ -3,7 +3,8 @@
 Run with ``make bench``. The server is nginx on the loopback; for latency, a small server that waits 50 ms before each answer. Each
 way leaves the files on the disk with their SHA-256 compared. What is asserted is what was promised: not slower than wget, five times
 faster than it with latency, and memory that does not grow with the file. Ways take turns, and the best of the rounds counts, so
-that a neighbour's load hits all of them.
+that a neighbour's load hits all of them. Stages, which also put what they fetch into a store, durably, are printed beside wget, and
+nothing is asserted of them: without a daemon they are built one after the other.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.client.daemons import served_store, short_store
 from tests.fetch.servers import Nginx, running_nginx, scripted
 from tests.fetch.servers import Request as AskedFor
+
+from pylightnix import DRef, Registry, fetchurl2, instantiate, mknode, realize1
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +115,26 @@ def compare(what: str, files: Callable[[Path], Files], folder: Path, rounds: int
     return best
 
 
+def compare_stages(what: str, url: str, sums: dict[str, str]) -> None:
+    """Print what the same files cost as stages, each in a fresh store, beside wget."""
+
+    def files(salt: str, r: Registry) -> DRef:
+        return mknode(r, {"files": [fetchurl2(f"{url}/{name}", sha, salt=salt, r=r) for name, sha in sums.items()]})
+
+    figures: dict[str, float] = {}
+    for way, store in (("stages embedded", short_store), ("stages through a daemon", served_store)):
+        with store() as S:
+            began = time.perf_counter()
+            realize1(instantiate(files, "", S=S))
+            figures[way] = time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        WAYS["wget"]([(f"{url}/{name}", sha, f"{folder}/{name}") for name, sha in sums.items()], Path(folder))
+        figures["wget"] = time.perf_counter() - began
+    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"\n{what}: {', '.join(f'{way} {seconds:.2f} s' for way, seconds in figures.items())}; load {load} on {os.cpu_count()} cores")
+
+
 def small_files(root: Path) -> list[tuple[str, str]]:
     found = []
     for number in range(200):
@@ -123,6 +148,7 @@ def test_many_small_files(nginx: Nginx, tmp_path: Path) -> None:
     names = small_files(nginx.www)
     best = compare("200 files of 1 MiB", lambda to: [(f"{nginx.url}/{name}", sha, f"{to}/{name}") for name, sha in names], tmp_path)
     assert best["pylightnix"] <= best["wget"]
+    compare_stages("200 files of 1 MiB", nginx.url, dict(names))
 
 
 def test_many_small_files_with_latency(tmp_path: Path) -> None:
@@ -134,6 +160,7 @@ def test_many_small_files_with_latency(tmp_path: Path) -> None:
         request.answer(200, contents[request.target])
 
     with scripted(handler) as server:
+        compare_stages("200 files of 1 MiB, 50 ms before each", server.url, {name[1:]: sha for name, sha in sums.items()})
         files = [(f"{server.url}{name}", sha, name) for name, sha in sums.items()]
         best = compare(
             "200 files of 1 MiB, 50 ms before each", lambda to: [(url, sha, f"{to}{name}") for url, sha, name in files], tmp_path

@@ -166,8 +166,10 @@ def test_failures_are_those_of_a_store_without_a_daemon(daemon: Daemon) -> None:
             realize(instantiate(lambda r: fetchurl(f"{server.url}/f.tar", sha256=SHA256, r=r), S=daemon.S))
         assert isinstance(found.value.exception, UnpackFailed)
     with pytest.raises(BuildError) as found:
-        realize(instantiate(lambda r: fetchurl2(f"{server.url}/f", sha256=SHA256, total_seconds=1.0, r=r), S=daemon.S))
+        realize(instantiate(lambda r: fetchurl2(f"{server.url}/f", sha256="1" * 64, total_seconds=1.0, r=r), S=daemon.S))
     assert isinstance(found.value.exception, FetchUnavailable)
+    # What was put aside is what a corrected stage wants; no server is there any more.
+    assert realize1(instantiate(lambda r: fetchurl2(f"{server.url}/f", sha256=SHA256, r=r), S=daemon.S))
 
 
 def test_a_fetch_is_cancelled_with_its_build(daemon: Daemon, client: WireClient) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,28 +142,37 @@ def test_what_must_be_fresh_uses_nothing_that_is_here(folder: str) -> None:
 
 
 def test_two_who_must_have_it_fresh_take_nothing_from_each_other(folder: str) -> None:
-    with scripted(lambda request: request.serve(CONTENT)) as server:
+    is_lent = threading.Event()
+    asked_while_lent: list[bool] = []
+
+    def handler(request: Request) -> None:
+        asked_while_lent.append(is_lent.is_set())
+        request.serve(CONTENT)
+
+    with scripted(handler) as server:
         fresh = spec_of(server.url + "/f", is_fresh=True)
 
         async def main() -> None:
             async with running_fetcher(folder) as fetcher, trio.open_nursery() as nursery:
-                waits = trio.Event()
+                is_on = trio.Event()
 
                 async def second() -> None:
                     other = replace(fresh, total_seconds=50.0)  # so that it does not join the first
                     try:
-                        async with fetcher.fetched(other, progress=lambda p: waits.set() if p.waiting else None) as file:
+                        async with fetcher.fetched(other, progress=lambda p: is_on.set() if p.waiting else None) as file:
                             assert content_of(file) == CONTENT
                     finally:
-                        waits.set()
+                        is_on.set()
 
                 async with fetcher.fetched(fresh) as file:
+                    is_lent.set()
                     nursery.start_soon(second)
-                    await waits.wait()
+                    await is_on.wait()
                     assert content_of(file) == CONTENT
+                    is_lent.clear()
 
         within_test(main)
-    assert len(server.requests) == 2
+    assert asked_while_lent == [False, False]
     assert left(folder) == []
 
 
