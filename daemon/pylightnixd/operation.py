@@ -189,7 +189,6 @@ class Operation:
             self._fetches[dref] = FetchJob(realizer, realizer.spec_for(config.val), environment, self.user)
         self.specs[dref] = (spec, config)
 
-
     # --- what builds call -----------------------------------------------------------------------------
 
     def post(self, fact: Fact) -> None:
