@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Optional
 
 import click
@@ -75,6 +75,7 @@ TAG: Final = _Quantity("tag", parse_tag)
 @click.version_option(__version__, prog_name="pylightnixd")
 def main(config: Optional[str], foreground: bool, **options: Any) -> None:
     """Own a store and realize stages for many clients at once, each build once."""
+    _refuse_empty({**options, "config": None if config is None else config.removeprefix("-")})
     try:
         fds = listening_fds(os.environ)
         path = os.path.abspath(config.removeprefix("-")) if config else None
@@ -98,6 +99,13 @@ def main(config: Optional[str], foreground: bool, **options: Any) -> None:
     except PylightnixException as error:
         click.echo(f"pylightnixd: {error}", err=True)
         sys.exit(error.exit_status)
+
+
+def _refuse_empty(options: Mapping[str, Any]) -> None:
+    """Refuse a path that is an empty text: an unset variable of a script, most likely, which must not mean the current folder."""
+    for name, expected in (("config", "a file"), ("store", "a folder"), ("socket", "a path"), ("state", "a folder")):
+        if options[name] == "":
+            raise click.BadParameter(f"expected {expected}, found an empty text", param_hint=f"--{name}")
 
 
 def _settings(said: SettingsFile, fds: list[int]) -> Settings:

@@ -155,6 +155,17 @@ def test_faults_end_the_program_before_it_touches_the_store(file: Path, tmp_path
     assert not Path(store).exists()
 
 
+@pytest.mark.parametrize("option", ["--store=", "--state=", "--socket=", "--config=", "--config=-"])
+def test_an_empty_path_is_no_path(option: str, tmp_path: Path) -> None:
+    """An unset variable of a script must not mean the current folder, nor the usual place."""
+    command = [sys.executable, "-m", "pylightnixd", f"--store={tmp_path}/store", "--foreground", option]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert ended.returncode == 2, ended.stderr
+    assert "found an empty text" in ended.stderr
+    assert option.partition("=")[0] in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_options_win_over_the_file_and_the_file_may_be_absent(file: Path, tmp_path: Path) -> None:
     file.write_text("jobs = 7\ndrain = 0\nstore = '/nonexistent'\n")
     for config, options, slots in ((str(file), [], 7), (str(file), ["--jobs", "5"], 5), (f"-{tmp_path}/none", ["-j", "3"], 3)):
