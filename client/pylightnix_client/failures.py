@@ -15,12 +15,22 @@ from typing import Any, Final, Optional
 import click
 
 import pylightnix.errors
-from pylightnix.errors import BuildError, PylightnixException
+from pylightnix.errors import BuildError, PylightnixException, RemoteFailure
 from pylightnix.store.kept import left_by
 from pylightnix.travel.failures import RemoteTraceback
 from pylightnix_client.errors import TargetFailed
 
-__all__ = ["EXIT_BUILD_FAILED", "EXIT_INTERNAL", "EXIT_INTERRUPTED", "EXIT_PIPE", "Report", "build_report", "report", "user_traceback"]
+__all__ = [
+    "EXIT_BUILD_FAILED",
+    "EXIT_INTERNAL",
+    "EXIT_INTERRUPTED",
+    "EXIT_PIPE",
+    "Report",
+    "build_report",
+    "failure_code",
+    "report",
+    "user_traceback",
+]
 
 EXIT_BUILD_FAILED: Final = 1
 EXIT_INTERNAL: Final = 70
@@ -79,11 +89,18 @@ def build_report(error: BaseException) -> Report:
     """Return the report of a failed build: always with the exit status of one, whoever raised what."""
     if isinstance(error, BuildError):
         return Report(error.code, str(error), EXIT_BUILD_FAILED, user_traceback(error.exception), tuple(map(str, error.outpaths)))
-    if isinstance(error, PylightnixException):
+    if isinstance(error, PylightnixException) and not isinstance(error, RemoteFailure):
         return Report(error.code, str(error), EXIT_BUILD_FAILED, kept=tuple(map(str, left_by(error))))
     found = str(error)
-    message = f"{type(error).__name__}{': ' if found else ''}{found}"
-    return Report(BuildError.code, message, EXIT_BUILD_FAILED, user_traceback(error))
+    message = found if isinstance(error, RemoteFailure) else f"{type(error).__name__}{': ' if found else ''}{found}"
+    return Report(failure_code(error), message, EXIT_BUILD_FAILED, user_traceback(error))
+
+
+def failure_code(error: BaseException) -> str:
+    """Return the code of a failed build: that of an error of this package, and one for all that users' code raises, wherever it ran."""
+    if isinstance(error, PylightnixException) and not isinstance(error, RemoteFailure):
+        return error.code
+    return BuildError.code
 
 
 def user_traceback(error: BaseException) -> Optional[str]:

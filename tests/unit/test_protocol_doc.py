@@ -13,7 +13,7 @@ from msgspec import inspect
 from tests.wire import CLIENT_RECORDS
 
 from pylightnix.protocol import limits
-from pylightnix.protocol.errors_on_wire import ERROR_CLASSES, WireError
+from pylightnix.protocol.errors_on_wire import ERROR_CLASSES, FAILURE_CLASSES, WireError
 from pylightnix.protocol.messages import METHODS, NOTIFICATIONS, OUTCOME_ROWS, QUERY_ROWS
 from pylightnix.protocol.vocabulary import Side
 
@@ -206,6 +206,8 @@ def test_limits_are_as_described() -> None:
 def test_errors_are_as_described() -> None:
     codes = [row for row in table_rows(section("Errors")) if len(row) == 3]
     assert {row[0].strip("`"): row[1] for row in codes} == {code: "yes" if cls.retryable else "no" for code, cls in ERROR_CLASSES.items()}
+    failures = {row[0].strip("`") for row in table_rows(section("Errors")) if len(row) == 2}
+    assert failures == set(FAILURE_CLASSES)
     assert [tuple(cell.strip("`") for cell in row[:3]) for row in table_rows(section("Errors")) if len(row) == 4] == rows_of_type(WireError)
 
 

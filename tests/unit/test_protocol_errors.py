@@ -41,8 +41,9 @@ from pylightnix.protocol.errors import (
     UnknownMethod,
     UnsupportedVersion,
 )
-from pylightnix.protocol.errors_on_wire import ERROR_CLASSES
+from pylightnix.protocol.errors_on_wire import ERROR_CLASSES, FAILURE_CLASSES, failed_row_from_dump
 from pylightnix.protocol.messages import FailedRow
+from pylightnix.travel.failures import CodeChanged, dump_exception
 from pylightnix.types import DRef, Output, Path, RRef, StorageSettings
 
 DREF = DRef("dref:" + "0" * 32 + "-model")
@@ -109,6 +110,16 @@ def test_build_error_keeps_the_name_and_text_of_what_was_raised() -> None:
     assert (found.exception.type_name, found.exception.text) == ("ValueError", "no data")
     assert "no data" in str(found)
     assert "/kept" in str(found)
+
+
+@pytest.mark.parametrize("error", [KeyError("raw"), CodeChanged(DREF, "a" * 64, "b" * 64)], ids=["remote-exception", "code-changed"])
+def test_what_only_builds_raise_has_a_class_of_its_own(error: Exception) -> None:
+    row = failed_row_from_dump(dump_exception(error), DREF)
+    found = error_from_failed_row(row)
+    assert type(found) is FAILURE_CLASSES[row.code]
+    assert found.code == row.code
+    assert type(error).__name__ in str(found) or str(found) == str(error)
+    assert row.code not in ERROR_CLASSES, "no request is answered so"
 
 
 def test_failed_row_becomes_an_error() -> None:

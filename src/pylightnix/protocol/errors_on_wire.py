@@ -21,9 +21,19 @@ from pylightnix.protocol import errors as protocol_errors
 from pylightnix.protocol._operations import FailedRow
 from pylightnix.protocol.errors import InternalError, LocalProtocolError, RemoteProtocolError, UnknownError
 from pylightnix.protocol.vocabulary import Message
+from pylightnix.travel.failures import CodeChanged
 from pylightnix.types import DRef, Output, Path
 
-__all__ = ["ERROR_CLASSES", "WireError", "error_from_failed_row", "error_from_wire", "error_to_wire", "failed_row_from_dump", "json_fields"]
+__all__ = [
+    "ERROR_CLASSES",
+    "FAILURE_CLASSES",
+    "WireError",
+    "error_from_failed_row",
+    "error_from_wire",
+    "error_to_wire",
+    "failed_row_from_dump",
+    "json_fields",
+]
 
 _FIELDS_BYTES_MAX: Final = 256 * 1024
 """Most bytes of JSON that the fields of one error take. A field that would exceed them is left out."""
@@ -58,6 +68,9 @@ def _error_classes() -> dict[str, type[PylightnixException]]:
 
 ERROR_CLASSES: Final = _error_classes()
 """Every code that an error response can have, with its exception class."""
+
+FAILURE_CLASSES: Final[Mapping[str, type[PylightnixException]]] = {cls.code: cls for cls in (CodeChanged, RemoteFailure)}
+"""The codes that only the failure of a derivation can have, with their exception classes."""
 
 
 _OWN_PLACE: Final = frozenset({"field", "retry_after", "request_id"})
@@ -154,7 +167,10 @@ def error_from_wire(wire: WireError) -> PylightnixException:
 
     An attribute that was not sent is absent, but for those that have a default.
     """
-    cls = ERROR_CLASSES.get(wire.code)
+    return _stand_in(ERROR_CLASSES.get(wire.code), wire)
+
+
+def _stand_in(cls: Optional[type[PylightnixException]], wire: WireError) -> PylightnixException:
     if cls is None:
         error: PylightnixException = UnknownError(wire.code, wire.message)
     elif issubclass(cls, BuildError):
@@ -174,7 +190,10 @@ def error_from_wire(wire: WireError) -> PylightnixException:
 
 def error_from_failed_row(row: FailedRow) -> PylightnixException:
     """Return the exception that stands for a failed derivation. What was pickled in it is not opened."""
-    error = error_from_wire(WireError(code=row.code, message=row.message, fields=row.fields))
+    if row.code == RemoteFailure.code:
+        return RemoteFailure(row.type or "Exception", row.message, row.traceback)
+    cls = ERROR_CLASSES.get(row.code) or FAILURE_CLASSES.get(row.code)
+    error = _stand_in(cls, WireError(code=row.code, message=row.message, fields=row.fields))
     if isinstance(error, BuildError) and isinstance(error.exception, RemoteFailure):
         error.dref = DRef(row.dref or error.dref)
         error.exception = RemoteFailure(row.type or error.exception.type_name, error.exception.text, row.traceback)
