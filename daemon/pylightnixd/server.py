@@ -25,7 +25,7 @@ from pylightnix._version import __version__
 from pylightnix.errors import PylightnixException
 from pylightnix.protocol.errors import NotYours, TooMany
 from pylightnix.protocol.errors_on_wire import WireError, error_to_wire
-from pylightnix.protocol.limits import CONNECTIONS_PER_USER_MAX
+from pylightnix.protocol.limits import CONNECTIONS_PER_USER_MAX, UNGREETED_PER_USER_MAX
 from pylightnix.protocol.messages import DaemonWelcome, DrainingNotice
 from pylightnix.protocol.server import ServerConnection
 from pylightnix.store.access import user_name
@@ -111,7 +111,10 @@ class _Server:
         self.settings, self.hold, self.notifier, self.reread = settings, hold, notifier, reread
         self.instance = f"{int(time.time()):x}{secrets.token_hex(2)}"
         self.sessions: dict[int, Session] = {}
-        self.connections: dict[int, int] = {}
+        self.greeted: dict[int, int] = {}
+        """How many connections each user has that have said hello."""
+        self.ungreeted: dict[int, dict[int, Session]] = {}
+        """Those of each user that have not, oldest first."""
         self.stop = trio.Event()
         self.stop_now = trio.Event()
         self.changed = trio.Event()
@@ -169,21 +172,36 @@ class _Server:
             caller="root" if peer.uid == 0 and os.geteuid() != 0 else "owner",
             pid=os.getpid(),
         )
-        connection = ServerConnection(welcome, FEATURES, self._refusal(peer))
+        connection = ServerConnection(welcome, FEATURES, partial(self._refusal, peer))
         session = Session(stream, connection, user_name(peer.uid), requests.handle, requests.hear, BEGINNING | {"cancel"})
+        session.on_greeted = partial(self._greet, session, peer)
         self.sessions[id(session)] = session
-        self.connections[peer.uid] = self.connections.get(peer.uid, 0) + 1
+        self._let_in(session, peer)
         try:
             await session.run()
         finally:
             del self.sessions[id(session)]
-            self.connections[peer.uid] -= 1
+            if connection.version is None:
+                self.ungreeted[peer.uid].pop(id(session), None)
+            else:
+                self.greeted[peer.uid] -= 1
             self._wake()
+
+    def _let_in(self, session: Session, peer: Peer) -> None:
+        """Count a connection among those that say nothing yet. Who has too many loses the oldest, so that silence keeps nobody out."""
+        silent = self.ungreeted.setdefault(peer.uid, {})
+        if len(silent) >= UNGREETED_PER_USER_MAX:
+            silent.pop(next(iter(silent))).hang_up()
+        silent[id(session)] = session
+
+    def _greet(self, session: Session, peer: Peer) -> None:
+        self.ungreeted[peer.uid].pop(id(session), None)  # it may have been hung up on in this very moment
+        self.greeted[peer.uid] = self.greeted.get(peer.uid, 0) + 1
 
     def _refusal(self, peer: Peer) -> Optional[WireError]:
         if peer.uid not in (0, os.geteuid()):
             return error_to_wire(NotYours(f"the store {self.settings.layout.state}"), "")
-        if self.connections.get(peer.uid, 0) >= CONNECTIONS_PER_USER_MAX:
+        if self.greeted.get(peer.uid, 0) >= CONNECTIONS_PER_USER_MAX:
             return error_to_wire(TooMany("connections of one user", CONNECTIONS_PER_USER_MAX, RETRY_AFTER_SECONDS), "")
         return None
 

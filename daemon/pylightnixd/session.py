@@ -52,6 +52,10 @@ Handler = Callable[["Session", str, Message], Awaitable[Message]]
 Listener = Callable[["Session", str, Message], None]
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     """One client's connection, from hello to its end."""
@@ -63,6 +67,8 @@ class Session:
     hear: Listener
     in_order: frozenset[str] = frozenset()
     """Methods after which everything waits until they are answered: what follows may build on them."""
+    on_greeted: Callable[[], None] = _nothing
+    """Called when the client's hello was accepted."""
     on_end: list[Callable[[], None]] = field(default_factory=list)
     """Called once when the connection is over, however it ended."""
     _queue: deque[bytes] = field(default_factory=deque)
@@ -100,6 +106,11 @@ class Session:
             with trio.move_on_after(1, shield=True):
                 await trio.aclose_forcefully(self.stream)
 
+    def hang_up(self) -> None:
+        """End the connection now, whatever it is at."""
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
     def start(self, task: Callable[[], Awaitable[None]]) -> None:
         """Run something for this client for as long as the connection lasts."""
         if self._nursery is not None:
@@ -134,6 +145,8 @@ class Session:
         if isinstance(event, (Greeted, RequestRefused, ProtocolFailed)) and event.reply:
             self._send(event.reply)
         if isinstance(event, Greeted):
+            if event.accepted:
+                self.on_greeted()
             return event.accepted
         if isinstance(event, RequestReceived):
             if self._nursery is None:

@@ -21,6 +21,7 @@ from tests.stores import AS_ROOT, OTHER_UID, in_child
 from pylightnix import PylightnixException
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import MessageInvalid, NotYours, TooMany
+from pylightnix.protocol.limits import CONNECTIONS_PER_USER_MAX, UNGREETED_PER_USER_MAX
 from pylightnix.travel import pack_realizer
 from pylightnixd.report import parse_report
 
@@ -243,6 +244,22 @@ def test_too_many_connections(daemon: Daemon, client: WireClient) -> None:
     finally:
         for friend in friends:
             friend.close()
+
+
+def test_who_says_nothing_keeps_nobody_out(daemon: Daemon, client: WireClient) -> None:
+    """Silent connections do not count among those that have said hello, and too many of them cost the oldest."""
+    silent = [WireClient(daemon.socket_path, say_hello=False) for _ in range(2 * UNGREETED_PER_USER_MAX)]
+    friends: list[WireClient] = []
+    try:
+        assert silent[0].socket.recv(1) == b"", "the oldest was hung up on"
+        while len(friends) < CONNECTIONS_PER_USER_MAX - 2:
+            friends.append(daemon.client())
+        assert silent[-1].hello().pid == daemon.process.pid
+        with pytest.raises(TooMany):
+            daemon.client()
+    finally:
+        for line in [*silent, *friends]:
+            line.close()
 
 
 def test_a_method_that_there_is_not(daemon: Daemon) -> None:

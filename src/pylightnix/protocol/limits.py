@@ -23,6 +23,7 @@ __all__ = [
     "OPERATION_BYTES_MAX",
     "PICKLED_BYTES_MAX",
     "ROWS_PER_MESSAGE_MAX",
+    "UNGREETED_PER_USER_MAX",
 ]
 
 _MIB: Final = 1024 * 1024
@@ -60,7 +61,10 @@ HELLO_DEADLINE_SECONDS: Final = 10.0
 """How long a client may take to say hello before the daemon hangs up."""
 
 CONNECTIONS_PER_USER_MAX: Final = 64
-"""Most connections of one user at a time."""
+"""Most connections of one user at a time that have said hello."""
+
+UNGREETED_PER_USER_MAX: Final = 64
+"""Most connections of one user at a time that have not said hello yet. One more, and the oldest of them is hung up on."""
 
 OPERATIONS_PER_USER_MAX: Final = 256
 """Most operations of one user that have not ended."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Optional
+from collections.abc import Callable, Iterable
+from typing import Optional, Union
 
 import msgspec
 
@@ -48,14 +48,15 @@ class ServerConnection:
         self,
         welcome: Optional[Welcome],
         features: Iterable[str] = (),
-        refusal: Optional[WireError] = None,
+        refusal: Union[WireError, Callable[[], Optional[WireError]], None] = None,
         vocabulary: Vocabulary = CLIENT_VOCABULARY,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """Begin with what this end will say to a hello.
 
         `welcome` is the answer, but for its version and features; None if the vocabulary has no hello. With a
-        `refusal` every hello is answered by that error: so is told who may not, or not now, connect.
+        `refusal` every hello is answered by that error: so is told who may not, or not now, connect. A function is asked
+        for it when the hello comes.
         """
         self._welcome, self._refusal = welcome, refusal
         self._offered = frozenset(features)
@@ -163,9 +164,10 @@ class ServerConnection:
         common = set(hello.versions) & set(self._vocabulary.versions)
         if not common:
             raise UnsupportedVersion(hello.versions, self._vocabulary.versions, request.id)
-        if self._refusal is not None:
+        refusal = self._refusal() if callable(self._refusal) else self._refusal
+        if refusal is not None:
             self._conversation.turn(Turn.hello_refused)
-            return Greeted(hello, None, frozenset(), False, encode_response(request.id, self._refusal, None))
+            return Greeted(hello, None, frozenset(), False, encode_response(request.id, refusal, None))
         self.version, self.features = max(common), self._offered & frozenset(hello.features)
         welcome = msgspec.structs.replace(self._welcome, version=self.version, features=sorted(self.features))
         self._conversation.turn(Turn.hello_accepted)
