@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Optional, TypeVar, Union, cast
 
@@ -18,12 +19,12 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from pylightnix.errors import PylightnixException
+from pylightnix.errors import Misuse, PylightnixException
 from pylightnix.protocol import messages as m
-from pylightnix.protocol.errors import NoSuchClaim, OperationCancelled
+from pylightnix.protocol.errors import NoSuchClaim, OperationCancelled, TooMany
 from pylightnix.store.layout import StoreLayout
 from pylightnix.types import Closure, DRef, RealizeArg
-from pylightnix_client.connecting import connect, is_trusted, socket_of
+from pylightnix_client.connecting import PATIENCE_SECONDS, Queue, connect, is_trusted, socket_of
 from pylightnix_client.errors import DaemonGone
 from pylightnix_client.exchange import CREDIT, Ask, Dialogue, Exchange
 
@@ -38,6 +39,8 @@ T = TypeVar("T")
 
 DEADLINE_SECONDS: Final = 10.0
 _SEND_SECONDS: Final = 60.0
+_CANCEL_SECONDS: Final = 10.0
+"""How long the daemon may take to hear that nobody waits any more."""
 _RECEIVE_BYTES: Final = 1 << 18
 
 
@@ -61,8 +64,24 @@ class AsyncClient:
         self._errands: dict[str, Errands] = {}
 
     @classmethod
-    async def connect(cls, where: Union[str, StoreLayout], deadline_seconds: float = DEADLINE_SECONDS) -> AsyncClient:
-        """Connect to the daemon at a socket's path, or to the one that owns a store. Errors as of `Client.connect`."""
+    async def connect(
+        cls,
+        where: Union[str, StoreLayout],
+        deadline_seconds: float = DEADLINE_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+        waiting: Optional[Callable[[TooMany], None]] = None,
+    ) -> AsyncClient:
+        """Connect to the daemon at a socket's path, or to the one that owns a store. Arguments and errors as of `Client.connect`."""
+        queue = Queue(patience_seconds, waiting)
+        while True:
+            try:
+                return await cls._connect(where, deadline_seconds)
+            except TooMany as refusal:
+                pause = queue.pause_seconds(refusal)
+            await anyio.sleep(pause)
+
+    @classmethod
+    async def _connect(cls, where: Union[str, StoreLayout], deadline_seconds: float) -> AsyncClient:
         path = await anyio.to_thread.run_sync(socket_of, where)
         connection = await anyio.to_thread.run_sync(connect, path, deadline_seconds)
         try:
@@ -145,7 +164,7 @@ class AsyncClient:
         return found[0]
 
     async def carry(self, exchange: Exchange[T]) -> T:
-        """Carry an exchange to its end and return its result."""
+        """Carry an exchange to its end and return its result. One that is cancelled takes back what it has begun."""
         try:
             ask = next(exchange)
             while True:
@@ -159,6 +178,10 @@ class AsyncClient:
                     ask = exchange.send(answer)
         except StopIteration as end:
             return cast(T, end.value)
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(_CANCEL_SECONDS, shield=True), suppress(PylightnixException):
+                await self.call(exchange.throw(OperationCancelled("an exchange")))
+            raise
 
     async def wait(self, operation: str) -> m.WaitResult:
         """Wait until an operation has ended, and do what is handed back meanwhile."""
@@ -239,16 +262,61 @@ class AsyncClient:
         realize_args: Optional[Mapping[DRef, RealizeArg]] = None,
         dry_run: bool = False,
         keep_going: bool = False,
+        watch: bool = True,
+        log: bool = False,
+        jobs: Optional[int] = None,
     ) -> AsyncOperation:
-        """Have what the targets of `closure` need realized; return when the daemon has taken it."""
+        """Have what the targets of `closure` need realized; return when the daemon has taken it.
+
+        With `watch`, `AsyncOperation.events` begins with the very first; without, with what comes after it was called. With
+        `log` as well, it has what builds write. `jobs` is how many builds the operation may want at a time.
+        """
         from pylightnix_client.errands import Errands
         from pylightnix_client.submission import Wishes, submission
 
-        wishes = Wishes(force_rebuild, assert_realized, realize_args or {}, dry_run, keep_going, watch=True)
+        wishes = Wishes(force_rebuild, assert_realized, realize_args or {}, dry_run, keep_going, watch, log, jobs)
         errands = Errands(closure, wishes.realize_args, self.welcome)
         operation = await self.carry(submission(closure, errands.within(wishes)))
         self._errands[operation] = errands
-        return AsyncOperation(self, operation, closure, dry_run, errands.raised)
+        return AsyncOperation(self, operation, closure, dry_run, watched=watch, raised=errands.raised)
+
+    async def realize(
+        self,
+        closure: Closure,
+        *,
+        force_rebuild: Union[Sequence[DRef], bool] = (),
+        assert_realized: Sequence[DRef] = (),
+        realize_args: Optional[Mapping[DRef, RealizeArg]] = None,
+        dry_run: bool = False,
+        keep_going: bool = False,
+        jobs: Optional[int] = None,
+    ) -> Outcome:
+        """Do as `Client.realize`. Cancelling the task cancels the operation."""
+        operation = await self.submit(
+            closure,
+            force_rebuild=force_rebuild,
+            assert_realized=assert_realized,
+            realize_args=realize_args,
+            dry_run=dry_run,
+            keep_going=keep_going,
+            watch=False,
+            jobs=jobs,
+        )
+        try:
+            return await operation.outcome()
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(_CANCEL_SECONDS, shield=True), suppress(PylightnixException):
+                await operation.cancel()
+            raise
+
+    async def attach(self, operation: str) -> AsyncOperation:
+        """Come to an operation that exists; it then lives as long as this connection, if no other is attached.
+
+        Raises:
+            NoSuchOperation: there is none of that name.
+        """
+        attached = cast(m.Attached, await self.call(Ask("attach", m.Attach(operation=operation))))
+        return AsyncOperation(self, operation, attached=attached)
 
     async def cancel(self, operation: str) -> None:
         """End an operation, whoever began it."""
@@ -266,6 +334,10 @@ class AsyncClient:
         """Return a part of the log of a build, or of the latest build of what was built."""
         return cast(m.LogResult, await self.call(Ask("log", m.Log(ref=ref, offset=offset))))
 
+    async def info(self, rref: str) -> m.InfoResult:
+        """Return what is known of a realization. Raises `MissingRealization`."""
+        return cast(m.InfoResult, await self.call(Ask("info", m.Info(ref=rref))))
+
 
 def _run(errands: Errands, errand: Errand) -> Union[Ask, BaseException]:
     """Return the answer to an errand, or what ends more than that: a `SystemExit`, for example."""
@@ -276,17 +348,30 @@ def _run(errands: Errands, errand: Errand) -> Union[Ask, BaseException]:
 
 
 class AsyncOperation:
-    """One closure that a daemon realizes. Made by `AsyncClient.submit`.
+    """One closure that a daemon realizes. Made by `AsyncClient.submit` and `AsyncClient.attach`.
 
     Attributes:
         id: its name.
+        attached: where it was when it was attached to; None for one that was submitted.
         dropped: how many events were left out, because nobody read them.
+        dropped_log_bytes: how much of what builds wrote was left out, for the same reason; the method `log` has it all.
     """
 
-    def __init__(self, client: AsyncClient, operation: str, closure: Closure, dry_run: bool, raised: Mapping[DRef, BaseException]) -> None:
-        self._client, self._closure, self._dry_run, self._raised = client, closure, dry_run, raised
-        self.id = operation
-        self.dropped = 0
+    def __init__(
+        self,
+        client: AsyncClient,
+        operation: str,
+        closure: Optional[Closure] = None,
+        dry_run: bool = False,
+        attached: Optional[m.Attached] = None,
+        watched: bool = False,
+        raised: Optional[Mapping[DRef, BaseException]] = None,
+    ) -> None:
+        self._client, self._closure, self._dry_run = client, closure, dry_run
+        self.id, self.attached = operation, attached
+        self.dropped = self.dropped_log_bytes = 0
+        self._subscribed = watched
+        self._raised: Mapping[DRef, BaseException] = {} if raised is None else raised
 
     def __repr__(self) -> str:
         return f"<AsyncOperation {self.id} at {self._client.path}>"
@@ -298,9 +383,13 @@ class AsyncOperation:
         """
         return await self._client.wait(self.id)
 
-    def events(self) -> AsyncIterator[Happening]:
-        """Iterate over what happens, from the very first to the end. Once only."""
-        return _Happenings(self._client, self)
+    def events(self, log: bool = False) -> AsyncIterator[Happening]:
+        """Iterate over what happens until the end, from the very first if it was submitted with `watch`. Once only.
+
+        What was not subscribed to yet begins with the first step of the iteration; with `log` it has what builds write as well.
+        """
+        subscribed, self._subscribed = self._subscribed, True
+        return _Happenings(self._client, self, None if subscribed else m.Subscribe(operation=self.id, credit=CREDIT, log=log))
 
     async def cancel(self) -> None:
         """End it. What it had built is kept, and builds that others want go on."""
@@ -310,10 +399,13 @@ class AsyncOperation:
         """Wait for the end and return what came of it, as the embedded driver would.
 
         Raises:
+            Misuse: it was attached to, so its closure is not known here.
             PylightnixException: it was cancelled, or the store failed.
         """
         from pylightnix_client.outcomes import outcome_of
 
+        if self._closure is None:
+            raise Misuse("only whoever submitted an operation has its closure; ask for the parts of its outcome instead")
         result = await self.wait()
         return await self._client.carry(outcome_of(self.id, self._closure, result, self._client.trusted, self._dry_run, self._raised))
 
@@ -321,8 +413,8 @@ class AsyncOperation:
 class _Happenings:
     """What happens in an operation. No async generator: one that is left in the middle would have to be closed."""
 
-    def __init__(self, client: AsyncClient, operation: AsyncOperation) -> None:
-        self._client, self._operation = client, operation
+    def __init__(self, client: AsyncClient, operation: AsyncOperation, subscription: Optional[m.Subscribe]) -> None:
+        self._client, self._operation, self._subscription = client, operation, subscription
         self._waiting: deque[Happening] = deque()
         self._spent = 0
 
@@ -330,6 +422,9 @@ class _Happenings:
         return self
 
     async def __anext__(self) -> Happening:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await self._client.call(Ask("subscribe", subscription))
         while not self._waiting:
             notice = await self._client.next_notice(self._operation.id)
             if isinstance(notice, (m.Events, m.Ended)):
@@ -338,6 +433,10 @@ class _Happenings:
                 raise StopAsyncIteration
             if isinstance(notice, m.Events):
                 self._waiting += notice.events
+                self._spent += 1
+            elif isinstance(notice, m.LogPiece):
+                self._operation.dropped_log_bytes += notice.dropped
+                self._waiting.append(notice)
                 self._spent += 1
             if self._spent >= CREDIT // 2:
                 spent, self._spent = self._spent, 0

@@ -9,6 +9,7 @@ what the daemon hands back: realizers and matchers that cannot leave this proces
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
@@ -16,14 +17,15 @@ from typing import TYPE_CHECKING, Final, Optional, TypeVar, Union, cast
 
 from pylightnix.errors import MissingRealization, PylightnixException
 from pylightnix.protocol import messages as m
-from pylightnix.protocol.errors import NoSuchClaim, OperationCancelled
+from pylightnix.protocol.errors import NoSuchClaim, OperationCancelled, TooMany
 from pylightnix.store.layout import StoreLayout
 from pylightnix.types import Closure, DRef, RealizeArg, RRef
-from pylightnix_client.connecting import connect, is_trusted, socket_of
+from pylightnix_client.connecting import PATIENCE_SECONDS, Queue, connect, is_trusted, socket_of
 from pylightnix_client.errors import DaemonGone
 from pylightnix_client.exchange import Ask, Dialogue, Exchange, query_rows, registration
 
 if TYPE_CHECKING:
+    from pylightnix.embedded import Outcome
     from pylightnix.store.collection import Removal
     from pylightnix.store.index import RealizationInfo
     from pylightnix_client.errands import Errand, Errands
@@ -64,15 +66,38 @@ class Client:
         self.aside: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @classmethod
-    def connect(cls, where: Union[str, StoreLayout], deadline_seconds: float = DEADLINE_SECONDS) -> Client:
+    def connect(
+        cls,
+        where: Union[str, StoreLayout],
+        deadline_seconds: float = DEADLINE_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+        waiting: Optional[Callable[[TooMany], None]] = None,
+    ) -> Client:
         """Connect to the daemon at a socket's path, or to the one that owns a store.
+
+        Args:
+            where: the path, or the store.
+            deadline_seconds: how long it may take to answer.
+            patience_seconds: how long to wait for others' end where it has as many connections of this user as it takes.
+            waiting: is called once, with what it said, before such a wait.
 
         Raises:
             NoDaemon: there is none.
             SocketRefused, NotYours: it is not for this user.
             DaemonGone: it did not answer in time, or hung up.
+            DaemonFull: it still had too many connections in the end.
             UnsupportedVersion: it speaks another version of the protocol.
         """
+        queue = Queue(patience_seconds, waiting)
+        while True:
+            try:
+                return cls._connect(where, deadline_seconds)
+            except TooMany as refusal:
+                pause = queue.pause_seconds(refusal)
+            time.sleep(pause)
+
+    @classmethod
+    def _connect(cls, where: Union[str, StoreLayout], deadline_seconds: float) -> Client:
         path = socket_of(where)
         connection = connect(path, deadline_seconds)
         try:
@@ -261,6 +286,39 @@ class Client:
         operation = self.carry(submission(closure, errands.within(wishes)))
         self._errands[operation] = errands
         return Operation(self, operation, closure, dry_run, watched=watch, raised=errands.raised)
+
+    def realize(
+        self,
+        closure: Closure,
+        *,
+        force_rebuild: Union[Sequence[DRef], bool] = (),
+        assert_realized: Sequence[DRef] = (),
+        realize_args: Optional[Mapping[DRef, RealizeArg]] = None,
+        dry_run: bool = False,
+        keep_going: bool = False,
+        jobs: Optional[int] = None,
+    ) -> Outcome:
+        """Have what the targets of `closure` need realized, wait for that, and return what came of it: `submit` and `Operation.outcome`.
+
+        `Outcome.check` raises what failed. An interrupt cancels the operation.
+
+        Raises:
+            PylightnixException: it was cancelled or refused, the store failed, or the daemon has gone.
+        """
+        operation = self.submit(
+            closure,
+            force_rebuild=force_rebuild,
+            assert_realized=assert_realized,
+            realize_args=realize_args,
+            dry_run=dry_run,
+            keep_going=keep_going,
+            jobs=jobs,
+        )
+        try:
+            return operation.outcome()
+        except KeyboardInterrupt:
+            self.cancel(operation.id)
+            raise
 
     def attach(self, operation: str) -> Operation:
         """Come to an operation that exists; it then lives as long as this connection, if no other is attached.

@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import Final, Union
+import time
+from collections.abc import Callable
+from typing import Final, Optional, Union
 
+from pylightnix.protocol.errors import TooMany
 from pylightnix.store.layout import StoreLayout
-from pylightnix.store.ownership import daemon_socket
-from pylightnix_client.errors import NoDaemon, SocketRefused
+from pylightnix.store.ownership import LINK_NAME, daemon_socket, link_target
+from pylightnix_client.errors import DaemonFull, NoDaemon, SocketRefused
 
-__all__ = ["connect", "is_trusted", "socket_of"]
+__all__ = ["PATIENCE_SECONDS", "Queue", "connect", "is_trusted", "socket_of"]
 
-_LINK_NAME: Final = "daemon.sock"
+PATIENCE_SECONDS: Final = 60.0
+"""How long to ask a daemon again that has as many connections of this user as it takes."""
+_RETRY_SECONDS: Final = 1.0
+"""When to ask it again if it does not say."""
+_JITTER: Final = (0.5, 1.5)
+"""By what that is multiplied, lest all who wait come at once again."""
+_BACKLOG_SECONDS: Final = 0.02
+
 _PATH_BYTES_MAX: Final = 107
 """Longest path of a Unix socket on Linux."""
 
@@ -29,11 +39,10 @@ def socket_of(where: Union[str, StoreLayout]) -> str:
     found = daemon_socket(where)
     if found is not None:
         return found
-    # Who may not read the lock file finds the link, which the daemon removes when it ends.
-    link = f"{where.state}/{_LINK_NAME}"
+    # Who may neither read the lock file nor connect is to hear of that, rather than that there is no daemon.
+    link = f"{where.state}/{LINK_NAME}"
     if os.path.exists(link) and not os.access(where.lock, os.R_OK):
-        # A link's own path may be longer than a socket's; the daemon makes one to a path that is not.
-        return os.path.join(where.state, os.readlink(link)) if os.path.islink(link) else link
+        return link_target(link)
     raise NoDaemon(where.state, "none owns this store")
 
 
@@ -49,7 +58,7 @@ def connect(path: str, deadline_seconds: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     connection.settimeout(deadline_seconds)
     try:
-        connection.connect(path)
+        _connect(connection, path, time.monotonic() + deadline_seconds)
     except FileNotFoundError as error:
         connection.close()
         raise NoDaemon(path, "there is no such socket") from error
@@ -63,6 +72,46 @@ def connect(path: str, deadline_seconds: float) -> socket.socket:
         connection.close()
         raise NoDaemon(path, error.strerror or str(error)) from error
     return connection
+
+
+def _connect(connection: socket.socket, path: str, deadline: float) -> None:
+    while True:
+        try:
+            connection.connect(path)
+        except BlockingIOError:  # more wait to be let in than the kernel keeps for the daemon
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_BACKLOG_SECONDS)
+        else:
+            return
+
+
+class Queue:
+    """Where one stands who was not let in, for want of a free connection.
+
+    Args:
+        patience_seconds: how long to stand there.
+        waiting: is called once, with what the daemon said, before the first wait.
+    """
+
+    def __init__(self, patience_seconds: float, waiting: Optional[Callable[[TooMany], None]] = None) -> None:
+        self._deadline = time.monotonic() + patience_seconds
+        self._waiting = waiting
+
+    def pause_seconds(self, refusal: TooMany) -> float:
+        """Return how long to wait before asking again.
+
+        Raises:
+            DaemonFull: it has been long enough.
+        """
+        import random  # here, for few get here
+
+        if time.monotonic() >= self._deadline:
+            raise DaemonFull(refusal) from refusal
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting(refusal)
+        return (refusal.retry_after or _RETRY_SECONDS) * random.uniform(*_JITTER)
 
 
 def is_trusted(connection: socket.socket, where: Union[str, StoreLayout]) -> bool:

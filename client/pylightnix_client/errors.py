@@ -1,6 +1,6 @@
 """The errors that only the client can make: leaves of the tree in `pylightnix.errors`.
 
-Must import nothing but that tree.
+Must import nothing but that tree and the protocol's.
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from __future__ import annotations
 from typing import Optional
 
 from pylightnix.errors import PylightnixException
+from pylightnix.protocol.errors import TooMany
 
 __all__ = [
+    "DaemonFull",
     "DaemonGone",
+    "DaemonLeft",
     "DaemonNotStarted",
     "InvalidArgument",
+    "LeftAlone",
     "LinkRefused",
     "NoDaemon",
     "NoSuchFile",
@@ -123,6 +127,41 @@ class DaemonGone(PylightnixException):
     def __init__(self, where: str, problem: str) -> None:
         self.where, self.problem = where, problem
         super().__init__(f"the daemon at {where} {problem}; what it had finished is kept, so ask again")
+
+
+class DaemonFull(TooMany):
+    """The daemon has as many connections of this user as it takes, and still had when one had waited for a while."""
+
+    # Not by the constructor's arguments: what the daemon said comes along whole.
+    def __init__(self, refusal: TooMany) -> None:
+        self.__dict__.update(vars(refusal))
+        self.args = refusal.args
+
+
+class LeftAlone(PylightnixException):
+    """Ctrl-C ended the watching of an operation, and not the operation. `command` would."""
+
+    code = "interrupted"
+    exit_status = 130
+
+    def __init__(self, operation: str, command: str) -> None:
+        self.operation, self.command = operation, command
+        super().__init__(f"interrupted; the operation {operation} goes on for whoever asked for it; to end it: {command}")
+
+
+class DaemonLeft(PylightnixException):
+    """The daemon ended in the middle of what somebody only looked at. Whoever asked for that asks the next daemon."""
+
+    code = "daemon-left"
+    retryable = True
+    exit_status = 75
+
+    def __init__(self, where: str, watched: str, command: str) -> None:
+        self.where, self.watched, self.command = where, watched, command
+        super().__init__(
+            f"the daemon at {where} went away in the middle of {watched}; what it had finished is kept, and the program that asked "
+            f"for the rest asks the next daemon by itself; what that is at: {command}"
+        )
 
 
 class SocketRefused(PylightnixException):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from pylightnix.events import Event
+    from pylightnix.protocol.errors import TooMany
     from pylightnix_client.operation import Happening
 
 __all__ = ["Onlooker"]
@@ -23,6 +24,12 @@ class Onlooker:
 
     def hear(self, happening: Happening) -> None:
         """Take in what the daemon says, before it is turned into an event."""
+
+    def missed(self, events: int) -> None:
+        """Learn at the end how many events were left out, because this end was slow."""
+
+    def queued(self, refusal: TooMany) -> None:
+        """Learn that the daemon has as many connections of this user as it takes, and that one is waited for."""
 
     def interrupted(self) -> None:
         """Learn that Ctrl-C was pressed, and that the operation is being cancelled."""

@@ -35,7 +35,7 @@ def realize_through(socket: str, closure: Closure, *, observe: Observer = ignore
         PylightnixException: the operation was cancelled, or the store failed.
     """
     onlooker = observe if isinstance(observe, Onlooker) else None
-    with Client.connect(socket) as client:
+    with Client.connect(socket, waiting=None if onlooker is None else onlooker.queued) as client:
         if onlooker is not None:
             client.aside = onlooker.aside
         log = onlooker is not None and onlooker.wants_log
@@ -64,6 +64,8 @@ def watch(operation: Operation, spans: Spans, observe: Observer) -> None:
         event = spans.event(happening) if isinstance(happening, m.Event) else None
         if event is not None:
             observe(event)
+    if onlooker is not None and operation.dropped:
+        onlooker.missed(operation.dropped)
 
 
 def _cancel(operation: Operation) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Final, Optional
 from pylightnix_client.output import Answers
 
 if TYPE_CHECKING:
+    from pylightnix.protocol.errors import TooMany
     from pylightnix.types import StorageSettings
     from pylightnix_client.client import Client
 
-__all__ = ["CONNECT_SECONDS", "Session", "fixed_settings", "served_settings"]
+__all__ = ["CONNECT_SECONDS", "Session", "fixed_settings", "served_settings", "waiting_text"]
 
 CONNECT_SECONDS: Final = 10.0
 """How long connecting to a daemon and its greeting may take."""
@@ -44,13 +45,31 @@ def served_settings(socket: str, deadline_seconds: float = CONNECT_SECONDS) -> S
     from pylightnix.store.ownership import use_socket
     from pylightnix_client.client import Client
 
-    with Client.connect(socket, deadline_seconds) as client:
+    with Client.connect(socket, deadline_seconds, _patience_seconds(deadline_seconds), _say_waiting) as client:
         welcome = client.welcome
     # A daemon may keep its state elsewhere (--state): only it needs to know where.
     top, name = os.path.split(welcome.storage)
     S = mkSS(top) if name == STORAGE_NAME else mkSS(welcome.store, welcome.storage)
     use_socket(store_layout(S), socket)
     return S
+
+
+def _patience_seconds(deadline_seconds: float) -> float:
+    """Return how long to wait for a free connection: not at all where somebody waits at a prompt."""
+    from pylightnix_client.connecting import PATIENCE_SECONDS
+
+    return 0.0 if deadline_seconds < CONNECT_SECONDS else PATIENCE_SECONDS
+
+
+def _say_waiting(refusal: TooMany) -> None:
+    from pylightnix_client.output import note
+
+    note(waiting_text(refusal))
+
+
+def waiting_text(refusal: TooMany) -> str:
+    """Return what people are told who wait for a free connection."""
+    return f"the daemon has as many connections of yours as it takes ({refusal.limit}); waiting until one ends …"
 
 
 @dataclass(slots=True)
@@ -78,12 +97,13 @@ class Session:
         """Connect to the store's daemon.
 
         Raises:
-            NoDaemon, SocketRefused, NotYours, DaemonGone, UnsupportedVersion: there is none to talk to.
+            NoDaemon, SocketRefused, NotYours, DaemonGone, DaemonFull, UnsupportedVersion: there is none to talk to.
         """
         from pylightnix.storage import store_layout
         from pylightnix_client.client import Client
 
-        return Client.connect(self.socket or store_layout(self.settings()), deadline_seconds)
+        where = self.socket or store_layout(self.settings(deadline_seconds))
+        return Client.connect(where, deadline_seconds, _patience_seconds(deadline_seconds), _say_waiting)
 
     def own_command(self, *words: str) -> str:
         """Return a command line of this program on the same store, ready to be copied into a shell."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Optional, TypeAlias, T
 
 from pylightnix.errors import PylightnixException
 from pylightnix.events import Observer, ignore
+from pylightnix.nesting import being_built
 from pylightnix.storage import store_layout
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, StoreOwned
@@ -41,8 +42,13 @@ __all__ = [
 
 T = TypeVar("T")
 Find: TypeAlias = Callable[[StoreLayout], Optional[str]]
+Again: TypeAlias = Callable[[PylightnixException], None]
 
 _PAUSE_SECONDS: Final = 0.05
+
+
+def _nobody(error: PylightnixException) -> None:
+    """Tell nobody that another daemon is asked."""
 
 
 def realize_closure(
@@ -56,6 +62,7 @@ def realize_closure(
     observe: Observer = ignore,
     find: Find = daemon_socket,
     jobs: Optional[int] = None,
+    again: Again = _nobody,
 ) -> Outcome:
     """Realize what the targets of `closure` need, through the daemon if one owns the store.
 
@@ -63,7 +70,7 @@ def realize_closure(
     realizers run in its workers: they see no globals that were changed here. Those that
     cannot be pickled run in this thread, and what they raise is in the outcome as that very object. `find` says
     where a daemon listens; one that starts a daemon never says None. At most `jobs` builds go on at a time there; here
-    it is always one.
+    it is always one. `again` is called with the reason whenever the same is asked once more, after a daemon.
 
     Raises:
         DaemonGone: the daemon ended in the middle, and no other came.
@@ -87,7 +94,7 @@ def realize_closure(
 
         return embedded.realize_closure(closure, **arguments)
 
-    return _wherever(store_layout(closure.S), through, here, find)
+    return _wherever(store_layout(closure.S), through, here, find, again)
 
 
 async def realize_closure_async(closure: Closure, **wishes: Any) -> Outcome:
@@ -344,7 +351,9 @@ def open_for_arrivals(layout: StoreLayout) -> Iterator[Destination]:
         yield _wherever(layout, through, here)
 
 
-def _wherever(layout: StoreLayout, through: Callable[[str], T], here: Callable[[], T], find: Find = daemon_socket) -> T:
+def _wherever(
+    layout: StoreLayout, through: Callable[[str], T], here: Callable[[], T], find: Find = daemon_socket, again: Again = _nobody
+) -> T:
     """Call `through` with a daemon's socket if one owns the store, else `here`; again where that has changed meanwhile."""
     search = _Search(layout, find)
     while True:
@@ -355,6 +364,8 @@ def _wherever(layout: StoreLayout, through: Callable[[str], T], here: Callable[[
             if not search.goes_on(error, socket):
                 raise
             pause = search.pause_seconds(error)
+            if socket is not None:
+                again(error)
         time.sleep(pause)
 
 
@@ -375,11 +386,13 @@ class _Search:
         """Tell whether to ask again after an error: only where it says that the store has changed hands, and not for ever."""
         if not _has_moved(error, self._layout, socket):
             return False
-        from pylightnix.protocol.errors import Draining
+        from pylightnix.protocol.errors import Draining, TooMany
 
+        if isinstance(error, TooMany) and being_built(self._layout.storage):
+            return False  # whoever has the connections may be waiting for the very realizer that asks
         now = time.monotonic()
         # A build of hours does not use up the time to find another daemon, nor does one that says how long it still takes.
-        if self._last is None or now - self._begun > LOCK_WAIT_SECONDS or isinstance(error, Draining):
+        if self._last is None or now - self._begun > LOCK_WAIT_SECONDS or isinstance(error, (Draining, TooMany)):
             self._last = now + LOCK_WAIT_SECONDS
         return now < self._last
 
@@ -391,10 +404,10 @@ class _Search:
 
 
 def _has_moved(error: PylightnixException, layout: StoreLayout, socket: Optional[str]) -> bool:
-    """Tell whether an error says that the store has another owner than when the call began."""
+    """Tell whether an error says that the store has another owner than when the call began, or that it is not our turn yet."""
     if socket is None:
         return isinstance(error, StoreOwned) and error.root == layout.state
     from pylightnix.protocol.errors import Draining
-    from pylightnix_client.errors import DaemonGone, NoDaemon
+    from pylightnix_client.errors import DaemonFull, DaemonGone, NoDaemon
 
-    return isinstance(error, (DaemonGone, NoDaemon, Draining))
+    return isinstance(error, (DaemonGone, NoDaemon, Draining, DaemonFull))

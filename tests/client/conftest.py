@@ -91,7 +91,7 @@ class Program:
     @property
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYLIGHTNIX", "PYTHON"))}
-        path = os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY / "client")])
+        path = os.pathsep.join(str(REPOSITORY / part) for part in ("src", "client", "daemon"))
         return {**kept, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYLIGHTNIX_ROOT": str(self.store), "COLUMNS": "120"}
 
     def command(self, *arguments: str) -> list[str]:

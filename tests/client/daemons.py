@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,12 @@ def write_argument(b: Build) -> None:
 def wait_for_ever(b: Build) -> None:
     print("it waits", flush=True)
     subprocess.run(["tail", "-f", "/dev/null"], check=True)
+
+
+def wait_for_file(b: Build) -> None:
+    while not os.path.exists(build_cattrs(b).path):
+        time.sleep(0.02)
+    write_config(b)
 
 
 def waits_at_first(b: Build) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from typing import Any, Final, Optional
 
 from pylightnix.store.layout import StoreLayout
 
-__all__ = ["DAEMON_ROLE", "daemon_socket", "lock_says", "use_socket"]
+__all__ = ["DAEMON_ROLE", "LINK_NAME", "daemon_socket", "link_target", "lock_says", "use_socket"]
 
 DAEMON_ROLE: Final = "pylightnixd"
 """What the lock file calls the daemon."""
+LINK_NAME: Final = "daemon.sock"
+"""The socket in a state folder, or a link to where it is."""
 _PROBE_SECONDS: Final = 2.0
 
 _chosen: dict[str, str] = {}
@@ -45,15 +48,33 @@ def use_socket(layout: StoreLayout, path: str) -> None:
 def daemon_socket(layout: StoreLayout) -> Optional[str]:
     """Return the path of the socket at which a daemon serves this store now; None if none does.
 
-    Costs the reading of an empty file where there is no daemon, and a connection where there is one.
+    A socket in the state folder at which somebody listens counts, too: a supervisor, such as systemd, keeps it while no
+    daemon runs, and starts one for whoever connects. Costs the reading of an empty file and a look for that socket
+    where there is no daemon, and a connection where there is one.
     """
     if layout.storage in _chosen:
         return _chosen[layout.storage]
     said = lock_says(layout)
-    path = said.get("socket")
-    if said.get("role") != DAEMON_ROLE or not isinstance(path, str):
+    path = said.get("socket") if said.get("role") == DAEMON_ROLE else None
+    if isinstance(path, str) and _answers(path):
+        return path
+    link = f"{layout.state}/{LINK_NAME}"
+    try:
+        if not stat.S_ISSOCK(os.stat(link).st_mode):
+            return None
+        target = link_target(link)
+    except OSError:
         return None
-    return path if _answers(path) else None
+    return target if target != path and _answers(target) else None
+
+
+def link_target(link: str) -> str:
+    """Return where the socket at `link` is: a link's own path may be longer than a socket's, and leads to one that is not.
+
+    Raises:
+        OSError: there is nothing any more.
+    """
+    return os.path.join(os.path.dirname(link), os.readlink(link)) if os.path.islink(link) else link
 
 
 def _answers(path: str) -> bool:
@@ -63,6 +84,8 @@ def _answers(path: str) -> bool:
         probe.settimeout(_PROBE_SECONDS)
         try:
             probe.connect(path)
+        except BlockingIOError:
+            return True  # so many connect at a time that none more can wait
         except OSError:
             return False  # it was killed, or does not listen yet or any more
     return True
