@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
 from pylightnix.protocol import messages as m
 from pylightnix.refs import undref
+from pylightnix.types import DRef
 from pylightnix_client.operation import Happening
 from pylightnix_client.plain import last_lines, plain_line
 
@@ -20,13 +21,18 @@ _TAIL_BYTES: Final = 4096
 class Row:
     """A build that runs."""
 
-    name: str
+    dref: str
     started: Optional[float]
     """UTC seconds since the epoch; None if it ran before anybody looked."""
     tail: bytes = b""
     """The end of what it wrote."""
     fetching: str = ""
     """How far it is with what it fetches, if it does."""
+
+    @property
+    def name(self) -> str:
+        """The derivation's name."""
+        return undref(DRef(self.dref))[1]
 
     @property
     def line(self) -> str:
@@ -47,8 +53,17 @@ class Board:
     built: int = 0
     joined: int = 0
     failed: int = 0
+    _before: int = 0
+    """How much was done when others' operation was come to; nobody knows how."""
     _ended: set[str] = field(default_factory=set)
     _spans: dict[int, str] = field(default_factory=dict)
+
+    def begin(self, done: int, total: int, builds: Iterable[m.BuildLine]) -> None:
+        """Take in how far an operation is that others began, and which builds of it run."""
+        self.done, self.total, self._before = done, total, done
+        for line in builds:
+            if line.started is not None:
+                self.rows[line.build] = Row(line.dref, line.started)
 
     def hear(self, happening: Happening) -> None:
         """Take in what the daemon says."""
@@ -67,9 +82,9 @@ class Board:
         if event.phase == "start" and event.build is not None and event.dref is not None:
             self._spans[event.id] = event.build
             self._ended.discard(event.build)
-            self.rows[event.build] = Row(undref(event.dref)[1], event.time)
+            self.rows[event.build] = Row(event.dref, event.time)
         elif event.phase == "stop":
-            build = self._spans.pop(event.id, None)
+            build = self._spans.pop(event.id, None) or self._build_of(event.dref)
             if build is not None:
                 self._ended.add(build)
                 self.rows.pop(build, None)
@@ -79,17 +94,21 @@ class Board:
             # What the daemon says is how far it was just before.
             self.done = max(self.done, self.built + self.joined + self.failed)
 
+    def _build_of(self, dref: Optional[str]) -> Optional[str]:
+        """Return which build that runs is a derivation's: the beginning of its span was not heard."""
+        return next((build for build, row in self.rows.items() if row.dref == dref), None)
+
     def _wrote(self, piece: m.LogPiece) -> None:
         if piece.build in self._ended:
             return  # its log comes at its own pace, the end of it after the news
         row = self.rows.get(piece.build)
         if row is None:
-            row = self.rows[piece.build] = Row(undref(piece.dref)[1], None)
+            row = self.rows[piece.build] = Row(piece.dref, None)
         row.tail = (row.tail + piece.data)[-_TAIL_BYTES:]
 
     def totals(self) -> str:
         """Return how far it is, in words."""
-        reused = max(0, self.done - self.built - self.joined - self.failed)
+        reused = max(0, self.done - self._before - self.built - self.joined - self.failed)
         counts = {"built": self.built, "joined": self.joined, "reused": reused, "failed": self.failed}
         return ", ".join([f"{self.done}/{self.total} done", *(f"{count} {what}" for what, count in counts.items() if count)])
 

@@ -63,7 +63,7 @@ Exit status:
    70  a defect of this program
    73  something cannot be made: the store, an out-link
    74  the disk is full or fails, or an archive cannot be read or written
-   75  the store is busy, or a server is; try again later
+   75  the store, its daemon or a server is busy, or the daemon went away from under attach or log -f; try again later
    76  the daemon and this program do not understand each other
    77  the store or its daemon belongs to another user
    78  the store is of a newer version; a setting of the environment does not do

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Final
 
@@ -16,11 +16,15 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from pylightnix.errors import PylightnixException
 from pylightnix.events import BuildFailed, BuildFinished, BuildJoined, Event
+from pylightnix.protocol import messages as m
+from pylightnix.protocol.errors import TooMany
 from pylightnix.refs import undref
 from pylightnix_client.board import Board, Row
 from pylightnix_client.operation import Happening
-from pylightnix_client.progress import INTERRUPTED, Progress, human_seconds
+from pylightnix_client.progress import INTERRUPTED, Progress, human_seconds, told_again, told_missed
+from pylightnix_client.session import waiting_text
 
 __all__ = ["LiveProgress"]
 
@@ -97,6 +101,26 @@ class LiveProgress(Progress):
         super().hear(happening)
         with self._lock:
             self._board.hear(happening)
+
+    def begin(self, attached: m.Attached, builds: Sequence[m.BuildLine]) -> None:
+        """Take in where an operation is that others began."""
+        super().begin(attached, builds)
+        with self._lock:
+            self._board.begin(attached.done, attached.total, builds)
+
+    def asks_again(self, error: PylightnixException) -> None:
+        """Say that the same is asked again, and forget what ran."""
+        with self._lock:
+            self._board = Board()
+        self._say(told_again(error), "bold")
+
+    def missed(self, events: int) -> None:
+        """Say how many events were left out."""
+        self._say(told_missed(events), "bold")
+
+    def queued(self, refusal: TooMany) -> None:
+        """Say that a free connection is waited for."""
+        self._say(waiting_text(refusal), "bold")
 
     def interrupted(self) -> None:
         """Say that the operation is being cancelled."""

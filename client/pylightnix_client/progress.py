@@ -6,9 +6,11 @@ may name some, come with the result.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any, Final
 
-from pylightnix.errors import BuildError, PylightnixException
+from pylightnix.errors import PylightnixException
 from pylightnix.events import (
     BuildFailed,
     BuildFinished,
@@ -18,16 +20,20 @@ from pylightnix.events import (
     Event,
 )
 from pylightnix.protocol import messages as m
+from pylightnix.protocol.errors import TooMany
 from pylightnix.refs import undref
 from pylightnix.types import DRef
 from pylightnix_client.onlooker import Onlooker
 from pylightnix_client.operation import Happening
 from pylightnix_client.output import Answers, note
 from pylightnix_client.plain import plain_line
+from pylightnix_client.session import waiting_text
 
-__all__ = ["INTERRUPTED", "JsonProgress", "Progress", "TextProgress", "event_fields", "human_seconds"]
+__all__ = ["INTERRUPTED", "JsonProgress", "Progress", "TextProgress", "event_fields", "human_seconds", "told_again", "told_missed"]
 
 INTERRUPTED: Final = "interrupted: cancelling what was asked for, what was finished is kept; press Ctrl-C again to leave at once"
+_NAMED: Final = 3
+"""How many builds are named in a line."""
 
 
 def human_seconds(seconds: float) -> str:
@@ -38,6 +44,18 @@ def human_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def told_again(error: PylightnixException) -> str:
+    """Return what people are told when a daemon's successor is asked."""
+    from pylightnix.protocol.errors import Draining
+
+    return f"the daemon {'is stopping' if isinstance(error, Draining) else 'has gone'}; asking again"
+
+
+def told_missed(events: int) -> str:
+    """Return what people are told of events that they were not."""
+    return f"{events} {'event was' if events == 1 else 'events were'} left out above: they came faster than they were taken"
 
 
 def event_fields(event: Event) -> dict[str, Any]:
@@ -51,8 +69,9 @@ def event_fields(event: Event) -> dict[str, Any]:
     if isinstance(event, BuildJoined):
         return {"kind": "build-joined", "dref": event.dref}
     if isinstance(event, BuildFailed):
-        code = event.error.code if isinstance(event.error, PylightnixException) else BuildError.code
-        return {"kind": "build-failed", "dref": event.dref, "code": code}
+        from pylightnix_client.failures import failure_code
+
+        return {"kind": "build-failed", "dref": event.dref, "code": failure_code(event.error)}
     return {"kind": "build-skipped", "dref": event.dref, "because": event.because}
 
 
@@ -65,9 +84,24 @@ class Progress(Onlooker):
 
     def __init__(self) -> None:
         self.builds: dict[DRef, str] = {}
+        self._asks_again = False
+
+    def begin(self, attached: m.Attached, builds: Sequence[m.BuildLine]) -> None:
+        """Take in where an operation is that others began, and which builds of it run."""
+        self.builds.update((DRef(line.dref), line.build) for line in builds)
+
+    def again(self, error: PylightnixException) -> None:
+        """Learn that the daemon went away, or will, and that the same is asked again; told once until something happens."""
+        if not self._asks_again and not isinstance(error, TooMany):
+            self._asks_again = True
+            self.asks_again(error)
+
+    def asks_again(self, error: PylightnixException) -> None:
+        """Say that the same is asked again."""
 
     def hear(self, happening: Happening) -> None:
         """Take in what the daemon says."""
+        self._asks_again = False
         if isinstance(happening, m.Event) and happening.phase == "start" and happening.dref is not None and happening.build is not None:
             self.builds[DRef(happening.dref)] = happening.build
 
@@ -90,6 +124,23 @@ class JsonProgress(Progress):
             import msgspec
 
             self._tell({"kind": "fetching", "dref": happening.dref, "phase": happening.phase, **msgspec.to_builtins(happening.fetch)})
+
+    def begin(self, attached: m.Attached, builds: Sequence[m.BuildLine]) -> None:
+        """Say where an operation is that others began."""
+        super().begin(attached, builds)
+        self._tell({"kind": "attached", "done": attached.done, "total": attached.total})
+
+    def asks_again(self, error: PylightnixException) -> None:
+        """Say that the same is asked again."""
+        self._tell({"kind": "asking-again", "code": error.code})
+
+    def missed(self, events: int) -> None:
+        """Say how many events were left out."""
+        self._tell({"kind": "missed", "events": events})
+
+    def queued(self, refusal: TooMany) -> None:
+        """Say that a free connection is waited for."""
+        self._tell({"kind": "queued", "code": refusal.code, "limit": refusal.limit})
 
     def interrupted(self) -> None:
         """Say that the operation is being cancelled."""
@@ -138,6 +189,26 @@ class TextProgress(Progress):
             if told and self._fetches.get(happening.dref) != told:
                 self._fetches[happening.dref] = told
                 note(f"{undref(happening.dref)[1]}: {told}", self._places.get(happening.dref, ""))
+
+    def begin(self, attached: m.Attached, builds: Sequence[m.BuildLine]) -> None:
+        """Say where an operation is that others began."""
+        super().begin(attached, builds)
+        now = time.time()
+        running = [f"{undref(DRef(line.dref))[1]} for {human_seconds(max(0.0, now - line.started))}" for line in builds if line.started]
+        said = [f"building {', '.join(running[:_NAMED])}{' …' if len(running) > _NAMED else ''}"] if running else []
+        note(", ".join([f"{attached.done}/{attached.total} done", *said]))
+
+    def asks_again(self, error: PylightnixException) -> None:
+        """Say that the same is asked again."""
+        note(told_again(error))
+
+    def missed(self, events: int) -> None:
+        """Say how many events were left out."""
+        note(told_missed(events))
+
+    def queued(self, refusal: TooMany) -> None:
+        """Say that a free connection is waited for."""
+        note(waiting_text(refusal))
 
     def interrupted(self) -> None:
         """Say that the operation is being cancelled."""

@@ -397,11 +397,42 @@ def test_attach_shows_the_same(on_terminal: Callable[..., terminals.Session], al
     child.stdout.readline()
     operation = next(item["operation"] for item in alone("ps", "--json").objects if item["kind"] == "operation")
     session = on_terminal("attach", operation)
+    session.read_until("0/3 done")
     session.read_until("all of it")
     gate.touch()
     ended = session.end()
     child.communicate(timeout=60)
     assert (ended.status, ended.screen.cursor_shown, ended.screen.text[-1]) == (0, True, "3 built")
+
+
+# --- daemons that go away -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", [signal.SIGKILL, signal.SIGTERM])
+def test_it_is_said_once_that_another_daemon_is_asked(alone: Program, tmp_path: Path, ends: signal.Signals) -> None:
+    gate = tmp_path / "gate"
+    code, text = ("daemon-gone", "the daemon has gone") if ends == signal.SIGKILL else ("draining", "the daemon is stopping")
+    daemon = daemons.start_daemon(str(alone.store), "--drain", "0.2")
+    arguments = ("build", "stages.py:chatty", "--arg", f'until="{gate}"')
+    people, programs = alone.start(*arguments), alone.start(*arguments, "--json")
+    try:
+        for child in (people, programs):
+            stream = child.stderr if child is people else child.stdout
+            assert stream is not None
+            assert b"build" in stream.readline()
+        os.kill(daemon.pid, ends)
+        daemons.end_daemon(daemon)
+        gate.touch()
+        told = people.communicate(timeout=60)[1].decode()
+        objects = [json.loads(line) for line in programs.communicate(timeout=60)[0].splitlines()]
+    finally:
+        for child in (people, programs):
+            child.kill()
+            child.wait()
+    assert (people.returncode, programs.returncode) == (0, 0), told
+    assert told.count("asking again") == 1, told
+    assert f"{text}; asking again\n" in told
+    assert [item["code"] for item in objects if item["kind"] == "asking-again"] == [code]
 
 
 # --- completion ---------------------------------------------------------------------------------------

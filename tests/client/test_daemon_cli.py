@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from typing import Any, NamedTuple
 
 import pytest
 from tests.client import daemons
+from tests.waiting import wait_until
 
-from pylightnix import StorageSettings
+from pylightnix import StorageSettings, instantiate
 from pylightnix.protocol import messages as m
+from pylightnix.storage import store_layout
+from pylightnix_client.client import Client
 from pylightnix_client.commands.daemon import amounts
 
 
@@ -66,6 +70,27 @@ def main(r, text="one"):
 
 def broken(r):
     return _derivation(r, "above", _write, dep=_derivation(r, "broken", _fail))
+
+
+def _raise_raw(S, dref, context, rarg):
+    raise KeyError("raw")
+
+
+class Unpicklable(Exception):
+    def __reduce__(self):
+        raise TypeError("not to be pickled")
+
+
+def _raise_unpicklable(S, dref, context, rarg):
+    raise Unpicklable("here")
+
+
+def raw(r):
+    return mkdrv(mkconfig({"name": "raw"}), match_latest(), _raise_raw, r)
+
+
+def unpicklable(r):
+    return mkdrv(mkconfig({"name": "unpicklable"}), match_latest(), _raise_unpicklable, r)
 
 
 def waits(r, i=0):
@@ -155,6 +180,18 @@ def test_failures_are_those_of_the_embedded_store(run: Run, tmp_path: Path) -> N
     assert 'raise ValueError("no such luck")' in failed["traceback"]
 
 
+@pytest.mark.parametrize(("stage", "said"), [("raw", "KeyError: 'raw'"), ("unpicklable", "Unpicklable: here")])
+def test_any_exception_of_a_realizer_has_one_code(run: Run, tmp_path: Path, stage: str, said: str) -> None:
+    arguments = ("build", f"stages.py:{stage}", "--json")
+    through, embedded = run(*arguments).objects, run(*arguments, store=tmp_path / "embedded").objects
+    for objects in (through, embedded):
+        assert [item["code"] for item in objects if item["kind"] == "build-failed"] == ["build-failed"]
+        (failed,) = objects[-1]["failed"]
+        assert failed["code"] == "build-failed"
+        assert failed["message"].endswith(said)
+        assert "raise " in failed["traceback"]
+
+
 def test_people_see_the_same_lines(run: Run) -> None:
     ran = run("build", "stages.py:main", "--arg", 'text="people"')
     assert ran.status == 0
@@ -176,6 +213,11 @@ def test_what_was_built_is_shown_and_read(run: Run) -> None:
 
 
 # --- looking on ---------------------------------------------------------------------------------------
+
+
+def test_nothing_to_list_is_said_aside(run: Run) -> None:
+    assert run("ps") == (0, "", "nothing is going on\n")
+    assert run("ps", "--json") == (0, "", "")
 
 
 def test_status_tells_of_the_daemon(run: Run, served: StorageSettings) -> None:
@@ -230,6 +272,61 @@ def test_an_operation_is_listed_attached_to_and_cancelled(
     out, _ = child.communicate(timeout=daemons.SECONDS)
     assert child.returncode != 0
     assert "cancelled" in out
+
+
+def test_ctrl_c_in_attach_leaves_the_operation_alone(
+    run: Run, waiting: Callable[[int], subprocess.Popen[str]], served: StorageSettings, folder: Path
+) -> None:
+    waiting(3)
+    name = next(item["operation"] for item in run("ps", "--json").objects if item["kind"] == "operation")
+    attached = subprocess.Popen(
+        command(served.root, "attach", name),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=folder,
+        env=daemons.environment(),
+        text=True,
+    )
+    assert attached.stderr is not None
+    where = attached.stderr.readline()
+    assert where.startswith("0/1 done, building waits for "), where
+    attached.send_signal(signal.SIGINT)
+    _, said = attached.communicate(timeout=daemons.SECONDS)
+    assert attached.returncode == 130
+    assert f"the operation {name} goes on" in said
+    ending = shlex.split(said.strip().rpartition("to end it: ")[2])
+    assert name in [item.get("operation") for item in run("ps", "--json").objects]
+    assert run(*ending[3:]).status == 0, ending
+
+
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGKILL])
+def test_who_looks_on_is_told_that_the_daemon_went_away(folder: Path, ends: signal.Signals) -> None:
+    with daemons.short_store() as S:
+        daemon = daemons.start_daemon(str(S.root), "--drain", "0.2")
+        closure = instantiate(lambda r: daemons.stage(r, "waits", daemons.wait_for_ever), S=S)[1]
+        with Client.connect(store_layout(S)) as client:
+            name = client.submit(closure).id
+            looking = [
+                subprocess.Popen(
+                    command(S.root, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=daemons.environment(), text=True
+                )
+                for arguments in (("attach", name), ("log", "-f", closure.targets[0]), ("attach", name, "--json"))
+            ]
+            wait_until(lambda: bool(client.ps().builds[0].pid))
+            assert looking[0].stderr is not None
+            assert looking[1].stdout is not None
+            assert looking[2].stdout is not None
+            assert looking[0].stderr.readline().startswith("0/1 done")
+            assert looking[1].stdout.readline() == "it waits\n"
+            assert json.loads(looking[2].stdout.readline()) == {"kind": "attached", "done": 0, "total": 1}
+            daemon.send_signal(ends)
+            ended = [child.communicate(timeout=daemons.SECONDS) for child in looking]
+        daemons.end_daemon(daemon)
+        assert [child.returncode for child in looking] == [75, 75, 75], ended
+        assert f"went away in the middle of the operation {name}" in ended[0][1]
+        assert "went away in the middle of the" in ended[1][1]
+        assert "pylightnix --store" in ended[1][1]
+        assert json.loads(ended[2][0].splitlines()[-1])["code"] == "daemon-left"
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,20 @@ import os
 import re
 import select
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.client import daemons
 from tests.stores import new_store, stage
+from tests.waiting import wait_until
 
 import pylightnix
 from pylightnix import (
@@ -48,14 +52,22 @@ from pylightnix import (
     selfref,
 )
 from pylightnix.events import BuildFailed, BuildFinished, BuildSkipped, BuildStarted, Event
+from pylightnix.nesting import running_realizer
 from pylightnix.protocol import messages
+from pylightnix.protocol.errors import TooMany
+from pylightnix.protocol.limits import CONNECTIONS_PER_USER_MAX
 from pylightnix.query import realization_info, realization_starts
-from pylightnix.remote import realize_closure
+from pylightnix.remote import _Search, realize_closure
 from pylightnix.storage import store_layout
 from pylightnix.store.ownership import daemon_socket
 from pylightnix_client.client import Client
-from pylightnix_client.errors import NoDaemon, SocketRefused
+from pylightnix_client.errors import DaemonFull, NoDaemon, SocketRefused
 from pylightnix_client.failures import build_report
+from pylightnix_client.onlooker import Onlooker
+from pylightnix_client.operation import Operation
+from pylightnix_client.output import Answers
+from pylightnix_client.progress import JsonProgress, TextProgress
+from pylightnix_client.realizing import Spans, watch
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +328,101 @@ def test_a_slow_reader_of_events_is_told_of_all(client: Client, served: StorageS
     events = [happening for happening in operation.events() if isinstance(happening, messages.Event)]
     seen = [(event.kind, event.phase) for event in events if event.kind == "build"]
     assert seen == [("build", "start"), ("build", "stop")] * 5
+
+
+class _Slow:
+    """Stands for a connection whose daemon left much out."""
+
+    def __init__(self) -> None:
+        self.notices: list[messages.Message] = [
+            messages.Events(operation="op", events=[], dropped=3),
+            messages.LogPiece(operation="op", build="b", dref="dref:" + "0" * 32 + "-x", data=b"", dropped=100),
+            messages.Ended(operation="op"),
+        ]
+
+    def next_notice(self, operation: str) -> messages.Message:
+        return self.notices.pop(0)
+
+
+def test_what_was_left_out_is_counted_and_said(capfd: pytest.CaptureFixture[str]) -> None:
+    for progress in (TextProgress(), JsonProgress(Answers(as_json=True))):
+        operation = Operation(cast("Client", _Slow()), "op", watched=True)
+        watch(operation, Spans(), progress)
+        assert (operation.dropped, operation.dropped_log_bytes) == (3, 100)
+    told = capfd.readouterr()
+    assert told.err == "3 events were left out above: they came faster than they were taken\n"
+    assert told.out == '{"kind": "missed", "events": 3}\n'
+
+
+# --- more programs than the daemon takes --------------------------------------------------------------
+
+
+@contextmanager
+def all_connections(S: StorageSettings) -> Iterator[list[Client]]:
+    """Take all connections that a user may have."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Client.connect(store_layout(S))) for _ in range(CONNECTIONS_PER_USER_MAX)]
+
+
+class _Queued(Onlooker):
+    """Lets one go when it is told that its program waits for that."""
+
+    def __init__(self, others: list[Client]) -> None:
+        self.others = others
+        self.told = 0
+
+    def queued(self, refusal: TooMany) -> None:
+        self.told += 1
+        self.others[0].close()
+
+
+def test_a_free_connection_is_waited_for(served: StorageSettings) -> None:
+    closure = instantiate(daemons.chain, "queued", 1, S=served)[1]
+    with all_connections(served) as others:
+        queued = _Queued(others)
+        with Client.connect(store_layout(served), waiting=queued.queued) as client:
+            assert client.status().pid == client.welcome.pid
+            with pytest.raises(DaemonFull, match="64 is the limit"):
+                Client.connect(store_layout(served), patience_seconds=0)
+            queued.others = [client]
+            outcome = realize_closure(closure, observe=queued)
+        assert (len(outcome.built), queued.told) == (1, 2)
+
+
+def test_the_program_waits_for_a_free_connection(served: StorageSettings) -> None:
+    with all_connections(served) as others:
+        command = [sys.executable, "-m", "pylightnix_client", "--store", str(served.root), "ps"]
+        child = subprocess.Popen(command, stderr=subprocess.PIPE, env=daemons.environment(), text=True)
+        assert child.stderr is not None
+        assert "as many connections of yours as it takes (64)" in child.stderr.readline()
+        others[0].close()
+        assert child.communicate(timeout=60)[1] == "nothing is going on\n"
+        assert child.returncode == 0
+
+
+def test_a_realizer_does_not_wait_for_its_own_program_for_ever(served: StorageSettings) -> None:
+    refusal = DaemonFull(TooMany("connections", 64, 1.0))
+    search = _Search(store_layout(served))
+    search.socket()
+    assert search.goes_on(refusal, "socket")
+    with running_realizer(DRef("dref:" + "0" * 32 + "-x"), store_layout(served).storage):
+        assert not search.goes_on(refusal, "socket")
+
+
+def test_more_threads_than_connections_all_have_their_results(served: StorageSettings, tmp_path: Path) -> None:
+    mark = tmp_path / "gate"
+    closure = instantiate(lambda r: daemons.stage(r, "gated", daemons.wait_for_file, path=str(mark)), S=served)[1]
+    results: list[RRef] = []
+    threads = [threading.Thread(target=lambda: results.append(realize1(closure))) for _ in range(CONNECTIONS_PER_USER_MAX + 16)]
+    with Client.connect(store_layout(served)) as client:
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: client.status().operations >= CONNECTIONS_PER_USER_MAX - 1)
+        mark.touch()
+        for thread in threads:
+            thread.join(60)
+    assert len(results) == len(threads)
+    assert len(set(results)) == 1
 
 
 # --- daemons that come and go -------------------------------------------------------------------------

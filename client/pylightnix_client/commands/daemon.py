@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from pylightnix.types import DRef
     from pylightnix_client.client import Client
     from pylightnix_client.log_ends import LogEnd
+    from pylightnix_client.operation import Operation
     from pylightnix_client.output import Answers
+    from pylightnix_client.progress import Progress
 
 __all__ = ["attach_command", "cancel_command", "log_command", "ps_command", "status_command"]
 
@@ -47,6 +49,8 @@ def _shown(drefs: list[str]) -> str:
 @click.pass_obj
 def ps_command(session: Session) -> None:
     """List the operations that the store's daemon is at, and the builds that run or wait."""
+    from pylightnix_client.output import note
+
     with session.connect() as client:
         found = client.ps()
     answers = session.answers
@@ -58,8 +62,11 @@ def ps_command(session: Session) -> None:
         if found.more_builds:
             answers.object("more-builds", count=found.more_builds)
         return
-    for line in _ps_lines(found):
+    lines = list(_ps_lines(found))
+    for line in lines:
         answers.text(line)
+    if not lines:
+        note("nothing is going on")
 
 
 def _ps_lines(found: m.Processes) -> Iterator[str]:
@@ -125,27 +132,59 @@ def status_command(session: Session) -> None:
 @json_option
 @click.pass_obj
 def log_command(session: Session, ref: str, follow: bool) -> None:
-    """Print what the build REF wrote: a build's name, or the derivation or realization that it built."""
-    import time
+    """Print what the build REF wrote: a build's name, or the derivation or realization that it built.
 
+    With --follow the exit status is 75 if the daemon goes away in the middle of the build.
+    """
     from pylightnix.refs import isdref, isrref
+    from pylightnix_client.errors import DaemonGone, DaemonLeft
     from pylightnix_client.references import resolve_reference
 
     with _log_keeper(session) as client:
         # A build's name is never a path; the beginning of a reference may be given with its kind.
         if ref.startswith(("dref:", "rref:")) and not (isdref(ref) or isrref(ref)):
             ref = str(resolve_reference(ref, session.settings()))
-        offset = 0
-        while True:
-            found = client.log(ref, offset)
-            ref = found.build  # a later build of the same must not be mixed into this log
-            offset = found.next
-            if found.data:
-                _tell_log(session.answers, found.build, found.data)
-            elif found.finished or not follow:
-                return
-            else:
-                time.sleep(_FOLLOW_SECONDS)
+        try:
+            is_whole = _print_log(client, session.answers, ref, follow)
+        except DaemonGone as error:
+            if not follow:
+                raise
+            raise DaemonLeft(client.path, f"the log of {ref}", session.own_command("ps")) from error
+        if not is_whole:
+            raise DaemonLeft(client.path, f"the build {ref}", session.own_command("ps"))
+
+
+def _print_log(client: Client, answers: Answers, ref: str, follow: bool) -> bool:
+    """Print a log to its end, or to where it is now; tell whether that was not a daemon's end in the middle of the build."""
+    import time
+
+    offset, running = 0, None
+    while True:
+        found = client.log(ref, offset)
+        ref = found.build  # a later build of the same must not be mixed into this log
+        offset = found.next
+        if follow and running is None and not found.finished:
+            running = next((line for line in client.ps().builds if line.build == ref), None)
+        if found.data:
+            _tell_log(answers, found.build, found.data)
+        elif found.finished or not follow:
+            return running is None or not _was_interrupted(client, running)
+        else:
+            time.sleep(_FOLLOW_SECONDS)
+
+
+def _was_interrupted(client: Client, build: m.BuildLine) -> bool:
+    """Tell whether a build that has ended did so because its daemon does, and nothing came of it."""
+    import time
+
+    from pylightnix.types import DRef
+
+    if not client.status().draining:
+        return False
+    while any(line.build == build.build for line in client.ps().builds):
+        time.sleep(_FOLLOW_SECONDS)  # what it made is on its way into the store
+    starts = client.starts(client.rrefs("drefrrefs", DRef(build.dref)))
+    return not any(started >= (build.started or 0.0) for started in starts.values())
 
 
 def _log_keeper(session: Session) -> Client:
@@ -183,21 +222,29 @@ def _tell_log(answers: Answers, build: str, data: bytes) -> None:
 def attach_command(session: Session, operation: str) -> int:
     """Watch the operation OP until it ends, as if it had been started here. Ctrl-C leaves it alone.
 
-    The exit status is 1 if something in it failed.
+    The exit status is 1 if something in it failed, and 75 if the daemon goes away before its end.
     """
+    from pylightnix.protocol.errors import Draining
     from pylightnix.types import DRef
+    from pylightnix_client.errors import DaemonGone, DaemonLeft, LeftAlone
     from pylightnix_client.failures import EXIT_BUILD_FAILED
     from pylightnix_client.log_ends import ends_of_logs
-    from pylightnix_client.realizing import Spans, watch
     from pylightnix_client.showing import showing
 
     with session.connect() as client:
+        gone = DaemonLeft(client.path, f"the operation {operation}", session.own_command("ps"))
         found = client.attach(operation)
-        begun = {DRef(line.dref): line.started for line in client.ps().builds if line.started is not None}
-        with showing(session.answers, live=True) as progress:
-            watch(found, Spans(begun), progress)
-            result = found.wait()
-        failed = [] if result.ok else _failures(client, operation)
+        try:
+            with showing(session.answers, live=True) as progress:
+                _watch(client, found, progress)
+                result = found.wait()
+            failed = [] if result.ok else _failures(client, operation)
+        except DaemonGone as error:
+            raise gone from error
+        except KeyboardInterrupt as error:
+            raise LeftAlone(operation, session.own_command("cancel", operation)) from error
+    if any(row.code == Draining.code for row in failed):
+        raise gone
     logs = ends_of_logs(session, [DRef(row.dref) for row in failed if row.dref is not None], progress.builds)
     if session.answers.as_json:
         rows = [_failure_fields(row, _log_of(row, logs)) for row in failed]
@@ -205,6 +252,16 @@ def attach_command(session: Session, operation: str) -> int:
     else:
         _tell_ended(result, failed, logs)
     return 0 if result.ok else EXIT_BUILD_FAILED
+
+
+def _watch(client: Client, operation: Operation, progress: Progress) -> None:
+    from pylightnix.types import DRef
+    from pylightnix_client.realizing import Spans, watch
+
+    running = [line for line in client.ps().builds if operation.id in line.operations]
+    if operation.attached is not None:
+        progress.begin(operation.attached, running)
+    watch(operation, Spans({DRef(line.dref): line.started for line in running if line.started is not None}), progress)
 
 
 def _failures(client: Client, operation: str) -> list[m.FailedRow]:
@@ -219,7 +276,11 @@ def _log_of(row: m.FailedRow, logs: Mapping[DRef, LogEnd]) -> Optional[LogEnd]:
 
 
 def _failure_fields(row: m.FailedRow, log: Optional[LogEnd]) -> dict[str, object]:
-    return {"dref": row.dref, "code": row.code, "message": row.message, **(log.fields() if log else {})}
+    from pylightnix.protocol.errors_on_wire import error_from_failed_row
+    from pylightnix_client.failures import failure_code
+
+    code = failure_code(error_from_failed_row(row)) if row.dref is not None else row.code
+    return {"dref": row.dref, "code": code, "message": row.message, **(log.fields() if log else {})}
 
 
 def _tell_ended(result: m.WaitResult, failed: list[m.FailedRow], logs: Mapping[DRef, LogEnd]) -> None:
