@@ -92,7 +92,7 @@ class Board:
             self.joined += event.ok is True and event.joined is True
             self.failed += event.code is not None
             # What the daemon says is how far it was just before.
-            self.done = max(self.done, self.built + self.joined + self.failed)
+            self.done = max(self.done, self._before + self.built + self.joined + self.failed)
 
     def _build_of(self, dref: Optional[str]) -> Optional[str]:
         """Return which build that runs is a derivation's: the beginning of its span was not heard."""
