@@ -354,7 +354,6 @@ class AsyncOperation:
         id: its name.
         attached: where it was when it was attached to; None for one that was submitted.
         dropped: how many events were left out, because nobody read them.
-        dropped_log_bytes: how much of what builds wrote was left out, for the same reason; the method `log` has it all.
     """
 
     def __init__(
@@ -369,7 +368,7 @@ class AsyncOperation:
     ) -> None:
         self._client, self._closure, self._dry_run = client, closure, dry_run
         self.id, self.attached = operation, attached
-        self.dropped = self.dropped_log_bytes = 0
+        self.dropped = 0
         self._subscribed = watched
         self._raised: Mapping[DRef, BaseException] = {} if raised is None else raised
 
@@ -435,7 +434,6 @@ class _Happenings:
                 self._waiting += notice.events
                 self._spent += 1
             elif isinstance(notice, m.LogPiece):
-                self._operation.dropped_log_bytes += notice.dropped
                 self._waiting.append(notice)
                 self._spent += 1
             if self._spent >= CREDIT // 2:

@@ -40,7 +40,7 @@ class Operation:
     ) -> None:
         self._client, self._closure, self._dry_run = client, closure, dry_run
         self.id, self.attached = operation, attached
-        self.dropped = self.dropped_log_bytes = 0
+        self.dropped = 0
         self._result: Optional[m.WaitResult] = None
         self._subscribed = watched
         self._raised: Mapping[DRef, BaseException] = {} if raised is None else raised
