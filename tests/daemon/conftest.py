@@ -40,6 +40,8 @@ class Daemon:
         self.root = str(root)
         self.socket_path = os.path.join(self.root, "daemon.sock")
         self.lines: list[str] = []
+        self.good_ends: tuple[int, ...] = (0, -signal.SIGKILL)
+        """The exit statuses with which it may end."""
         self._heard = threading.Condition()
         self._silent = False
         command = [*wrapper, sys.executable, "-m", "pylightnixd", "--store", self.root, "--foreground", *options]
@@ -118,7 +120,7 @@ class Daemon:
             if error is not None:
                 error.add_note(f"the daemon ended with {status} and had said:\n{self.said}")
             else:
-                assert status in (0, -signal.SIGKILL), f"status {status}: {self.said}"
+                assert status in self.good_ends, f"status {status}: {self.said}"
                 assert "BUG" not in self.said, self.said
                 assert "Traceback" not in self.said, self.said
         finally:
