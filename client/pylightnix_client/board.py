@@ -15,6 +15,7 @@ from pylightnix_client.plain import last_lines, plain_line
 __all__ = ["Board", "Row", "fetching_text"]
 
 _TAIL_BYTES: Final = 4096
+_WORK: Final = {"plan": "working out what to do", "match": "asking {} matcher{}", "commit": "making it durable"}
 
 
 @dataclass(slots=True)
@@ -26,8 +27,8 @@ class Row:
     """UTC seconds since the epoch; None if it ran before anybody looked."""
     tail: bytes = b""
     """The end of what it wrote."""
-    fetching: str = ""
-    """How far it is with what it fetches, if it does."""
+    at: str = ""
+    """What it is at other than its realizer: how far its fetch is, or that its outputs are put in place."""
 
     @property
     def name(self) -> str:
@@ -36,8 +37,8 @@ class Row:
 
     @property
     def line(self) -> str:
-        """What it is at: how far its fetch is, else the last line that it wrote, fit for a terminal; empty if it wrote none."""
-        return self.fetching or next((line for line in reversed(last_lines(self.tail, 20, whole=True)) if line.strip()), "").strip()
+        """What it is at: other than its realizer, else the last line that this wrote, fit for a terminal; empty if it wrote none."""
+        return self.at or next((line for line in reversed(last_lines(self.tail, 20, whole=True)) if line.strip()), "").strip()
 
 
 @dataclass(slots=True)
@@ -57,6 +58,8 @@ class Board:
     """How much was done when others' operation was come to; nobody knows how."""
     _ended: set[str] = field(default_factory=set)
     _spans: dict[int, str] = field(default_factory=dict)
+    _at_work: dict[int, str] = field(default_factory=dict)
+    """Spans other than of builds -> their kinds."""
 
     def begin(self, done: int, total: int, builds: Iterable[m.BuildLine]) -> None:
         """Take in how far an operation is that others began, and which builds of it run."""
@@ -72,8 +75,14 @@ class Board:
         elif happening.kind == "wait":
             self.waiting = 0 if happening.phase == "stop" else happening.total or 0
             self.waiting_for = happening.text or ""
-        elif happening.kind == "fetch" and happening.build in self.rows:
-            self.rows[happening.build].fetching = fetching_text(happening.fetch) if happening.fetch and happening.phase != "stop" else ""
+        elif happening.kind in _WORK:
+            if happening.phase == "stop":
+                self._at_work.pop(happening.id, None)
+            else:
+                self._at_work[happening.id] = happening.kind
+        elif happening.kind in ("fetch", "copy") and happening.build in self.rows:
+            said = fetching_text(happening.fetch) if happening.fetch else "its outputs are put in place"
+            self.rows[happening.build].at = said if happening.phase != "stop" else ""
         elif happening.kind == "build":
             self.done, self.total = happening.done or self.done, happening.total or self.total
             self._changed(happening)
@@ -105,6 +114,12 @@ class Board:
         if row is None:
             row = self.rows[piece.build] = Row(piece.dref, None)
         row.tail = (row.tail + piece.data)[-_TAIL_BYTES:]
+
+    def work(self) -> str:
+        """Return what the daemon is at other than builds, in words; empty if that is nothing."""
+        counts = {kind: sum(each == kind for each in self._at_work.values()) for kind in _WORK}
+        said = [_WORK[kind].format(count, "" if count == 1 else "s") for kind, count in counts.items() if count]
+        return ", ".join(said)
 
     def totals(self) -> str:
         """Return how far it is, in words."""

@@ -145,13 +145,15 @@ class LiveProgress(Progress):
             board, now = self._board, time.time()
             if not board.rows and not board.waiting and not board.total:
                 return Group()
-            # Two lines for what waits and the totals, one for what is left out, one that stays above.
-            most = max(1, min(_ROWS_MAX, self._console.size.height - 4))
+            # Three lines for what waits, other work and the totals, one for what is left out, one that stays above.
+            most = max(1, min(_ROWS_MAX, self._console.size.height - 5))
             lines = [_line(_of_row(row, now)) for row in board.shown(most)]
             if len(board.rows) > most:
                 lines.append(_line(Text(f"  … and {len(board.rows) - most} more")))
             if board.waiting:
                 lines.append(_line(Text(f"{board.waiting} waiting: {board.waiting_for}", style="dim")))
+            if work := board.work():
+                lines.append(_line(Text(work, style="dim")))
             lines.append(_line(Text(board.totals(), style="bold")))
             return Group(*lines)
 

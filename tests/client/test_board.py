@@ -37,3 +37,27 @@ def test_what_ran_before_ends_with_its_event() -> None:
     board.hear(event(2, "stop", ok=False, code="build-failed", done=6, total=9))
     assert [row.name for row in board.shown(9)] == ["stage1"]
     assert board.totals() == "7/9 done, 1 built, 1 failed"
+
+
+def test_what_else_the_daemon_is_at_is_shown() -> None:
+    def span(i: int, kind: m.EventKind, phase: m.EventPhase, build: str | None = None) -> m.Event:
+        return m.Event(id=i, kind=kind, phase=phase, time=200.0, dref=DREFS[0], build=build)
+
+    board = Board()
+    board.hear(span(10, "plan", "start"))
+    assert board.work() == "working out what to do"
+    board.hear(span(10, "plan", "stop"))
+    for i in (11, 12):
+        board.hear(span(i, "match", "start"))
+    assert board.work() == "asking 2 matchers"
+    board.hear(span(12, "match", "stop"))
+    assert board.work() == "asking 1 matcher"
+    board.hear(span(11, "match", "stop"))
+    board.hear(event(0, "start", build="b0"))
+    board.hear(m.LogPiece(operation="op", build="b0", dref=DREFS[0], data=b"epoch 9\n"))
+    board.hear(span(13, "copy", "start", "b0"))
+    assert [row.line for row in board.shown(9)] == ["its outputs are put in place"]
+    board.hear(span(13, "copy", "stop", "b0"))
+    assert [row.line for row in board.shown(9)] == ["epoch 9"]
+    board.hear(span(14, "commit", "start"))
+    assert board.work() == "making it durable"
