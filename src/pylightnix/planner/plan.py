@@ -386,6 +386,7 @@ class Plan:
                     node.reason = "what it was realized as is lost"
                     self._failed.append((node.dref, fact.error))
                     self._set(node, NodeState.failed)
+                    self._skip_above(node, "is lost")
         return [Finish()]
 
     def _close(self, actions: list[Action]) -> list[Action]:
