@@ -43,8 +43,8 @@ __all__ = ["HeldStore"]
 
 T = TypeVar("T")
 _log = logging.getLogger("pylightnixd")
-GATHER_SECONDS: Final = 0.05
-"""How much building may be at stake although nobody waits for it yet."""
+GATHER_SECONDS: Final = 1.0
+"""How much building may be at stake that nobody waits for yet, and for how long: each flush of a disk holds up builds that write."""
 MANIFEST_CHARACTERS_MAX: Final = 1 << 20
 CODES_KEPT: Final = 10_000
 """How many digests to remember as recorded; recording one again does no harm."""
@@ -74,7 +74,7 @@ class HeldStore:
     """How many of these have been through a commit."""
     _work: trio.Event = field(default_factory=trio.Event)
     _awaited: trio.Event = field(default_factory=trio.Event)
-    """Set when somebody waits for durability, and gathering more would be at its cost."""
+    """Set when somebody waits for durability, and gathering more would be at its cost; or when much is at stake."""
     _progress: trio.Event = field(default_factory=trio.Event)
 
     @classmethod
@@ -179,6 +179,8 @@ class HeldStore:
             self._codes.add(realizer_digest)
         self._placed += 1
         self._work.set()
+        if self.committer.batch.at_stake_seconds >= GATHER_SECONDS:
+            self._awaited.set()
         return rrefs
 
     async def remove(self, folder: str) -> None:
