@@ -95,7 +95,7 @@ class Gate:
     def wait_hello(self) -> int:
         """Wait until the build is there; return its process."""
         with open(f"{self.path}.hello", encoding="utf-8") as hello:
-            return int(hello.read())
+            return int(hello.readline())  # others may say it at the same time
 
     def go(self) -> None:
         with open(f"{self.path}.go", "wb"):
