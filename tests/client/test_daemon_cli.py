@@ -312,7 +312,7 @@ def test_who_looks_on_is_told_that_the_daemon_went_away(folder: Path, ends: sign
                 )
                 for arguments in (("attach", name), ("log", "-f", closure.targets[0]), ("attach", name, "--json"))
             ]
-            wait_until(lambda: bool(client.ps().builds[0].pid))
+            wait_until(lambda: any(line.pid for line in client.ps().builds))
             assert looking[0].stderr is not None
             assert looking[1].stdout is not None
             assert looking[2].stdout is not None

@@ -118,7 +118,7 @@ def test_no_slot_is_taken_and_none_waited_for(daemon: Daemon, tmp_path: Path) ->
         waiting = client.submit(stages.one(daemon.plans, stages.plain, name="waiting"))
         operation = client.submit(local(daemon, "slotless"))
         claim = next_of(client, m.Claim)
-        assert (client.status().busy, client.status().queued) == (SLOTS, 1)
+        wait_until(lambda: (client.status().busy, client.status().queued) == (SLOTS, 1))
         deliver(client, claim.claim, [fill(claim)])
         assert client.wait(operation).ok
         held = client.submit(local(daemon, "held"))

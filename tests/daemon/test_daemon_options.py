@@ -12,6 +12,7 @@ import pytest
 from tests.daemon import stages
 from tests.daemon.conftest import Daemon
 from tests.daemon.wire_client import WireClient, environment
+from tests.waiting import wait_until
 
 from pylightnix import Closure, Context, DRef, Options, StorageSettings, instantiate, rref2path, with_options
 from pylightnix.protocol import messages as m
@@ -187,7 +188,8 @@ def test_declared_variables_tell_builds_apart(tmp_path: Path) -> None:
             return where.submit(closure, environment(variables={**variables, **changes}), forced=[str(closure.targets[0])])
 
         operations = [submit(client, MODE="a"), submit(other, MODE="a", NOISE="1"), submit(other, MODE="b")]
-        assert len([line for line in client.ps().builds if line.state == "queued"]) == 2
+        wait_until(lambda: len([line for line in client.ps().builds if line.state == "queued"]) == 2)
+        wait_until(lambda: max(len(line.operations) for line in client.ps().builds) == 2)
         gate.go()
         assert client.wait(holds).ok
         results = [where.wait(operation) for where, operation in zip([client, other, other], operations, strict=True)]
