@@ -117,19 +117,10 @@ def _environment(declared: Iterable[str]) -> m.Environment:
     found = capture_environment(declared)
     return m.Environment(
         interpreter=found.interpreter,
-        import_path=[entry for entry in found.import_path if _is_text(entry)],
+        import_path=list(found.import_path),
         umask=found.umask,
-        # The wire has UTF-8 only; what is not cannot be meant for anything that a daemon's workers do.
-        variables={name: value for name, value in found.variables.items() if _is_text(name) and _is_text(value)},
+        variables=found.variables,
     )
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def steering_of(options: Options) -> Optional[m.Steering]:
@@ -169,7 +160,8 @@ class _Packing:
         args = packed.blob
         if packed.kind == "caller" or len(args or b"") > BLOB_PIECE_BYTES_MAX:
             reason = packed.reason or f"they take {len(args or b'')} bytes, and {BLOB_PIECE_BYTES_MAX} may be sent"
-            realizer = m.RealizerSpec(kind="caller", reason=f"its arguments: {reason}"[:_REASON_CHARACTERS])
+            reason = f"its arguments: {reason}".encode("utf-8", "backslashreplace").decode()
+            realizer = m.RealizerSpec(kind="caller", reason=reason[:_REASON_CHARACTERS])
             # They stay here, and this stands for them: nobody can tell whether others are equal to what is not bytes.
             args = hashlib.sha256(args).digest() if args is not None else os.urandom(32)
         matcher = self._matcher(derivation)
@@ -223,7 +215,7 @@ class _Packing:
     def _taken(self, kind: str, blob: Optional[bytes], reason: str) -> tuple[str, str, str]:
         """Return kind, hash and reason of something packed; what is too large stays here."""
         if blob is None:
-            return kind, "", reason[:_REASON_CHARACTERS]
+            return kind, "", reason.encode("utf-8", "backslashreplace").decode()[:_REASON_CHARACTERS]
         if len(blob) > BLOB_BYTES_MAX:
             return "caller", "", f"it takes {len(blob)} bytes, and {BLOB_BYTES_MAX} may be sent"
         sha256 = hashlib.sha256(blob).hexdigest()

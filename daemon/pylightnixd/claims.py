@@ -24,6 +24,7 @@ from pylightnix.config import canonical_bytes
 from pylightnix.planner.messages import Candidate
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import CannotTravel, NoSuchClaim, TooMany
+from pylightnix.protocol.framing import encode_value
 from pylightnix.protocol.limits import CONFIG_BYTES_MAX
 from pylightnix.protocol.messages import FailedRow
 from pylightnix.types import DRef
@@ -214,7 +215,7 @@ def left_names(row: FailedRow, folder: str) -> list[str]:
 def claim_row(row: FailedRow, dref: DRef, outpaths: Sequence[str] = ()) -> FailedRow:
     """Return what clients are told of a caller's failure: its own words, as far as they are of a reasonable size."""
     fields = {**row.fields}
-    if len(msgspec.msgpack.encode(fields)) > _FIELDS_BYTES_MAX:
+    if len(encode_value(fields)) > _FIELDS_BYTES_MAX:
         fields = {}
     if outpaths or "outpaths" in fields:
         fields["outpaths"] = list(outpaths)

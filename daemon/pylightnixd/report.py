@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Optional
 
+import msgpack  # type: ignore[import-untyped]  # it ships no type information
 import msgspec
 
 from pylightnix.errors import PylightnixException
@@ -38,7 +39,12 @@ def parse_report(data: bytes) -> Optional[BuildReport]:
     """Return the report, or None if the child was gone before it had made one."""
     try:
         return msgspec.msgpack.decode(data, type=BuildReport)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        pass
+    try:  # msgspec takes UTF-8 only, which the name of a folder need not be
+        said = msgpack.unpackb(data, unicode_errors="surrogateescape")
+        return msgspec.convert(said, BuildReport, strict=True, builtin_types=(bytes,))
+    except (ValueError, TypeError, msgpack.UnpackException, msgspec.MsgspecError):
         return None
 
 

@@ -19,6 +19,7 @@ from pylightnix.context import context_key
 from pylightnix.errors import InvalidConfig, MissingRealization, PylightnixException
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import Draining, MessageInvalid, MissingLog, NoSuchClaim, NoSuchOperation, TooMany, UnknownMethod
+from pylightnix.protocol.framing import encode_value
 from pylightnix.protocol.limits import OPERATION_BYTES_MAX, OPERATIONS_BYTES_MAX, OPERATIONS_PER_USER_MAX, ROWS_PER_MESSAGE_MAX
 from pylightnix.protocol.vocabulary import Message
 from pylightnix.refs import isdref, isrref
@@ -186,7 +187,7 @@ class Requests:
         parent = self.builds.running_of(params.parent) if params.parent is not None else None
         if params.parent is not None and parent is None:
             raise MessageInvalid("no build of this token is running", "$.parent")
-        size = len(msgspec.msgpack.encode(params)) + HELD_EACH_BYTES
+        size = len(encode_value(params)) + HELD_EACH_BYTES
         self._check_room(0, size)
         operation = Operation(
             f"{self.builds.instance}-{next(self._numbers)}", session.user, params, self.hold, self.builds, self._caller(session)
@@ -581,7 +582,7 @@ async def _page(found: list[Any], row_of: Callable[[Any], object], offset: int, 
         if place % ROWS_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
         row = row_of(one)
-        size += len(msgspec.msgpack.encode(row, enc_hook=str))
+        size += len(encode_value(row))
         if page and size > BYTES_PER_ANSWER:
             break
         page.append(row)

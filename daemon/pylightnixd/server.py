@@ -111,8 +111,8 @@ class _Server:
         self.settings, self.hold, self.notifier, self.reread = settings, hold, notifier, reread
         self.instance = f"{int(time.time()):x}{secrets.token_hex(2)}"
         self.sessions: dict[int, Session] = {}
-        self.greeted: dict[int, int] = {}
-        """How many connections each user has that have said hello."""
+        self.greeted: dict[int, set[int]] = {}
+        """The connections of each user that have said hello."""
         self.ungreeted: dict[int, dict[int, Session]] = {}
         """Those of each user that have not, oldest first."""
         self.stop = trio.Event()
@@ -155,7 +155,11 @@ class _Server:
 
     async def _accept(self, listener: trio.SocketListener, requests: Requests, work: trio.Nursery) -> None:
         async def serve_one(stream: trio.SocketStream) -> None:
-            await self._session(stream, requests)
+            try:
+                await self._session(stream, requests)
+            except Exception:  # noqa: BLE001  # what leaves this task ends the daemon
+                _log.exception("BUG: a session ended")
+                await trio.aclose_forcefully(stream)
 
         await trio.serve_listeners(serve_one, [listener], handler_nursery=work)
 
@@ -181,10 +185,7 @@ class _Server:
             await session.run()
         finally:
             del self.sessions[id(session)]
-            if connection.version is None:
-                self.ungreeted[peer.uid].pop(id(session), None)
-            else:
-                self.greeted[peer.uid] -= 1
+            self._let_out(session, peer)
             self._wake()
 
     def _let_in(self, session: Session, peer: Peer) -> None:
@@ -196,12 +197,18 @@ class _Server:
 
     def _greet(self, session: Session, peer: Peer) -> None:
         self.ungreeted[peer.uid].pop(id(session), None)  # it may have been hung up on in this very moment
-        self.greeted[peer.uid] = self.greeted.get(peer.uid, 0) + 1
+        self.greeted.setdefault(peer.uid, set()).add(id(session))
+
+    def _let_out(self, session: Session, peer: Peer) -> None:
+        """Forget a connection, however far it came."""
+        # By name, not by counting: one that failed while it was greeted stands in neither, or in both.
+        self.ungreeted[peer.uid].pop(id(session), None)
+        self.greeted.get(peer.uid, set()).discard(id(session))
 
     def _refusal(self, peer: Peer) -> Optional[WireError]:
         if peer.uid not in (0, os.geteuid()):
             return error_to_wire(NotYours(f"the store {self.settings.layout.state}"), "")
-        if self.greeted.get(peer.uid, 0) >= CONNECTIONS_PER_USER_MAX:
+        if len(self.greeted.get(peer.uid, ())) >= CONNECTIONS_PER_USER_MAX:
             return error_to_wire(TooMany("connections of one user", CONNECTIONS_PER_USER_MAX, RETRY_AFTER_SECONDS), "")
         return None
 

@@ -102,7 +102,10 @@ class Session:
             _log.exception("BUG: a session ended")
         finally:
             for leave in self.on_end:
-                leave()
+                try:
+                    leave()
+                except Exception:  # noqa: BLE001  # the others must leave, too
+                    _log.exception("BUG: the end of a session failed")
             with trio.move_on_after(1, shield=True):
                 await trio.aclose_forcefully(self.stream)
 

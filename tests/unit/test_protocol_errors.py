@@ -201,9 +201,9 @@ def test_fields_hold_what_json_can_express() -> None:
         deep = [deep]
     vars(error).update(
         path=FilePath("/x"), raw=b"x", nan=float("nan"), huge=2**70, deep=deep, many=list(range(20_000)), long="x" * 300_000, _private=1,
-        good={"a": [1, None, True, 1.5]}, keyed={1: 2}, settings=StorageSettings(), lone="\udcff",
+        good={"a": [1, None, True, 1.5]}, keyed={1: 2}, settings=StorageSettings(), where="/caf\udcff", lone="\ud800",
     )  # fmt: skip
-    assert sent(error).fields == {"operation": "op-1", "good": {"a": [1, None, True, 1.5]}, "lone": "\\udcff"}
+    assert sent(error).fields == {"operation": "op-1", "good": {"a": [1, None, True, 1.5]}, "where": "/caf\udcff", "lone": "\\ud800"}
 
 
 def test_all_fields_together_stay_small() -> None:

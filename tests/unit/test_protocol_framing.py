@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
@@ -219,11 +220,20 @@ def test_repeated_key_is_refused() -> None:
     assert (error.problem, error.request_id) == ("a map has the same key twice", 5)
 
 
-@pytest.mark.parametrize("text", [b"\xff", b"\xc0\x80", b"\xed\xa0\x80"], ids=["no start", "overlong", "surrogate"])
-def test_text_that_is_not_utf8_is_refused(text: bytes) -> None:
-    header = bytes([0xA0 + len(text)])
-    assert broken_by(START + header + text).problem == "a text is not UTF-8"
-    assert broken_by(b"\x94\x00\x05\xa1m\x91\x81" + header + text + b"\x00").problem == "a text is not UTF-8"
+@pytest.mark.parametrize("text", [b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"/caf\xe9", b"\xe2\x82"])
+def test_bytes_that_are_not_utf8_come_as_the_system_has_them(text: bytes) -> None:
+    data = encode_request(5, "m", {"key": os.fsdecode(text), os.fsdecode(text): [1]})
+    assert data == b"\x94\x00\x05\xa1m\x91\x82\xa3key" + 2 * (bytes([0xA0 + len(text)]) + text) + b"\x91\x01"
+    for pieces in ([data], bytewise(data)):
+        [request] = decode_all(pieces)
+        assert isinstance(request, Request)
+        assert {os.fsencode(key): value for key, value in request.params.items()} == {b"key": os.fsdecode(text), text: [1]}
+
+
+def test_surrogate_that_stands_for_no_byte_is_not_sent() -> None:
+    for number in (0xD800, 0xDBFF, 0xDC00, 0xDC7F, 0xDD00):
+        with pytest.raises(LocalProtocolError, match="cannot be encoded"):
+            encode_request(5, "m", {"path": f"/a{chr(number)}"})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from pylightnix.protocol import messages, parse_message, worker_messages
 from pylightnix.protocol.errors import MessageInvalid
 from pylightnix.protocol.limits import CONFIG_BYTES_MAX, DERIVATIONS_PER_MESSAGE_MAX
 from pylightnix.protocol.messages import (
+    Abandon,
     Candidate,
+    ClientHello,
     Deliver,
     DrainingNotice,
     FailedRow,
@@ -102,6 +104,11 @@ ENVIRONMENT = {"interpreter": "/bin/python", "import_path": [], "umask": 0o22, "
         (DrainingNotice, {"retry_after": float("inf")}, "$.retry_after"),
         (DrainingNotice, {"retry_after": "1"}, "$.retry_after"),
         (SubmitAdd, {}, "$"),
+        (ClientHello, {"versions": [1], "client": "caf\udce9"}, "$.client"),
+        (ClientHello, {"versions": [1], "client": "c", "\udce9": 1}, "$"),
+        (SubmitOpen, {"targets": ["\udce9"], "environment": ENVIRONMENT}, "$.targets[0]"),
+        (Abandon, {"claim": "c", "error": {"code": "c", "message": "\udce9"}}, "$.error.message"),
+        (Abandon, {"claim": "c", "error": {"code": "\udce9", "message": ""}}, "$.error.code"),
         *((Deliver, {"claim": "c", "outputs": ["out", name], "started": 0}, "$.outputs[1]") for name in ("", ".", "..", "a/b", "a\0")),
     ],
 )

@@ -31,9 +31,11 @@ Subject: TypeAlias = Annotated[str, Meta(pattern=rf"\A({_DREF}|{_RREF}|{_ID})\Z"
 Sha256: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", title="sha256")]
 BlobKey: TypeAlias = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z", title="sha256 or empty")]
 
-Word: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64, title="word")]
-Label: TypeAlias = Annotated[str, Meta(max_length=256, title="label")]
-Text: TypeAlias = Annotated[str, Meta(max_length=_TEXT_MAX, title="text")]
+# What is written down or shown must be UTF-8. Only what the system itself takes as bytes may be anything else.
+_UTF8: Final = r"[^\ud800-\udfff]"
+Word: TypeAlias = Annotated[str, Meta(pattern=rf"\A{_UTF8}+\Z", min_length=1, max_length=64, title="word")]
+Label: TypeAlias = Annotated[str, Meta(pattern=rf"\A{_UTF8}*\Z", max_length=256, title="label")]
+Text: TypeAlias = Annotated[str, Meta(pattern=rf"\A{_UTF8}*\Z", max_length=_TEXT_MAX, title="text")]
 PathText: TypeAlias = Annotated[str, Meta(pattern=r"\A/[^\x00]*\Z", max_length=4096, title="path")]
 ImportPath: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00]*\Z", max_length=4096, title="path entry")]
 FolderName: TypeAlias = Annotated[str, Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]{1,255}\Z", title="folder name")]

@@ -140,10 +140,19 @@ def _sendable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _as_path(text: str) -> str:
+    """Return `text` as it is if it may be a path, undecodable bytes included; other lone surrogates are spelt out."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return _sendable(text)
+    return text
+
+
 def _plain(value: object, depth: int) -> Any:
     """Return a JSON value as the wire has it; raise TypeError for anything else, or too much."""
     if isinstance(value, str):
-        return _sendable(value)
+        return _as_path(value)
     if value is None or isinstance(value, bool):
         return value
     if (type(value) is int and abs(value) < 2**63) or (type(value) is float and isfinite(value)):

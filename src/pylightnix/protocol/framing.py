@@ -6,6 +6,8 @@ The rules:
 - What breaks the stream (`RemoteProtocolError`) ends the decoder for good; what is merely a wrong message
   in a sound stream (`MessageInvalid`) costs that message only.
 - A map says each key once. Two parsers may disagree about a repeated one, so it is refused.
+- Paths and environment variables are bytes to the system. Where they are not UTF-8, a text holds those very bytes;
+  here they are surrogates, as in `os.fsdecode`. The types of the messages say which texts may hold such bytes.
 
 Must not know any method, nor who is client and who is server.
 """
@@ -32,6 +34,7 @@ __all__ = [
     "encode_notification",
     "encode_request",
     "encode_response",
+    "encode_value",
 ]
 
 Fields: TypeAlias = Mapping[str, Any]
@@ -127,9 +130,7 @@ def _unpack(buffer: bytearray, length: int) -> list[Any]:
     """Decode what the scanner let through: an array within all limits."""
     with memoryview(buffer) as whole, whole[:length] as frame:
         try:
-            value: list[Any] = msgpack.unpackb(frame, object_pairs_hook=_without_repeats)
-        except UnicodeDecodeError:
-            raise RemoteProtocolError("a text is not UTF-8") from None
+            value: list[Any] = msgpack.unpackb(frame, object_pairs_hook=_without_repeats, unicode_errors="surrogateescape")
         except (ValueError, msgpack.UnpackException) as error:
             raise AssertionError(f"BUG: the scanner let through what is not MessagePack: {error}") from error
     return value
@@ -204,27 +205,38 @@ def _plain_text(value: object) -> str:
 _ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=_plain_text)
 
 
-def _encode(envelope: tuple[object, ...]) -> bytes:
+def encode_value(value: object) -> bytes:
+    """Return the bytes that `value` takes in a message. Raises as `encode_request`."""
     try:
-        return _ENCODER.encode(envelope)
-    except (TypeError, OverflowError, UnicodeEncodeError, RecursionError) as error:
+        try:
+            return _ENCODER.encode(value)
+        except UnicodeEncodeError:
+            return _encode_escaped(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise LocalProtocolError(f"a message cannot be encoded: {error}") from error
+
+
+def _encode_escaped(value: object) -> bytes:
+    """Encode texts that hold undecodable bytes, which msgspec does not. It is slower, and seldom needed."""
+    plain = msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=_plain_text)
+    data: bytes = msgpack.packb(plain, unicode_errors="surrogateescape")
+    return data
 
 
 def encode_request(request_id: int, method: str, params: Fields | msgspec.Struct) -> bytes:
     """Return the bytes of a request. Checks nothing that the types do not say.
 
     Raises:
-        LocalProtocolError: something in it has no form on the wire, such as a text with lone surrogates.
+        LocalProtocolError: something in it has no form on the wire, such as a lone surrogate that stands for no byte.
     """
-    return _encode((_REQUEST, request_id, method, (params,)))
+    return encode_value((_REQUEST, request_id, method, (params,)))
 
 
 def encode_response(request_id: int, error: Fields | msgspec.Struct | None, result: Fields | msgspec.Struct | None) -> bytes:
     """Return the bytes of a response; one of `error` and `result` is None. Raises as `encode_request`."""
-    return _encode((_RESPONSE, request_id, error, result))
+    return encode_value((_RESPONSE, request_id, error, result))
 
 
 def encode_notification(method: str, params: Fields | msgspec.Struct) -> bytes:
     """Return the bytes of a notification. Raises as `encode_request`."""
-    return _encode((_NOTIFICATION, method, (params,)))
+    return encode_value((_NOTIFICATION, method, (params,)))

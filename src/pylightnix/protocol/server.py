@@ -168,10 +168,12 @@ class ServerConnection:
         if refusal is not None:
             self._conversation.turn(Turn.hello_refused)
             return Greeted(hello, None, frozenset(), False, encode_response(request.id, refusal, None))
-        self.version, self.features = max(common), self._offered & frozenset(hello.features)
-        welcome = msgspec.structs.replace(self._welcome, version=self.version, features=sorted(self.features))
+        version, features = max(common), self._offered & frozenset(hello.features)
+        # Encoded before anything changes: a welcome that has no form on the wire greets nobody.
+        reply = encode_response(request.id, None, msgspec.structs.replace(self._welcome, version=version, features=sorted(features)))
+        self.version, self.features = version, features
         self._conversation.turn(Turn.hello_accepted)
-        return Greeted(hello, self.version, self.features, True, encode_response(request.id, None, welcome))
+        return Greeted(hello, version, features, True, reply)
 
     def _wrong(self, error: MessageInvalid | RemoteProtocolError) -> RequestRefused | ProtocolFailed:
         """Answer what can be answered, and close unless the stream is sound."""

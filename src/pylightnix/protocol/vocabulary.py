@@ -98,6 +98,8 @@ def parse_message(value: Mapping[str, Any], wanted: type[M], request_id: Optiona
     """
     try:
         return msgspec.convert(value, wanted, strict=True, builtin_types=(bytes,))
+    except UnicodeEncodeError as error:
+        raise MessageInvalid("the name of a field is not UTF-8", "$", request_id) from error
     except msgspec.ValidationError as error:
         problem, found, where = str(error).rpartition(" - at ")
         if not found:

@@ -165,7 +165,7 @@ def _sound_pickle(error: Exception) -> Optional[bytes]:
 def _fields(error: BaseException) -> dict[str, Any]:
     if not isinstance(error, PylightnixException):
         return {}
-    fields = {name: value for name, value in vars(error).items() if _is_plain(value) and name != "code"}
+    fields = {name: value for name, value in vars(error).items() if _is_plain(value) and _is_plain(name) and name != "code"}
     if isinstance(error, BuildError):
         fields["exception"] = {"type": _type_name(_cause(error)), "text": _message(_cause(error))[:_FIELD_CHARACTERS]}
     return fields

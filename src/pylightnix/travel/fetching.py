@@ -6,6 +6,7 @@ for a connection, never for a disk, and no error shows them. Must not know how f
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import msgspec
@@ -110,7 +111,8 @@ class _Fetched(msgspec.Struct, frozen=True, kw_only=True):
     urls: list[str]
     checks_promises: bool
     unpacks: bool
-    path: str
+    path: bytes
+    """As the system has it; it need not be UTF-8."""
     size: int
 
 
@@ -121,7 +123,7 @@ def pack_fetched(realizer: FetchRealizer, file: FetchedFile) -> bytes:
         urls=[shown_url(url) for url in realizer.urls],
         checks_promises=realizer.checks_promises,
         unpacks=realizer.unpacks,
-        path=file.path,
+        path=os.fsencode(file.path),
         size=file.size,
     )
     return msgspec.msgpack.encode(order)
@@ -138,7 +140,7 @@ def unpack_fetched(blob: bytes) -> FetchedRealizer:
     except msgspec.DecodeError as error:
         raise Misuse(f"expected a file that was fetched as a MessagePack map: {error}") from None
     realizer = FetchRealizer(urls=tuple(order.urls), filename=order.filename, checks_promises=order.checks_promises, unpacks=order.unpacks)
-    return FetchedRealizer(realizer, FetchedFile(order.path, order.size, ()))
+    return FetchedRealizer(realizer, FetchedFile(os.fsdecode(order.path), order.size, ()))
 
 
 def _check_urls(urls: Sequence[str]) -> None:

@@ -101,7 +101,7 @@ def run_build(order: BuildOrder, status_fd: int, before_end: Callable[[], None])
     os.environ.update(order.variables)
     report = _attempt(order, status_fd, before_end)
     flush_output()  # so that the log is complete when the report arrives
-    content = memoryview(msgpack.packb(report))
+    content = memoryview(msgpack.packb(report, unicode_errors="surrogateescape"))
     try:
         while content:
             content = content[os.write(status_fd, content) :]

@@ -109,7 +109,7 @@ class SideBySide:
             report = _attempt(body)
             flush_output()
             if os.getpid() == pid:  # and not a process that the sample has forked and that came back
-                content = memoryview(msgpack.packb(report))
+                content = memoryview(msgpack.packb(report, unicode_errors="surrogateescape"))
                 while content:
                     content = content[os.write(said, content) :]
                 if report is None:
@@ -126,7 +126,7 @@ class SideBySide:
         if not content:
             how = how_it_ended(code if code >= 0 else None, -code if code < 0 else None)
             raise BuildDied(str(self.dref), f"for sample {sample.rindex + 1} of {count} {how}", self.build)
-        report = msgpack.unpackb(content)
+        report = msgpack.unpackb(content, unicode_errors="surrogateescape")
         if report is not None:
             raise load_exception(report, trusted=True)
 
