@@ -162,14 +162,42 @@ def test_netrc(folder: str, tmp_path: Path) -> None:
         assert server.requests[0].headers["authorization"] == basic("alice", SECRET)
 
 
-def test_netrc_that_does_not_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "machine elsewhere login me password x method interactive\n",
+        f"machine 127.0.0.1 login alice password {SECRET} method interactive\n",
+        "machine elsewhere login\n",
+        "default login\n",
+        "macdef x\n",
+    ],
+)
+def test_odd_netrc_breaks_no_fetch(folder: str, tmp_path: Path, text: str) -> None:
+    (tmp_path / ".netrc").write_text(text)
+    with scripted(good) as server:
+        assert fetch(folder, spec_of(server.url + "/f"), read_environment({"HOME": str(tmp_path)})) == CONTENT
+    assert server.requests[0].headers.get("authorization") == (basic("alice", SECRET) if "alice" in text else None)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_odd_netrc_is_told_where_a_server_wants_a_login(folder: str, tmp_path: Path, status: int) -> None:
     (tmp_path / "bad").write_text(f"machine 127.0.0.1 passwort {SECRET}\n")
-    with pytest.raises(FetchSetupError) as raised:
-        read_environment({"NETRC": str(tmp_path / "bad")})
-    assert SECRET not in str(raised.value)
-    with pytest.raises(FetchSetupError, match="NETRC"):
-        read_environment({"NETRC": str(tmp_path / "none")})
-    assert read_environment({"HOME": str(tmp_path)}) == FetchEnvironment()
+    with scripted(lambda request: request.answer(status)) as server:
+        for name, problem in (("bad", "line 1 has a word that is not known"), ("none", "No such file"), (".", "Is a directory")):
+            path = str(tmp_path / name)
+            error = str(failure(folder, spec_of(server.url + "/f"), environment=read_environment({"NETRC": path})))
+            assert f"answers {status}" in error
+            assert path in error
+            assert problem in error
+            assert SECRET not in error
+
+
+def test_broken_mirror_fails_only_what_would_ask_it(folder: str) -> None:
+    environment = read_environment({"PYLIGHTNIX_HASHED_MIRRORS": "nonsense"})
+    with scripted(good) as server:
+        assert fetch(folder, spec_of(server.url + "/f", content=None), environment) == CONTENT
+        with pytest.raises(FetchSetupError, match="PYLIGHTNIX_HASHED_MIRRORS"):
+            fetch(folder, spec_of(server.url + "/f"), environment)
 
 
 def test_user_and_password_in_the_url(folder: str) -> None:

@@ -145,7 +145,7 @@ def test_parts_of_urls() -> None:
     ],
 )
 def test_redirects(base: str, location: str, url: str) -> None:
-    assert redirected([base], location, insecure=False) == url
+    assert redirected([base], [location.encode()], insecure=False) == url
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,11 @@ def test_redirects(base: str, location: str, url: str) -> None:
 )
 def test_redirects_that_are_not_followed(visited: list[str], location: str) -> None:
     with pytest.raises(RedirectRefused):
-        redirected(visited, location, insecure=False)
+        redirected(visited, [location.encode()], insecure=False)
 
 
 def test_redirect_to_http_on_request() -> None:
-    assert redirected(["https://h/a"], "http://h/a", insecure=True) == "http://h/a"
+    assert redirected(["https://h/a"], [b"http://h/a"], insecure=True) == "http://h/a"
 
 
 @pytest.mark.parametrize(

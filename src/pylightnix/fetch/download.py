@@ -61,6 +61,10 @@ class Download:
         self._locks: Optional[KeyLocks] = None
         self._furthest = 0
         self._is_anew = False
+        self._is_whole_only = False
+        """No ranges are asked for any more: one has spoilt the file."""
+        self._asked_range = False
+        """The last answer was to a question for a range."""
         self._may_be_cut = False
 
     # --- for the fetcher ------------------------------------------------------------------------------
@@ -249,17 +253,20 @@ class Download:
         """Ask one mirror; return why there is no file with the right checksum, None if there is."""
         spec, means = self._spec, self._means
         source = source_id(url)
-        ranges = range_headers(part.size, part.known, source, checked=bool(spec.checksums))
+        ranges = {} if self._is_whole_only else range_headers(part.size, part.known, source, checked=bool(spec.checksums))
+        self._asked_range = bool(ranges)
         secrets = spec.headers if url in spec.urls else Headers()
         question = Question(url, self._environment, secrets, ranges, spec.insecure_redirects)
         try:
             async with asked(means, question) as response:
-                failure = await self._answer(part, url, attempt, response, asked_range=bool(ranges))
+                failure = await self._answer(part, url, attempt, response)
         except FetchSetupError as error:
             failure = Failure(url, f"cannot be asked: {error.where}: {error.problem}", is_permanent=True)
             self._setups[failure.problem] = error
         except (httpx.HTTPError, httpx.InvalidURL, Unanswered) as error:
             failure = failure_of(url, error)
+        if failure is not None and spec.checksums and part.size > 0 and self._mismatch(part.checksums()) is None:
+            failure = None  # it was all of the file, whatever length the server had announced
         if failure is None:
             # The digests are there already; only what is wrong takes time.
             return None if self._mismatch(part.checksums()) is None else await self._judged(part, url)
@@ -269,18 +276,25 @@ class Download:
             return replace(failure, gained_bytes=gained, total_bytes=part.known.total if part.known else None)
         return failure
 
-    async def _answer(self, part: PartFile, url: str, attempt: int, response: httpx.Response, *, asked_range: bool) -> Optional[Failure]:
+    async def _answer(self, part: PartFile, url: str, attempt: int, response: httpx.Response) -> Optional[Failure]:
         """Take in an answer; return why that was not all of the file, None if it was."""
         headers = {name.lower(): value for name, value in response.headers.items()}
-        meaning = answered(response.status_code, headers, have=part.size, known=part.known, source=source_id(url), asked_range=asked_range)
+        asked = self._asked_range
+        meaning = answered(response.status_code, headers, have=part.size, known=part.known, source=source_id(url), asked_range=asked)
         if meaning is None:
-            return refusal_of(url, response)
+            return self._refusal(url, response)
         if isinstance(meaning, Whole):
             return None
         if isinstance(meaning, Misled):
             await self._in_thread(lambda: part.start_over(None))
-            return Failure(url, meaning.problem, is_permanent=not asked_range, starts_over=asked_range)
+            return Failure(url, meaning.problem, is_permanent=not asked, starts_over=asked)
         return await self._body(part, url, attempt, response, meaning)
+
+    def _refusal(self, url: str, response: httpx.Response) -> Failure:
+        failure = refusal_of(url, response)
+        # Many servers say 404 to those who may not know what there is.
+        trouble = self._environment.login_trouble_for(url) if response.status_code in (401, 403, 404) else ""
+        return replace(failure, problem=f"{failure.problem} ({trouble})") if trouble else failure
 
     async def _body(
         self, part: PartFile, url: str, attempt: int, response: httpx.Response, meaning: Append | StartOver
@@ -313,11 +327,12 @@ class Download:
         different = self._mismatch(part.checksums())
         if different is None:
             raise AssertionError("BUG: nothing is wrong with this file")
-        if (part.was_resumed or self._may_be_cut) and not self._is_anew:
-            self._is_anew = True
-            spoilt = (
-                "has another file than the one whose beginning is here" if part.was_resumed else "sends a file that may have been cut off"
-            )
+        # A server that answers 200 to a question for a range may have sent a part nevertheless.
+        is_spoilt = part.was_resumed or self._asked_range
+        if is_spoilt or (self._may_be_cut and not self._is_anew):
+            self._is_anew = self._is_anew or not is_spoilt
+            self._is_whole_only = self._is_whole_only or is_spoilt
+            spoilt = "has another file than the one whose beginning is here" if is_spoilt else "sends a file that may have been cut off"
             await self._in_thread(lambda: part.start_over(None))
             return Failure(url, spoilt, starts_over=True)
         expected, found = different

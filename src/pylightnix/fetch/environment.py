@@ -1,34 +1,30 @@
 """What a fetch takes from its user's environment: proxies, credentials, certificates, mirrors.
 
+A setting that is broken fails only the fetches that use it, so reading notes what is wrong and never fails.
+
 `read_environment` opens the files that variables name, so it must be called with the rights of the user whose variables they
 are: by the process that asks, never by a daemon on its behalf. All else here decides only.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
 from pylightnix.errors import FetchSetupError, InvalidURL
+from pylightnix.fetch.checksums import Checksum
+from pylightnix.fetch.netrc_file import Login, parse_netrc, read_regular
 from pylightnix.fetch.urls import check_url, origin_of, shown_url, userinfo_of, without_userinfo
 
 __all__ = ["FetchEnvironment", "Login", "read_environment"]
 
 _CA_BYTES_MAX: Final = 8 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """An entry of a netrc file."""
-
-    host: str
-    """Empty for the entry that stands for all others."""
-    user: str = field(repr=False)
-    password: str = field(repr=False)
+_NETRC_BYTES_MAX: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,10 @@ class FetchEnvironment:
     hashed_mirrors: tuple[str, ...] = ()
     """Base URLs of mirrors that keep files by hash."""
     troubles: tuple[tuple[str, str, str], ...] = ()
-    """(``http``, ``https``, ``all`` or ``ca``, where, problem) of settings that do not do. They harm only what would use them."""
+    """(setting, where, problem) of settings that are broken.
+
+    Settings are ``http``, ``https``, ``all``, ``ca``, ``mirrors``; ``login`` for the whole netrc file, ``login HOST`` for an entry.
+    """
 
     def proxy_for(self, url: str) -> Optional[str]:
         """Return the proxy to ask for `url`, None to ask the server itself.
@@ -72,6 +71,30 @@ class FetchEnvironment:
             return None
         self._raise_trouble("ca")
         return self.ca_pem
+
+    def mirrors_for(self, checksums: Sequence[Checksum]) -> tuple[str, ...]:
+        """Return the base URLs to ask for a file with these checksums.
+
+        Raises:
+            FetchSetupError: one of them is broken.
+        """
+        if not checksums:
+            return ()
+        self._raise_trouble("mirrors")
+        return self.hashed_mirrors
+
+    def login_trouble_for(self, url: str) -> str:
+        """Return what is wrong with netrc's login for the server of `url`; empty if nothing is, or none is looked up.
+
+        It fails no fetch by itself: most servers want no login. It is told where a server wants one.
+        """
+        given = userinfo_of(url)
+        if given is not None and given[1]:
+            return ""
+        host = origin_of(url).host
+        has_own = any(login.host == host for login in self.logins)
+        wanted = ("login", f"login {host}", *(() if has_own else ("login ",)))
+        return next((f"{where}: {problem}" for name in wanted for setting, where, problem in self.troubles if setting == name), "")
 
     def _raise_trouble(self, setting: str) -> None:
         for name, where, problem in self.troubles:
@@ -116,27 +139,29 @@ def read_environment(environ: Mapping[str, str]) -> FetchEnvironment:
     Read are ``http_proxy``, ``https_proxy``, ``all_proxy`` and ``no_proxy`` (in capitals too), ``NETRC`` or ``~/.netrc``,
     ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``, and ``PYLIGHTNIX_HASHED_MIRRORS``, base URLs with spaces between.
 
-    A proxy or a file of certificates that does not do is noted, for a fetch that does not use it is none the worse.
-
-    Raises:
-        FetchSetupError: a mirror does not do, or the netrc file cannot be read.
+    Never fails and never waits: what is broken is among `FetchEnvironment.troubles`.
     """
-    mirrors = tuple(environ.get("PYLIGHTNIX_HASHED_MIRRORS", "").split())
-    for mirror in mirrors:
-        _checked(mirror, "PYLIGHTNIX_HASHED_MIRRORS")
     proxies, troubles = _proxies(environ)
+    mirrors = tuple(environ.get("PYLIGHTNIX_HASHED_MIRRORS", "").split())
+    try:
+        for mirror in mirrors:
+            _checked(mirror, "PYLIGHTNIX_HASHED_MIRRORS")
+    except FetchSetupError as error:
+        mirrors = ()
+        troubles.append(("mirrors", error.where, error.problem))
     ca_pem = None
     try:
         ca_pem = _certificates(environ)
     except FetchSetupError as error:
         troubles.append(("ca", error.where, error.problem))
+    logins, login_troubles = _logins(environ)
     return FetchEnvironment(
         proxies=proxies,
-        no_proxy=environ.get("no_proxy", environ.get("NO_PROXY", "")),
-        logins=_logins(environ),
+        no_proxy=_text(environ.get("no_proxy", environ.get("NO_PROXY", ""))),
+        logins=logins,
         ca_pem=ca_pem,
         hashed_mirrors=mirrors,
-        troubles=tuple(troubles),
+        troubles=(*troubles, *login_troubles),
     )
 
 
@@ -199,46 +224,61 @@ def _is_in_network(host: str, name: str) -> bool:
         return False
 
 
-def _logins(environ: Mapping[str, str]) -> tuple[Login, ...]:
-    import netrc
+def _text(value: str) -> str:
+    """Return a variable's value as text that can travel. Bytes that are not UTF-8 are shown as escapes, and match nothing."""
+    return os.fsencode(value).decode("utf-8", "backslashreplace")
 
+
+def _logins(environ: Mapping[str, str]) -> tuple[tuple[Login, ...], list[tuple[str, str, str]]]:
+    """Return the logins of the netrc file, own entries of hosts first, and what is wrong with it."""
     named = environ.get("NETRC")
     home = environ.get("HOME")
     path = named or (os.path.join(home, ".netrc") if home else None)
     if path is None:
-        return ()
+        return (), []
     try:
-        entries = netrc.netrc(path).hosts
-    except netrc.NetrcParseError as error:
-        # Not the error's own text: it quotes the file.
-        raise FetchSetupError(path, f"line {error.lineno} is not as in a netrc file") from None
-    except OSError as error:
-        if named is None:
-            return ()
-        raise FetchSetupError(path, f"{error.strerror} (the variable NETRC names it)") from error
-    except UnicodeDecodeError as error:
-        raise FetchSetupError(path, "it is not UTF-8") from error
-    found = [Login("" if host == "default" else host.lower(), user, password or "") for host, (user, _, password) in entries.items()]
-    return tuple(sorted(found, key=lambda login: (login.host == "", login.host)))
+        data = read_regular(path, _NETRC_BYTES_MAX)
+    except FileNotFoundError as error:
+        return (), [("login", _text(path), f"{error.strerror} (the variable NETRC names it)")] if named else []
+    except (OSError, ValueError) as error:
+        return (), [("login", _text(path), (error.strerror if isinstance(error, OSError) else None) or str(error))]
+    found, problems = parse_netrc(data)
+    found.reverse()  # the last entry of a host counts, as in Python's netrc
+    logins = sorted(found, key=lambda login: login.host == "")
+    return tuple(logins), [(f"login {_text(host)}", _text(path), problem) for host, problem in problems]
 
 
 def _certificates(environ: Mapping[str, str]) -> Optional[str]:
     file, folder = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
     if not file and not folder:
         return None
-    where = file or folder or ""
     try:
-        paths = [file] if file else sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
-        texts: list[str] = []
-        size = 0
-        for path in paths:
-            with open(path, encoding="ascii", errors="replace") as opened:
-                texts.append(opened.read(_CA_BYTES_MAX))
-            size += len(texts[-1])
-            if size >= _CA_BYTES_MAX:
-                raise FetchSetupError(where, f"more than {_CA_BYTES_MAX} bytes of certificates")
-    except OSError as error:
+        return _pem(file) if file else _pems(folder or "")
+    except (OSError, ValueError) as error:
         variable = "SSL_CERT_FILE" if file else "SSL_CERT_DIR"
-        raise FetchSetupError(where, f"{error.strerror} (the variable {variable} names it)") from error
-    # A folder of certificates has each twice, under its name and as a link named by its hash.
-    return "\n".join(dict.fromkeys(texts))
+        problem = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise FetchSetupError(_text(file or folder or ""), f"{problem} (the variable {variable} names it)") from error
+
+
+def _pem(path: str) -> str:
+    return read_regular(path, _CA_BYTES_MAX).decode("ascii", "replace")
+
+
+def _pems(folder: str) -> str:
+    """Return the certificates of a folder. A file in it that has none, or cannot be read, counts for nothing, as for OpenSSL."""
+    import ssl
+
+    found: dict[str, None] = {}  # a folder has each certificate twice, under its name and as a link named by its hash
+    size = 0
+    for path in sorted(entry.path for entry in os.scandir(folder)):
+        try:
+            text = _pem(path)
+            if text not in found:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+        except (OSError, ValueError):  # SSLError is an OSError
+            continue
+        size += 0 if text in found else len(text)
+        if size > _CA_BYTES_MAX:
+            raise OSError(errno.EFBIG, f"it has more than {_CA_BYTES_MAX} bytes of certificates")
+        found[text] = None
+    return "\n".join(found)

@@ -21,7 +21,7 @@ from pylightnix.fetch.redirects import REDIRECT_STATUSES, RedirectRefused, is_sa
 from pylightnix.fetch.retrying import Failure, is_worth_retrying, parse_retry_after
 from pylightnix.fetch.spec import FetchLimits, Headers
 from pylightnix.fetch.transports import Route
-from pylightnix.fetch.urls import origin_of, without_userinfo
+from pylightnix.fetch.urls import origin_of, userinfo_of, without_userinfo
 
 __all__ = ["Question", "Unanswered", "asked", "failure_of", "refusal_of"]
 
@@ -74,12 +74,13 @@ async def asked(means: Means, question: Question) -> AsyncIterator[httpx.Respons
                 if response.status_code not in REDIRECT_STATUSES:
                     yield response
                     return
-                location = response.headers.get("location", "")
+                # The raw ones: httpx joins several with commas, and guesses how they are encoded.
+                locations = [value for name, value in response.headers.raw if name.lower() == b"location"]
             finally:
                 with trio.move_on_after(_CLOSE_SECONDS, shield=True):
                     await response.aclose()
         try:
-            visited.append(redirected(visited, location, insecure=question.insecure_redirects))
+            visited.append(redirected(visited, locations, insecure=question.insecure_redirects))
         except RedirectRefused as refused:
             raise Unanswered(str(refused), is_permanent=True) from None
 
@@ -94,7 +95,7 @@ def _request(question: Question, url: str, with_secrets: bool, limits: FetchLimi
     # Bytes as they are: what is hashed is the file on the server, not what a server makes of it for the way.
     headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": f"pylightnix/{__version__}", **question.headers}
     if with_secrets:
-        login = question.environment.login_for(url if "@" in url else question.url)
+        login = question.environment.login_for(url if userinfo_of(url) is not None else question.url)
         if login is not None:
             headers["Authorization"] = f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"
         own = {name.lower() for name, _ in question.secret_headers.items()}

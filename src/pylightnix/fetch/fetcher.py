@@ -115,7 +115,7 @@ class Fetcher:
         for url in spec.urls:
             if local_path_of(check_url(url)) is not None:
                 raise InvalidURL(shown_url(url), "a local file is not fetched: who may open it copies it")
-        bases = dict.fromkeys([*environment.hashed_mirrors, *self._hashed_mirrors])
+        bases = dict.fromkeys([*environment.mirrors_for(spec.checksums), *self._hashed_mirrors])
         return list(dict.fromkeys([*hashed_urls(bases, spec.checksums), *spec.urls]))
 
     def _leave(self, key: object, download: Download, asker: object) -> None:

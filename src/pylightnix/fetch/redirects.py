@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import urljoin
+from urllib.parse import quote_from_bytes, urldefrag, urljoin
 
 from pylightnix.errors import InvalidURL
-from pylightnix.fetch.urls import check_url, origin_of, shown_url
+from pylightnix.fetch.urls import check_url, origin_of, shown_text, shown_url
 
 __all__ = ["REDIRECTS_MAX", "REDIRECT_STATUSES", "RedirectRefused", "is_same_party", "redirected"]
 
 REDIRECTS_MAX: Final = 10
 REDIRECT_STATUSES: Final = frozenset({301, 302, 303, 307, 308})
+_PRINTABLE: Final = "".join(map(chr, range(0x21, 0x7F)))
+_WHITESPACE: Final = bytes(range(0x21))
+_AUTHORITY: Final = re.compile(rb"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*")
 
 
 class RedirectRefused(Exception):
     """A redirect that is not followed. Its text says why, after "it"."""
 
 
-def redirected(visited: Sequence[str], location: str, *, insecure: bool) -> str:
+def redirected(visited: Sequence[str], locations: Sequence[bytes], *, insecure: bool) -> str:
     """Return the URL that a redirect leads to.
 
     Args:
         visited: every URL asked so far, the last one being that which answered.
-        location: the header of that name.
+        locations: the headers of the name ``Location``, as they came. The first that is not empty counts, as for browsers and curl.
         insecure: whether it may lead from https to http.
 
     Raises:
         RedirectRefused: it leads nowhere, in a circle, from https to http, or there were too many.
     """
-    if not location:
+    location = next((stripped for each in locations if (stripped := each.strip(_WHITESPACE))), None)
+    if location is None:
         raise RedirectRefused("redirects without saying where to")
     try:
-        url = check_url(urljoin(visited[-1], location.strip()))
+        url = check_url(urldefrag(urljoin(visited[-1], _as_url(location))).url)
     except (InvalidURL, ValueError) as error:
-        raise RedirectRefused("redirects to something that is no URL") from error
+        shown = shown_text(location.decode("utf-8", "backslashreplace"))
+        raise RedirectRefused(f"redirects to something that is no URL ({shown!r})") from error
     scheme = origin_of(url).scheme
     if scheme == "file":
         raise RedirectRefused("redirects to a local file")
@@ -46,6 +52,21 @@ def redirected(visited: Sequence[str], location: str, *, insecure: bool) -> str:
     if len(visited) > REDIRECTS_MAX:
         raise RedirectRefused(f"redirects more than {REDIRECTS_MAX} times")
     return url
+
+
+def _as_url(location: bytes) -> str:
+    """Return the URL reference that a ``Location`` means, as browsers read it.
+
+    Bytes that are no ASCII and spaces are escaped as they are, be they UTF-8 or Latin-1; in a host's name, only UTF-8 makes sense.
+    A backslash in the path is a slash; tabs and line ends count for nothing.
+    """
+    path, mark, rest = re.sub(rb"[\t\r\n]", b"", location).partition(b"?")
+    path, hash_mark, fragment = path.partition(b"#")
+    path = path.replace(b"\\", b"/")
+    rest = hash_mark + fragment + mark + rest
+    found = _AUTHORITY.match(path)
+    authority = found[0] if found is not None else b""
+    return authority.decode("utf-8") + quote_from_bytes(path[len(authority) :] + rest, _PRINTABLE)
 
 
 def is_same_party(url: str, other: str) -> bool:

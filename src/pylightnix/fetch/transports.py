@@ -82,7 +82,7 @@ def _made(route: Route) -> httpx.AsyncHTTPTransport:
         return httpx.AsyncHTTPTransport(verify=_tls(route), trust_env=False, http1=True, http2=False, limits=limits, proxy=_proxy(route))
     except ssl.SSLError as error:
         raise FetchSetupError("the certificates to trust", "they are not in the PEM format") from error
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
         where = f"the proxy {shown_url(route.proxy or '')}"
         raise FetchSetupError(where, "it is of a kind that this installation does not know") from error
 

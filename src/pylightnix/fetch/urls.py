@@ -43,6 +43,9 @@ def check_url(url: object) -> str:
     """
     if not isinstance(url, str):
         raise InvalidURL(repr(url)[:100], f"it is {kind_of(url)}, not text")
+    if not url.isascii() and any("\ud800" <= char <= "\udfff" for char in url):
+        shown = url.encode("utf-8", "backslashreplace").decode("utf-8")
+        raise InvalidURL(shown_text(shown), "it is not UTF-8; write %XX for a byte that is none")
     if _UNFIT.search(url):
         raise InvalidURL(shown_text(url), "it has a space or a control character; write %20 for a space")
     parts = _split(url)

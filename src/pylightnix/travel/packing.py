@@ -23,7 +23,7 @@ import msgpack  # type: ignore[import-untyped]  # it ships no type information
 
 from pylightnix.autodrv import RawBody
 from pylightnix.autostage import AutoStage
-from pylightnix.errors import FetchSetupError, Misuse, PylightnixException
+from pylightnix.errors import Misuse, PylightnixException
 from pylightnix.fetch.environment import read_environment
 from pylightnix.matchers import BuiltinMatcher, _MatchAll, _MatchExact, _MatchLatest, _MatchOnly, _MatchSome
 from pylightnix.options import SteeredRealizer
@@ -87,11 +87,7 @@ def _packed_fetch(realizer: FetchRealizer) -> Packed:
 
     if realizer.is_local:
         return Packed("caller", None, "it takes a local file, which only the program that asks for it is sure to be allowed to open")
-    try:
-        environment = read_environment(os.environ)
-    except FetchSetupError as error:
-        return Packed("caller", None, str(error))  # who fetches tells it where the error is looked for
-    return Packed("fetch", pack_fetch(realizer, environment), "")
+    return Packed("fetch", pack_fetch(realizer, read_environment(os.environ)), "")
 
 
 def pack_arguments(arguments: RealizeArg) -> Packed:
