@@ -1,7 +1,7 @@
 """Write the reference of the language, ``docs/reference/language/``, from the docstrings.
 
-The pages go by concept, in the order in which the tutorial meets them. Every name of `pylightnix.__all__` stands on one
-page; a test demands that, and that the pages in the repository are what this writes. Signatures and the strings under
+The pages go by concept, in the order in which the tutorial meets them. Every name of ours in `pylightnix.__all__` stands on
+one page; a test demands that, and that the pages in the repository are what this writes. Signatures and the strings under
 attributes are read from the source (by griffe), so that every version of Python writes the same pages.
 """
 
@@ -104,28 +104,28 @@ PAGES = [
         "removing",
         "Removing what is not needed",
         "Nothing is removed that something else was made from, or that somebody is building with.",
-        """rmref store_gc garb.gc garb.gc_candidates garb.gc_exceptions garb.diskspace_h""",
+        """rmref store_gc gc gc_candidates gc_exceptions diskspace_h""",
     ),
     Page(
         "either",
         "Failures as realizations",
-        "`pylightnix.either`: a failed build is stored as a LEFT realization, in place of an exception.",
-        """either.mkdrvE either.realizeE either.realizeManyE either.Either either.either_isRight either.either_isLeft either.either_status
-        either.either_paths either.either_realizer either.either_matcher either.either_loadR either.either_validate either.mkright
-        either.mkleft ExceptionText""",
+        "A failed build is stored as a LEFT realization, in place of an exception.",
+        """mkdrvE realizeE realizeManyE Either either_isRight either_isLeft either_status
+        either_paths either_realizer either_matcher either_loadR either_validate mkright
+        mkleft ExceptionText""",
     ),
     Page(
         "repl",
         "Being the realizer",
         "A realization that pauses before a derivation, for notebooks and shells.",
         """repl_realize ReplHelper repl_continue repl_continue1 repl_continueMany repl_build repl_continueBuild repl_cancelBuild
-        repl_buildargs repl_result repl_rref repl_rrefs repl_cancel""",
+        repl_buildargs repl_result repl_rref repl_rrefs repl_cancel ERR_INVALID_RH ERR_INACTIVE_RH""",
     ),
     Page(
         "archives",
         "From store to store",
-        "`pylightnix.arch`: realizations go along with all that they were made from.",
-        """arch.spack arch.sunpack arch.copyclosure""",
+        "Realizations go along with all that they were made from.",
+        """spack sunpack copyclosure deref_""",
     ),
     Page(
         "errors",
@@ -153,8 +153,7 @@ PAGES = [
 ]
 
 INDEX = """\
-What `from pylightnix import …` offers, by concept, in the order of the [tutorial](../../tutorial.md). Names with a dot are
-imported from that module: `either.mkdrvE` is `from pylightnix.either import mkdrvE`."""
+What `from pylightnix import …` offers, by concept, in the order of the [tutorial](../../tutorial.md)."""
 
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Attributes):$")
 SECTION_TITLES = {"Args": "Arguments"}

@@ -22,9 +22,8 @@ import anyio.to_thread
 from pylightnix.errors import Misuse, PylightnixException
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import NoSuchClaim, OperationCancelled, TooMany
-from pylightnix.store.layout import StoreLayout
 from pylightnix.types import Closure, DRef, RealizeArg
-from pylightnix_client.connecting import PATIENCE_SECONDS, Queue, connect, is_trusted, socket_of
+from pylightnix_client.connecting import PATIENCE_SECONDS, Queue, Where, connect, is_trusted, socket_of
 from pylightnix_client.errors import DaemonGone
 from pylightnix_client.exchange import CREDIT, Ask, Dialogue, Exchange
 
@@ -66,7 +65,7 @@ class AsyncClient:
     @classmethod
     async def connect(
         cls,
-        where: Union[str, StoreLayout],
+        where: Where,
         deadline_seconds: float = DEADLINE_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,
         waiting: Optional[Callable[[TooMany], None]] = None,
@@ -81,7 +80,7 @@ class AsyncClient:
             await anyio.sleep(pause)
 
     @classmethod
-    async def _connect(cls, where: Union[str, StoreLayout], deadline_seconds: float) -> AsyncClient:
+    async def _connect(cls, where: Where, deadline_seconds: float) -> AsyncClient:
         path = await anyio.to_thread.run_sync(socket_of, where)
         connection = await anyio.to_thread.run_sync(connect, path, deadline_seconds)
         try:

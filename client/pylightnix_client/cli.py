@@ -125,8 +125,17 @@ def cli(session: Session, store: Optional[str], socket: Optional[str]) -> None:
         raise click.BadParameter("expected a path, found an empty text", param_hint="--socket")
     if store is not None and socket is not None:
         raise click.UsageError("--store and --socket both say which store; give one of them")
-    session.root = None if store is None else os.path.abspath(store)
+    session.root = None if store is None else _root(os.path.abspath(store))
     session.socket = None if socket is None else os.path.abspath(socket)
+
+
+def _root(folder: str) -> str:
+    from pylightnix.storage import root_in
+
+    root = root_in(folder)
+    if root != folder:
+        note(f"there is no store in {folder}; using the one in {root}")
+    return root
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

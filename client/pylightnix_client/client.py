@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Final, Optional, TypeVar, Union, cast
 from pylightnix.errors import MissingRealization, PylightnixException
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import NoSuchClaim, OperationCancelled, TooMany
-from pylightnix.store.layout import StoreLayout
 from pylightnix.types import Closure, DRef, RealizeArg, RRef
-from pylightnix_client.connecting import PATIENCE_SECONDS, Queue, connect, is_trusted, socket_of
+from pylightnix_client.connecting import PATIENCE_SECONDS, Queue, Where, connect, is_trusted, socket_of
 from pylightnix_client.errors import DaemonGone
 from pylightnix_client.exchange import Ask, Dialogue, Exchange, query_rows, registration
 
@@ -68,7 +67,7 @@ class Client:
     @classmethod
     def connect(
         cls,
-        where: Union[str, StoreLayout],
+        where: Where,
         deadline_seconds: float = DEADLINE_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,
         waiting: Optional[Callable[[TooMany], None]] = None,
@@ -76,7 +75,7 @@ class Client:
         """Connect to the daemon at a socket's path, or to the one that owns a store.
 
         Args:
-            where: the path, or the store.
+            where: the path; or the store, as `mkSS` or `store_layout` give it.
             deadline_seconds: how long it may take to answer.
             patience_seconds: how long to wait for others' end where it has as many connections of this user as it takes.
             waiting: is called once, with what it said, before such a wait.
@@ -97,7 +96,7 @@ class Client:
             time.sleep(pause)
 
     @classmethod
-    def _connect(cls, where: Union[str, StoreLayout], deadline_seconds: float) -> Client:
+    def _connect(cls, where: Where, deadline_seconds: float) -> Client:
         path = socket_of(where)
         connection = connect(path, deadline_seconds)
         try:

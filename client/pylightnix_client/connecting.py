@@ -7,14 +7,16 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import Final, Optional, Union
+from typing import Final, Optional, TypeAlias, Union
 
 from pylightnix.protocol.errors import TooMany
+from pylightnix.storage import store_layout
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.ownership import LINK_NAME, daemon_socket, link_target
+from pylightnix.types import StorageSettings
 from pylightnix_client.errors import DaemonFull, NoDaemon, SocketRefused
 
-__all__ = ["PATIENCE_SECONDS", "Queue", "connect", "is_trusted", "socket_of"]
+__all__ = ["PATIENCE_SECONDS", "Queue", "Where", "connect", "is_trusted", "socket_of"]
 
 PATIENCE_SECONDS: Final = 60.0
 """How long to ask a daemon again that has as many connections of this user as it takes."""
@@ -28,12 +30,23 @@ _PATH_BYTES_MAX: Final = 107
 """Longest path of a Unix socket on Linux."""
 
 
-def socket_of(where: Union[str, StoreLayout]) -> str:
+Where: TypeAlias = Union[str, os.PathLike[str], StoreLayout, StorageSettings]
+"""A daemon's socket, by its path, or the store that it owns."""
+
+
+def _place(where: Where) -> Union[str, StoreLayout]:
+    if isinstance(where, StorageSettings):
+        return store_layout(where)
+    return where if isinstance(where, StoreLayout) else os.fspath(where)
+
+
+def socket_of(where: Where) -> str:
     """Return the path of a daemon's socket: the one given, or that of the daemon which owns the store.
 
     Raises:
         NoDaemon: no daemon owns the store.
     """
+    where = _place(where)
     if isinstance(where, str):
         return where
     found = daemon_socket(where)
@@ -114,11 +127,12 @@ class Queue:
         return (refusal.retry_after or _RETRY_SECONDS) * random.uniform(*_JITTER)
 
 
-def is_trusted(connection: socket.socket, where: Union[str, StoreLayout]) -> bool:
+def is_trusted(connection: socket.socket, where: Where) -> bool:
     """Tell whether the daemon may have objects unpickled here: whether it is root's, this user's, or the store owner's."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     uid = struct.unpack("3i", data)[1]
     trusted = {0, os.geteuid()}
+    where = _place(where)
     if isinstance(where, StoreLayout):
         trusted.add(os.stat(where.state).st_uid)
     return uid in trusted

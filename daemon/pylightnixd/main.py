@@ -16,7 +16,7 @@ import trio
 
 from pylightnix._version import __version__
 from pylightnix.errors import PylightnixException
-from pylightnix.storage import fsroot, fsstorage, mkSS, store_layout
+from pylightnix.storage import fsroot, fsstorage, mkSS, root_in, store_layout
 from pylightnix.store.access import make_folders
 from pylightnix.store.layout import StoreLayout
 from pylightnixd.fetch_builds import FetchSettings
@@ -83,6 +83,9 @@ def main(config: Optional[str], foreground: bool, **options: Any) -> None:
 
         # Absolute now, for it is read again when this process is elsewhere.
         options.update({name: os.path.abspath(options[name]) for name in ("store", "state", "socket") if options[name]})
+        if options["store"] and (root := root_in(options["store"])) != options["store"]:
+            click.echo(f"pylightnixd: there is no store in {options['store']}; using the one in {root}", err=True)
+            options["store"] = root
         options["tags"] = dict(options["tags"]) or None
 
         def read() -> Settings:

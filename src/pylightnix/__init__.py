@@ -10,6 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pylightnix._version import __version__
+from pylightnix.arch import (
+    copyclosure,
+    deref_,
+    spack,
+    sunpack,
+)
 from pylightnix.attrs import (
     Attrs,
     realizeU,
@@ -93,6 +99,22 @@ from pylightnix.context import (
     context_serialize,
     mkcontext,
 )
+from pylightnix.either import (
+    Either,
+    either_isLeft,
+    either_isRight,
+    either_loadR,
+    either_matcher,
+    either_paths,
+    either_realizer,
+    either_status,
+    either_validate,
+    mkdrvE,
+    mkleft,
+    mkright,
+    realizeE,
+    realizeManyE,
+)
 from pylightnix.errors import (
     AmbiguousMatch,
     ArchiveIOError,
@@ -151,6 +173,10 @@ from pylightnix.folders import (
     filerw,
 )
 from pylightnix.garb import (
+    diskspace_h,
+    gc,
+    gc_candidates,
+    gc_exceptions,
     store_gc,
 )
 from pylightnix.hashing import (
@@ -277,6 +303,8 @@ from pylightnix.registry import (
     tlregistry,
 )
 from pylightnix.repl import (
+    ERR_INACTIVE_RH,
+    ERR_INVALID_RH,
     ReplHelper,
     repl_build,
     repl_buildargs,
@@ -382,9 +410,6 @@ from pylightnix.types import (
     StorageSettings,
 )
 
-if not TYPE_CHECKING:  # which would take every name for one of ours
-    from pylightnix._formerly import formerly as __getattr__  # noqa: F401  # the interpreter uses it
-
 __all__ = [
     "AmbiguousMatch",
     "ArchiveIOError",
@@ -404,6 +429,9 @@ __all__ = [
     "CycleError",
     "DRef",
     "Derivation",
+    "ERR_INACTIVE_RH",
+    "ERR_INVALID_RH",
+    "Either",
     "ExceptionText",
     "FetchFailed",
     "FetchSetupError",
@@ -531,10 +559,12 @@ __all__ = [
     "context_derefpath",
     "context_eq",
     "context_serialize",
+    "copyclosure",
     "current_registry",
     "current_storage",
     "dagroots",
     "datahash",
+    "deref_",
     "dicthash",
     "diff",
     "dirchmod",
@@ -546,6 +576,7 @@ __all__ = [
     "dirrw",
     "dirshash",
     "dirsize",
+    "diskspace_h",
     "dref2path",
     "drefattrs",
     "drefcfg",
@@ -556,6 +587,14 @@ __all__ = [
     "drefrrefs",
     "drefrrefsC",
     "du",
+    "either_isLeft",
+    "either_isRight",
+    "either_loadR",
+    "either_matcher",
+    "either_paths",
+    "either_realizer",
+    "either_status",
+    "either_validate",
     "encode",
     "evaluate",
     "exact",
@@ -571,6 +610,9 @@ __all__ = [
     "fsroot",
     "fsstorage",
     "fstmpdir",
+    "gc",
+    "gc_candidates",
+    "gc_exceptions",
     "instantiate",
     "isclosure",
     "isdref",
@@ -603,7 +645,9 @@ __all__ = [
     "mkcontext",
     "mkdref",
     "mkdrv",
+    "mkdrvE",
     "mkdrv_",
+    "mkleft",
     "mklens",
     "mklogdir",
     "mkname",
@@ -611,6 +655,7 @@ __all__ = [
     "mkrealization",
     "mkrefpath",
     "mkregistry",
+    "mkright",
     "mkrref",
     "mutate",
     "options_of",
@@ -625,7 +670,9 @@ __all__ = [
     "readstr",
     "realize",
     "realize1",
+    "realizeE",
     "realizeMany",
+    "realizeManyE",
     "realizeSeq",
     "realizeU",
     "realize_async",
@@ -667,8 +714,10 @@ __all__ = [
     "shell",
     "shellref",
     "source",
+    "spack",
     "storagename",
     "store_gc",
+    "sunpack",
     "texthash",
     "timestring",
     "tlregistry",
@@ -701,3 +750,12 @@ __all__ = [
     "writejson",
     "writestr",
 ]
+
+if not TYPE_CHECKING:  # which would take every name for one of ours
+    from pylightnix import _formerly
+    from pylightnix._formerly import formerly as __getattr__  # noqa: F401  # the interpreter uses it
+
+    # A star import brings what it brought in 0.x, for it is how programs in the field begin.
+    __all__ = sorted([*__all__, "PYLIGHTNIX_REPL_HELPER", "fetch", *_formerly.FORMERLY, *_formerly.MODULES])  # noqa: PLE0605  # it is a list
+    _formerly.widen("pylightnix.bashlike", "pylightnix.build", "pylightnix.fetch", "pylightnix.lens", "pylightnix.types")
+    del _formerly

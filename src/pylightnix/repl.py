@@ -57,7 +57,9 @@ __all__ = [
 ]
 
 ERR_INVALID_RH: Final = "this thread has no REPL helper yet; begin with repl_realize(…), or pass rh=…"
+"""What `Misuse` says where there is no helper."""
 ERR_INACTIVE_RH: Final = "this REPL helper is not paused"
+"""What `Misuse` says, with the reason, where the helper is not paused."""
 
 
 class ReplHelper:

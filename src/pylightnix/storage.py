@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, Optional, Union
+from typing import TYPE_CHECKING, Final, Optional, TypeAlias, Union
 
-from pylightnix.errors import InvalidStorage, StoreExists
+from pylightnix.errors import InvalidStorage, Misuse, StoreExists
 from pylightnix.store.layout import STORAGE_NAME, StoreLayout, state_folder
 from pylightnix.types import Path, StorageSettings
 
@@ -31,12 +31,15 @@ __all__ = [
     "fsstorage",
     "fstmpdir",
     "mkSS",
+    "root_in",
     "setstorage",
     "storagename",
     "store_layout",
     "tlstorage",
 ]
 
+AnyPath: TypeAlias = Union[str, os.PathLike[str]]
+_ROOT_NAME: Final = "_pylightnix"
 PYLIGHTNIX_STORE_VERSION: Final = 1
 """The number in the name of the folder of derivations."""
 
@@ -52,15 +55,26 @@ def storagename() -> str:
     return STORAGE_NAME
 
 
-def mkSS(root: str, stordir: Optional[str] = None, tmpdir: Optional[str] = None) -> StorageSettings:
+def mkSS(root: AnyPath, stordir: Optional[AnyPath] = None, tmpdir: Optional[AnyPath] = None) -> StorageSettings:
     """Return settings for the store at `root`, its folders optionally set apart. Touches no file."""
     return StorageSettings(Path(root), None if stordir is None else Path(stordir), None if tmpdir is None else Path(tmpdir))
+
+
+def root_in(folder: AnyPath) -> str:
+    """Return the root of a store that people name by `folder`: that itself, or ``_pylightnix`` in it where only that holds a store.
+
+    A string given to `fsinit` names the folder above the root, so people give that folder to programs as well.
+    """
+    below = os.path.join(folder, _ROOT_NAME)
+    if not os.path.isdir(os.path.join(folder, STORAGE_NAME)) and os.path.isdir(os.path.join(below, STORAGE_NAME)):
+        return below
+    return os.fspath(folder)
 
 
 def tlstorage(S: Optional[StorageSettings] = None) -> Optional[StorageSettings]:
     """Return `S` if given, else the current storage, else the current registry's, else the process's default."""
     if S is not None:
-        return S
+        return _checked(S)
     current = _storage.get()
     if current is not None:
         return current
@@ -70,9 +84,22 @@ def tlstorage(S: Optional[StorageSettings] = None) -> Optional[StorageSettings]:
     return _process_default
 
 
+def _checked(S: object) -> StorageSettings:
+    """Return `S`, with texts where somebody wrote pathlib's paths."""
+    if not isinstance(S, StorageSettings):
+        advice = f"; write S=mkSS({str(S)!r})" if isinstance(S, (str, os.PathLike)) else ", as mkSS(…) makes them"
+        raise Misuse(f"S expects the settings of a store, found {S!r:.200}{advice}")
+    if all(part is None or isinstance(part, str) for part in S):
+        return S
+    return StorageSettings(*(None if part is None else Path(part) for part in S))
+
+
 def absolute_settings(S: Optional[StorageSettings]) -> Optional[StorageSettings]:
     """Return `S` with its paths made absolute, so that it means the same store after a change of the working folder."""
-    if S is None or all(part is None or part[:1] == "/" for part in S):
+    if S is None:
+        return None
+    S = _checked(S)
+    if all(part is None or part[:1] == "/" for part in S):
         return S
     return StorageSettings(*(None if part is None else Path(os.path.abspath(part)) for part in S))
 
@@ -154,7 +181,7 @@ def assert_valid_storage(S: Optional[StorageSettings] = None) -> None:
 
 
 def fsinit(
-    ss: Union[str, StorageSettings, None] = None,
+    ss: Union[AnyPath, StorageSettings, None] = None,
     check_not_exist: bool = False,
     remove_existing: bool = False,
     use_as_default: bool = True,
@@ -162,7 +189,8 @@ def fsinit(
     """Make the store's folders.
 
     Args:
-        ss: settings, or a root (``/_pylightnix`` is appended unless the text ends with ``_pylightnix``).
+        ss: settings; or the root of the store as a `pathlib.Path`; or a text, to which ``/_pylightnix`` is appended
+            unless it ends with that.
         check_not_exist: refuse a store that is there already.
         remove_existing: remove a store that is there already; wins over `check_not_exist`.
         use_as_default: make these settings the current storage of the thread, and what threads
@@ -174,7 +202,9 @@ def fsinit(
     """
     settings: Optional[StorageSettings]
     if isinstance(ss, str):
-        settings = mkSS(ss if ss.endswith("_pylightnix") else os.path.join(ss, "_pylightnix"))
+        settings = mkSS(ss if ss.endswith(_ROOT_NAME) else os.path.join(ss, _ROOT_NAME))
+    elif isinstance(ss, os.PathLike):
+        settings = mkSS(ss)
     else:
         settings = ss
     layout = store_layout(settings)

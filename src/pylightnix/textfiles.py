@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Optional, TypeVar, Union
+from typing import Any, Optional, TypeVar
 
 __all__ = [
     "maybereadjson",
@@ -65,14 +65,9 @@ def _or_none(read: Callable[[str], T], path: str) -> Optional[T]:
         return None
 
 
-def _readbytes(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def tryread(path: str) -> Optional[bytes]:
-    """Return the bytes of a file, None where they cannot be read."""
-    return _or_none(_readbytes, path)
+def tryread(path: str) -> Optional[str]:
+    """Return the text of a file, None where it cannot be read."""
+    return _or_none(readstr, path)
 
 
 def tryreadstr(path: str) -> Optional[str]:
@@ -85,8 +80,8 @@ def tryreadjson(json_path: str) -> Optional[Any]:
     return _or_none(readjson, json_path)
 
 
-def tryread_def(path: str, default: bytes) -> bytes:
-    """Return the bytes of a file, `default` where they cannot be read."""
+def tryread_def(path: str, default: str) -> str:
+    """Return the text of a file, `default` where it cannot be read."""
     found = tryread(path)
     return default if found is None else found
 
@@ -103,11 +98,10 @@ def tryreadjson_def(json_path: str, default: Any) -> Any:
     return default if found is None else found
 
 
-def trywrite(path: str, data: Union[bytes, str]) -> bool:
-    """Write a file, in place of what was in it; tell whether that worked."""
+def trywrite(path: str, data: str) -> bool:
+    """Write text to a file, in place of what was in it; tell whether that worked."""
     try:
-        with open(path, "wb") as file:
-            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+        writestr(path, data)
     except Exception:  # noqa: BLE001  # False on any error is the promise
         return False
     return True

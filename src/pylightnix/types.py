@@ -5,8 +5,12 @@ Must not know how any of them is made, checked, stored or realized: nothing here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from typing import Any, Generic, NamedTuple, Optional, TypeAlias, TypeVar, Union
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Optional, TypeAlias, TypeVar, Union
+
+if TYPE_CHECKING:
+    import os
+    from typing import Self, SupportsIndex
 
 __all__ = [
     "BuildArgs",
@@ -41,10 +45,104 @@ __all__ = [
 # Texts without a dict of their own are no business of the garbage collector, and a large closure has many.
 
 
-class Path(str):
-    """A path in the file system, as text."""
+if TYPE_CHECKING:
+    import pathlib
 
-    __slots__ = ()
+    # What type checkers see: both at once. Where the two have the same method, that of `str` counts.
+    class Path(str, pathlib.PosixPath):  # type: ignore[misc]
+        """A path in the file system: a text that has what `pathlib.Path` has, too."""
+
+        def __new__(cls, *parts: Union[str, os.PathLike[str]]) -> Self: ...
+        def replace(self, old: str, new: Optional[str] = None, count: SupportsIndex = -1, /) -> str: ...  # type: ignore[override]
+        @property
+        def parents(self) -> tuple[Path, ...]: ...
+
+else:
+
+    class _TypeOfPath(type):
+        """Has the methods of `pathlib.Path` where they are not called on a path: ``filter(Path.is_file, paths)``."""
+
+        def __getattr__(cls, name):
+            import pathlib
+
+            if name.startswith("_") or not callable(getattr(pathlib.Path, name, None)):
+                raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}", name=name, obj=cls)
+            return lambda path, *args, **kwargs: getattr(cls(path), name)(*args, **kwargs)
+
+    class Path(str, metaclass=_TypeOfPath):
+        """A path in the file system: a text that has what `pathlib.Path` has, too.
+
+        It is a `str` (and equal to that text, with the same hash, the same methods, the same JSON), so that it works
+        wherever a text does. Besides it has ``/`` and all methods and properties of `pathlib.Path`; those that return paths return
+        this class. Only ``replace`` is a method of both: with two texts it is that of `str`, with one it renames the file, as
+        pathlib's does. The text stays as it was given: ``Path('a//b') == 'a//b'``.
+        """
+
+        __slots__ = ()
+
+        def __new__(cls, *parts):
+            if len(parts) == 1 and isinstance(parts[0], str):
+                return str.__new__(cls, parts[0])
+            import pathlib
+
+            return str.__new__(cls, pathlib.Path(*parts))
+
+        @classmethod
+        def cwd(cls):
+            import pathlib
+
+            return cls(pathlib.Path.cwd())
+
+        @classmethod
+        def home(cls):
+            import pathlib
+
+            return cls(pathlib.Path.home())
+
+        def __fspath__(self):
+            return str(self)
+
+        def __truediv__(self, other):
+            import pathlib
+
+            return _ours(pathlib.Path(self).__truediv__(other))
+
+        def __rtruediv__(self, other):
+            import pathlib
+
+            return _ours(pathlib.Path(self).__rtruediv__(other))
+
+        def replace(self, old, new=None, count=-1, /):
+            if new is not None:
+                return str.replace(self, old, new, count)
+            import pathlib
+
+            return _ours(pathlib.Path(self).replace(old))
+
+        def __getattr__(self, name):
+            import pathlib
+
+            if name.startswith("_") or not hasattr(pathlib.Path, name):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            found = getattr(pathlib.Path(self), name)
+            return (lambda *args, **kwargs: _ours(found(*args, **kwargs))) if callable(found) else _ours(found)
+
+        def __dir__(self):
+            import pathlib
+
+            return sorted({*super().__dir__(), *(name for name in dir(pathlib.Path) if not name.startswith("_"))})
+
+    def _ours(value):
+        """Return what pathlib returned, with our class in the place of its own."""
+        import pathlib
+
+        if isinstance(value, pathlib.PurePath):
+            return Path(str(value))
+        if isinstance(value, (Generator, map)):  # but no open file
+            return map(_ours, value)
+        if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and value and isinstance(value[0], pathlib.PurePath):
+            return tuple(map(_ours, value))
+        return value
 
 
 class SPath(Path):

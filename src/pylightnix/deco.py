@@ -1,0 +1,5 @@
+"""Where 0.x had the decorators. All names of `pylightnix` can be imported from here, too."""
+
+from __future__ import annotations
+
+from pylightnix import *  # noqa: F403  # whatever programs import from here
