@@ -21,7 +21,7 @@ from pylightnix.types import Closure, Context, DRef, Path, RefPath, RRef, Storag
 __all__ = ["Cache", "LensContext", "as_dict", "only_target", "shown", "val2dict", "val2path", "val2rref"]
 
 Cache = dict[Any, dict[str, Any]]
-"""What was read before: configs by derivation, JSON files by path, inode, size and time."""
+"""What was read before: configs by derivation, JSON files by path; those of a running build by inode, size and times, too."""
 
 
 class LensContext(NamedTuple):
@@ -68,16 +68,18 @@ def as_dict(v: Any, ctx: LensContext, cache: Cache) -> Optional[dict[str, Any]]:
             cache[dref] = resolve(drefcfg_(dref, ctx.S), dref).val
         return cache[dref]
     if isrefpath(v) or isselfpath(v):
-        return _read_object(val2path(v, ctx), v, cache)
+        path = val2path(v, ctx)
+        return _read_object(path, v, cache, is_stored=ctx.build_path is None or not path.startswith(f"{ctx.build_path}/"))
     return None
 
 
-def _read_object(path: Path, refpath: RefPath, cache: Cache) -> dict[str, Any]:
+def _read_object(path: Path, refpath: RefPath, cache: Cache, *, is_stored: bool) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             stat = os.fstat(file.fileno())
-            # An artifact of the running build may be written again; all others stay as they are.
-            key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            # An artifact of the running build may be written again; all others stay as they are. Of its times only that of
+            # the last change tells: a copy of a stored file has the one time of all files in the store.
+            key = (path,) if is_stored else (path, stat.st_ino, stat.st_size, stat.st_ctime_ns)
             if key not in cache:
                 found = json.load(file)
                 if not isinstance(found, dict):

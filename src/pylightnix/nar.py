@@ -10,7 +10,8 @@ Rules of the walk:
 
 - It goes by directory file descriptors; only a symlink's own text is read, none is ever followed.
 - What a directory lists as a device, socket or FIFO is refused unopened. Opening never blocks.
-- It is a loop, not a recursion, and holds one descriptor for each level it is in.
+- It is a loop, not a recursion, and holds descriptors of the deepest `_OPEN_LEVELS` folders it is in. Those above are
+  opened again by "..", which must lead back to the folder that it led to before.
 - Names are bytes all the way, so names that are not UTF-8 survive.
 """
 
@@ -33,6 +34,8 @@ OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 MAX_LEVELS: Final = 256
 """How many folders deep a tree may be, its top included."""
+_OPEN_LEVELS: Final = 48
+"""A process may have few descriptors: 256 is a usual limit."""
 _BLOCK_BYTES: Final = 1 << 20
 _SMALL_BYTES: Final = 1 << 16
 _NO_NAMES: Final[frozenset[str]] = frozenset()
@@ -76,6 +79,12 @@ class Access(Protocol):
     def skip_entry(self, parent_fd: int, name: bytes, kind: EntryKind, where: bytes) -> None:
         """See an entry at the top that is not part of the tree. All of these come before any other entry."""
 
+    def leave_file(self, fd: int) -> None:
+        """See the last of a file: it is hashed."""
+
+    def leave_link(self, parent_fd: int, name: bytes) -> None:
+        """See the last of a symbolic link."""
+
     def leave_folder(self, fd: int, where: bytes) -> None:
         """See the last of a folder: everything in it is hashed. Not called for the top."""
 
@@ -88,6 +97,12 @@ class _Reading:
         return fd, os.fstat(fd)
 
     def skip_entry(self, parent_fd: int, name: bytes, kind: EntryKind, where: bytes) -> None:
+        pass
+
+    def leave_file(self, fd: int) -> None:
+        pass
+
+    def leave_link(self, parent_fd: int, name: bytes) -> None:
         pass
 
     def leave_folder(self, fd: int, where: bytes) -> None:
@@ -156,8 +171,11 @@ class _Folder:
     """A folder that the walk is in."""
 
     fd: int
+    """-1 while the walk is far below."""
     where: bytes
     entries: Iterator[_Entry]
+    identity: tuple[int, int] = (0, 0)
+    """Device and inode, once the descriptor was closed."""
 
 
 def _walk(nar: _Nar, top_fd: int, top: bytes, exclude_top: frozenset[str], access: Access) -> None:
@@ -173,12 +191,16 @@ def _walk(nar: _Nar, top_fd: int, top: bytes, exclude_top: frozenset[str], acces
                 nar.entry(name)
                 if (inner := _add(nar, folder.fd, name, kind, where, access)) is not None:
                     stack.append(inner)
+                    if len(stack) > _OPEN_LEVELS and stack[-_OPEN_LEVELS].fd >= 0:
+                        _close_for_now(stack[-_OPEN_LEVELS])
                     break
                 nar.add(_CLOSE)
             else:
                 nar.add(_CLOSE)
                 if len(stack) > 1:
                     access.leave_folder(folder.fd, where)
+                    if stack[-2].fd < 0:
+                        _open_again(stack[-2], folder.fd)
                     os.close(folder.fd)
                     nar.add(_CLOSE)  # of the entry that the folder was
                 stack.pop()
@@ -189,7 +211,23 @@ def _walk(nar: _Nar, top_fd: int, top: bytes, exclude_top: frozenset[str], acces
         raise OSError(error.errno, error.strerror, _shown(where)) from error
     finally:
         for folder in stack[1:]:
-            os.close(folder.fd)
+            if folder.fd >= 0:
+                os.close(folder.fd)
+
+
+def _close_for_now(folder: _Folder) -> None:
+    info = os.fstat(folder.fd)
+    os.close(folder.fd)
+    folder.fd, folder.identity = -1, (info.st_dev, info.st_ino)
+
+
+def _open_again(folder: _Folder, inner_fd: int) -> None:
+    fd = os.open("..", OPEN_FLAGS | os.O_DIRECTORY, dir_fd=inner_fd)
+    info = os.fstat(fd)
+    if (info.st_dev, info.st_ino) != folder.identity:
+        os.close(fd)
+        raise InvalidTree(_shown(folder.where), "was moved while it was read")
+    folder.fd = fd
 
 
 def _top_entries(fd: int, where: bytes, exclude_top: frozenset[str], access: Access) -> Iterator[_Entry]:
@@ -230,6 +268,7 @@ def _add(nar: _Nar, parent_fd: int, name: bytes, kind: EntryKind, where: bytes, 
     """Add an entry; a folder is only begun, and returned for the walk to go into."""
     if kind is EntryKind.SYMLINK:
         nar.symlink(os.readlink(name, dir_fd=parent_fd))
+        access.leave_link(parent_fd, name)
         return None
     if kind is EntryKind.SPECIAL:
         mode = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode
@@ -240,6 +279,7 @@ def _add(nar: _Nar, parent_fd: int, name: bytes, kind: EntryKind, where: bytes, 
         return _Folder(fd, where, _entries(fd))
     try:
         nar.file(fd, info, where)
+        access.leave_file(fd)
     finally:
         os.close(fd)
     return None

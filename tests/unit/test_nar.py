@@ -185,6 +185,12 @@ class Resizing:
     def skip_entry(self, parent_fd: int, name: bytes, kind: EntryKind, where: bytes) -> None:
         raise AssertionError(where)
 
+    def leave_file(self, fd: int) -> None:
+        pass
+
+    def leave_link(self, parent_fd: int, name: bytes) -> None:
+        raise AssertionError(name)
+
     def leave_folder(self, fd: int, where: bytes) -> None:
         raise AssertionError(where)
 

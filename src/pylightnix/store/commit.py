@@ -34,10 +34,11 @@ from pylightnix.store.index import VALID, Index, NewRealization
 from pylightnix.store.layout import CONTEXT_FILE, StoreLayout
 from pylightnix.store.owner import Owner
 from pylightnix.store.removal import make_movable
+from pylightnix.store.takeover import seal_file, seal_folder
 from pylightnix.store.trash import to_trash
 from pylightnix.types import DRef, RRef
 
-__all__ = ["Attempt", "Batch", "TakenOutput", "place", "seal_folder"]
+__all__ = ["Attempt", "Batch", "TakenOutput", "place", "seal_realization"]
 
 _log = logging.getLogger("pylightnix")
 
@@ -257,10 +258,10 @@ def _row(attempt: Attempt, key: str, rref: RRef, output: TakenOutput) -> NewReal
 def _write_context(folder: str, text: bytes) -> None:
     fd = os.open(f"{folder}/{CONTEXT_FILE}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444)
     try:
-        os.fchmod(fd, 0o444)
         view = memoryview(text)
         while view:  # a disk that is nearly full takes a part
             view = view[os.write(fd, view) :]
+        seal_file(fd)
     finally:
         os.close(fd)
     reach("context_written")
@@ -280,14 +281,14 @@ def _rename(layout: StoreLayout, dref: DRef, path: str, rref: RRef) -> None:
             raise MissingDerivation(dref, os.path.dirname(target)) from error
         raise StoreIOError(path, "renaming an output into the store", "it is gone") from error
     # Only now, for a folder that one may not write cannot be renamed to another parent.
-    seal_folder(target)
+    seal_realization(target)
     reach("after_rename")
 
 
-def seal_folder(path: str) -> None:
-    """Make the top folder of a realization read-only."""
+def seal_realization(path: str) -> None:
+    """Make the top folder of a realization read-only, with the time of all files of the store."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.fchmod(fd, 0o555)
+        seal_folder(fd)
     finally:
         os.close(fd)

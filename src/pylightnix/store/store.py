@@ -15,7 +15,7 @@ from pylightnix.context import context_key
 from pylightnix.errors import StoreBusy, StoreTooNew
 from pylightnix.planner.messages import Candidate
 from pylightnix.store.access import check_access, translated_errors, user_name
-from pylightnix.store.commit import Attempt, Batch, TakenOutput, place, seal_folder
+from pylightnix.store.commit import Attempt, Batch, TakenOutput, place, seal_realization
 from pylightnix.store.durability import sync_file_system
 from pylightnix.store.index import FORMAT, VALID, Index
 from pylightnix.store.layout import StoreLayout
@@ -92,7 +92,7 @@ class Store:
         # Whoever has the build lock finds everything in place that was entered under it, and below it.
         if rrefs and all(os.path.isdir(self.layout.realization(rref)) for rref in rrefs):
             for rref in rrefs:
-                seal_folder(self.layout.realization(rref))  # its builder may have been killed just before it did
+                seal_realization(self.layout.realization(rref))  # its builder may have been killed just before it did
             sync_file_system(self.layout.storage)
             with self.index.transaction(durable=True):
                 self.index.make_valid(rrefs)

@@ -6,6 +6,9 @@ Must not know where the folder goes, nor what a context or an index is.
 What may not enter the store: special files, set-id programs, others' files, and hard links, because
 changing a mode (or later writing) through one name would reach whoever has the other name. Files are
 sealed before they are read, so that what was hashed is what is sealed.
+
+Everything gets one time, `STORE_TIME`. Times are not part of the hash, so nothing that is built on a realization may
+depend on them: with the times of writing, `make` takes files that came with an archive for out of date.
 """
 
 from __future__ import annotations
@@ -22,12 +25,16 @@ from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES
 from pylightnix.store.removal import reopen_unlocked
 from pylightnix.types import DRef
 
-__all__ = ["take_over"]
+__all__ = ["STORE_TIME", "seal_file", "seal_folder", "take_over"]
+
+STORE_TIME: Final = 315_619_200
+"""The modification time of every file, folder and link of a realization: 1980-01-02T00:00:00Z. Zip knows none before 1980."""
 
 _FILE_MODE: Final = 0o444
 _PROGRAM_MODE: Final = 0o555
 _FOLDER_MODE: Final = 0o555
 _TOP_MODE: Final = 0o755
+_TIMES_NS: Final = (STORE_TIME * 1_000_000_000,) * 2
 _COPY_BYTES: Final = 1 << 26
 _CHANGED: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _LEAVE_PLAIN: Final = "leave only regular files, folders and symbolic links, and let whatever writes them end first"
@@ -133,12 +140,21 @@ class _Sealing:
         if kind is not EntryKind.FILE:
             raise self._refused(where, f"has a reserved name and is a {kind.value}", rename)
         fd, info = self.open_entry(parent_fd, name, where)
-        os.close(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise self._refused(where, "changed while it was taken over", _LEAVE_PLAIN)
+        try:
+            if not stat.S_ISREG(info.st_mode):
+                raise self._refused(where, "changed while it was taken over", _LEAVE_PLAIN)
+            self.leave_file(fd)
+        finally:
+            os.close(fd)
+
+    def leave_file(self, fd: int) -> None:
+        os.utime(fd, ns=_TIMES_NS)
+
+    def leave_link(self, parent_fd: int, name: bytes) -> None:
+        os.utime(name, ns=_TIMES_NS, dir_fd=parent_fd, follow_symlinks=False)
 
     def leave_folder(self, fd: int, where: bytes) -> None:
-        os.fchmod(fd, _FOLDER_MODE)  # drops a set-group-ID bit, which folders commonly inherit
+        seal_folder(fd)
 
     def _open(self, parent_fd: int, name: bytes, flags: int, where: bytes) -> int:
         try:
@@ -190,6 +206,18 @@ class _Sealing:
 
     def _refused(self, where: bytes, problem: str, advice: str) -> InvalidOutput:
         return InvalidOutput(self._dref, where.decode("utf-8", "backslashreplace"), problem, advice)
+
+
+def seal_file(fd: int) -> None:
+    """Make a file that was written here read-only, with the store's time."""
+    os.fchmod(fd, _FILE_MODE)
+    os.utime(fd, ns=_TIMES_NS)
+
+
+def seal_folder(fd: int) -> None:
+    """Make a folder whose entries are sealed read-only, with the store's time."""
+    os.fchmod(fd, _FOLDER_MODE)  # drops a set-group-ID bit, which folders commonly inherit
+    os.utime(fd, ns=_TIMES_NS)
 
 
 def _sealed_mode(info: os.stat_result) -> int:
