@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, Optional
 
 import click
@@ -20,6 +21,7 @@ from pylightnix.storage import fsroot, fsstorage, mkSS, root_in, store_layout
 from pylightnix.store.access import make_folders
 from pylightnix.store.layout import StoreLayout
 from pylightnixd.fetch_builds import FetchSettings
+from pylightnixd.inheritance import renew_streams, settle
 from pylightnixd.limits import Limits
 from pylightnixd.listening import LINK_NAME, check_socket_path, listen_at, usual_socket_path
 from pylightnixd.logfolder import Keep
@@ -46,6 +48,7 @@ class _Quantity(click.ParamType):  # type: ignore[type-arg]  # only new versions
             self.fail(f"expected {error}, found {value!r}", param, ctx)
 
 
+STORE_VARIABLES: Final = ("PYLIGHTNIX_ROOT", "PYLIGHTNIX_STORAGE", "PYLIGHTNIX_TMP")
 OWN_LOG_BYTES: Final = 16 << 20
 """From what size on the daemon's own log is begun anew when a daemon starts."""
 SECONDS: Final = _Quantity("seconds", parse_seconds)
@@ -78,6 +81,7 @@ def main(config: Optional[str], foreground: bool, **options: Any) -> None:
     _refuse_empty({**options, "config": None if config is None else config.removeprefix("-")})
     try:
         fds = listening_fds(os.environ)
+        inherited = settle(fds)
         path = os.path.abspath(config.removeprefix("-")) if config else None
         may_be_absent = config is not None and config.startswith("-")
 
@@ -86,16 +90,24 @@ def main(config: Optional[str], foreground: bool, **options: Any) -> None:
         if options["store"] and (root := root_in(options["store"])) != options["store"]:
             click.echo(f"pylightnixd: there is no store in {options['store']}; using the one in {root}", err=True)
             options["store"] = root
+        os.environ.update({name: os.path.abspath(os.environ[name]) for name in STORE_VARIABLES if os.environ.get(name)})
         options["tags"] = dict(options["tags"]) or None
 
         def read() -> Settings:
             said = read_settings(path, may_be_absent=may_be_absent) if path else SettingsFile()
             given = {name: value for name, value in options.items() if value is not None}
-            return _settings(msgspec.structs.replace(said, **given), fds)
+            made = _settings(msgspec.structs.replace(said, **given), fds)
+            cpus = min(made.budget.cpus, inherited.builds_max)
+            if cpus < made.budget.cpus:
+                click.echo(f"pylightnixd: {cpus} CPU slots rather than {made.budget.cpus}, for few files may be open (ulimit -n)", err=True)
+            return replace(made, open_files=inherited.open_files, budget=replace(made.budget, cpus=cpus))
 
         settings = read()
         make_folders(settings.layout)
         if foreground or fds:
+            if 2 in inherited.lacked:
+                _write_to_log(_open_log(settings))
+            os.chdir("/")  # the folder that it was started in can be removed, and its file system unmounted
             _serve(settings, read, fds)
         else:
             _detach(settings, read)
@@ -188,10 +200,7 @@ def _serve(settings: Settings, read: Callable[[], Settings], fds: list[int], rea
 
 def _detach(settings: Settings, read: Callable[[], Settings]) -> None:
     """Serve in a process of its own; return when its socket listens, or raise with the reason."""
-    log_path = os.path.join(settings.layout.state, "logs", "pylightnixd.log")
-    os.makedirs(os.path.dirname(log_path), 0o700, exist_ok=True)
-    _set_aside_if_large(log_path)
-    log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    log_path, log_fd = _log_path(settings), _open_log(settings)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()  # before trio and any thread
     if pid == 0:
@@ -205,6 +214,26 @@ def _detach(settings: Settings, read: Callable[[], Settings]) -> None:
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     click.echo(words.decode("utf-8", "replace") or f"pylightnixd: ended with status {status}; see {log_path}", err=True)
     sys.exit(status if status > 0 else 70)
+
+
+def _log_path(settings: Settings) -> str:
+    return os.path.join(settings.layout.state, "logs", "pylightnixd.log")
+
+
+def _open_log(settings: Settings) -> int:
+    """Open the daemon's own log, to be appended to; return the descriptor."""
+    log_path = _log_path(settings)
+    os.makedirs(os.path.dirname(log_path), 0o700, exist_ok=True)
+    _set_aside_if_large(log_path)
+    return os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _write_to_log(log_fd: int) -> None:
+    """Make a log this process's standard output and standard error."""
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    renew_streams()
 
 
 def _set_aside_if_large(log_path: str) -> None:
@@ -221,8 +250,8 @@ def _be_the_daemon(settings: Settings, read: Callable[[], Settings], log_fd: int
     os.close(ready_read)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    os.dup2(log_fd, 1)
-    os.dup2(log_fd, 2)
+    os.close(null)
+    _write_to_log(log_fd)
     os.chdir("/")
     status = 0
     try:

@@ -57,7 +57,7 @@ DRAIN_SECONDS: Final = 30.0
 AT_ONCE_SECONDS: Final = 5.0
 """How long threads that hash outputs hold up the end of a daemon that is to end at once."""
 FEATURES: Final[tuple[str, ...]] = ()
-FIXED: Final = ("layout", "socket_path", "socket_is_ours", "grace_seconds", "fetch")
+FIXED: Final = ("layout", "socket_path", "socket_is_ours", "grace_seconds", "fetch", "open_files")
 """Settings that hold for a daemon's whole life."""
 
 
@@ -77,6 +77,8 @@ class Settings:
     """How long a running build outlives the last operation that wanted it."""
     drain_seconds: float = DRAIN_SECONDS
     """How long what is under way may go on after the daemon was told to end."""
+    open_files: Optional[tuple[int, int]] = None
+    """The soft and the hard limit on open files of the processes of builds; None for this process's."""
     exit_when_idle_seconds: Optional[float] = None
     """End after so long without connection or operation; None for never."""
 
@@ -124,7 +126,7 @@ class _Server:
     async def run(self, listening: socket.socket, ready: Callable[[], None]) -> None:
         logs = LogFolder.of(os.path.join(self.settings.layout.state, "logs"), self.instance)
         async with trio.open_nursery() as worker_nursery:
-            pool = WorkerPool(worker_nursery, self.hold.reader.owner.fd, logs.path)
+            pool = WorkerPool(worker_nursery, self.hold.reader.owner.fd, logs.path, self.settings.open_files)
             async with trio.open_nursery() as work:
                 fetcher = LateFetcher(work, self.settings.layout.fetch, self.settings.fetch)
                 table = BuildTable(self.settings.budget, self.settings.grace_seconds)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -178,6 +179,8 @@ class WorkerPool:
     owner_fd: int
     """Holds the daemon's lock on its folder; while a worker lives, so does the lock."""
     log_folder: str
+    open_files: Optional[tuple[int, int]] = None
+    """The soft and the hard limit on open files that workers have, where those of this process are others."""
     workers: dict[str, Worker] = field(default_factory=dict)
     _starting: dict[str, trio.Lock] = field(default_factory=dict)
     _all: list[Worker] = field(default_factory=list)
@@ -258,6 +261,11 @@ class WorkerPool:
                 cwd="/",
                 start_new_session=True,
             )
+            if self.open_files is not None:  # before it says hello, so before any build
+                try:
+                    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, self.open_files)
+                except OSError:
+                    pass  # it has ended at once
             worker = Worker(key, environment.interpreter, process, trio.socket.from_stdlib_socket(ours))
             self._all.append(worker)
             return worker
