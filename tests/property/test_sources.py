@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from pylightnix.nar import tree_hash
-from pylightnix.sources import Memo, copy_source, source_digest
+from pylightnix.sources import Memo, copy_source, excluding, source_digest
 
 Tree: TypeAlias = "tuple[bytes, bool] | bytes | dict[bytes, Tree]"
 """A file with its executable bit, a link's target, or a folder."""
@@ -158,27 +158,167 @@ def test_what_is_excluded_never_matters(tree: dict[bytes, Tree], exclude: list[s
         assert digest(f"{folder}/copy", memo) == before
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+git_names = st.sampled_from(
+    [
+        *(b"a", b"b", b"ab", b"A", b"a1", b"log.1", b"log.x", b"x.tmp", b"keep.tmp", b"#a", b"!a", b" a", b"a ", b"a\t", b"-"),
+        *(b"new\nline", b"a\\b", b"a*b", b"[a]", b"]", b"\xc3\xa9", b"\xff\xfe", b"a\r", b"**", b".hidden", b"^", b"\x0b", b"_"),
+    ]
+)
+git_trees: st.SearchStrategy[Tree] = st.recursive(leaves, lambda inner: st.dictionaries(git_names, inner, max_size=4), max_leaves=14)
+git_tops = st.dictionaries(git_names, git_trees, min_size=1, max_size=6)
+_CLASS_NAMES: Final = [
+    *("alnum", "alpha", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space", "upper", "xdigit", "word")
+]
+brackets = st.one_of(
+    st.builds("[{}{}]".format, st.sampled_from(["", "!", "^"]), st.sampled_from([f"[:{name}:]" for name in _CLASS_NAMES])),
+    st.sampled_from(["[[:digit:][:alpha:]]", "[![:digit:]_]", "[[:digit:]-z]", "[[:foo]", "[[:]", "[[:digit:", "[]]", "[]-a]", "[!]a-]"]),
+    st.sampled_from(
+        ["[a-", "[", "[]", "[!", "[^]", "[a-c]", "[c-a]", "[\\]]", "[a\\-z]", "[\\a-z]", "[a-\\z]", "[é]", "[/]", "[!/]", "[^^]", "[!!]"]
+    ),
+)
+pieces = st.sampled_from(
+    [
+        *"ab1#! -*?/\\[]",
+        "*",
+        "**",
+        "/",
+        "**/",
+        "/**",
+        "/**/",
+        "***",
+        "log.",
+        ".tmp",
+        "keep",
+        "new",
+        "\\#",
+        "\\!",
+        "\\ ",
+        "\\*",
+        "\\\\",
+        "\t",
+        "é",
+        "\udcff",
+    ]
+)
+git_patterns = st.lists(
+    st.builds("{}{}{}".format, st.sampled_from(["", "", "!", "/", "#", "\\"]), st.lists(pieces | brackets, max_size=4).map("".join), pieces)
+    | git_names.map(os.fsdecode).filter(lambda name: "\n" not in name)
+    | st.sampled_from(_PATTERNS),
+    min_size=1,
+    max_size=5,
+)
+
+
+def git_keeps(top: str, exclude: list[str]) -> set[bytes]:
+    """Return the files and links that Git does not ignore."""
+    try:
+        if not os.path.isdir(f"{top}/.git"):
+            subprocess.run(["git", "init", "-q", top], check=True, capture_output=True)
+    except FileNotFoundError:
+        assume(False)
+    with open(f"{top}/.git/patterns", "wb") as file:
+        file.write(b"\n".join(map(os.fsencode, [*exclude, "/.git/"])) + b"\n")
+    command = ["git", "-C", top, "ls-files", "-z", "--others", f"--exclude-from={top}/.git/patterns"]
+    return set(subprocess.run(command, check=True, capture_output=True).stdout.split(b"\0")) - {b""}
+
+
+def ours_keep(top: str, exclude: list[str], folder: str) -> set[bytes]:
+    copy_source(top, [*exclude, "/.git/"], folder, "copy")
+    copied = f"{folder}/copy".encode()
+    return {
+        os.path.relpath(os.path.join(at, name), copied)
+        for at, dirs, files in os.walk(copied)
+        for name in [*files, *(each for each in dirs if os.path.islink(os.path.join(at, each)))]
+    }
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @example({b"keep.pyc": {b"x.pyc": {b"a": b"to"}}}, ["*.pyc", "!keep.pyc"])
 @example({b"a": {b"b": b"to", b"out": b"to"}}, ["a/**", "!a/b"])
-@given(plain_tops, patterns)
+@example({b"ab": {b"a": {b"b": b"to"}}}, ["a**/b"])
+@given(plain_tops | git_tops, patterns | git_patterns)
 def test_patterns_mean_what_git_makes_of_them(tree: dict[bytes, Tree], exclude: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        top = f"{folder}/top"
-        write(tree, top.encode())
-        try:
-            subprocess.run(["git", "init", "-q", top], check=True, capture_output=True)
-        except FileNotFoundError:
-            assume(False)
-        with open(f"{top}/.git/info/exclude", "w") as file:
-            file.write("\n".join(exclude))
-        command = ["git", "-C", top, "ls-files", "-z", "--others", "--exclude-standard"]
-        listed = subprocess.run(command, check=True, capture_output=True).stdout.split(b"\0")
-        copy_source(top, [*exclude, "/.git/"], folder, "copy")
-        copied = f"{folder}/copy".encode()
-        found = {
-            os.path.relpath(os.path.join(at, name), copied)
-            for at, dirs, files in os.walk(copied)
-            for name in [*files, *(each for each in dirs if os.path.islink(os.path.join(at, each)))]
-        }
-        assert found == set(listed) - {b""}
+        write(tree, f"{folder}/top".encode())
+        assert ours_keep(f"{folder}/top", exclude, folder) == git_keeps(f"{folder}/top", exclude)
+
+
+NAMES: Final = [
+    *(name for byte in range(1, 256) if byte not in b"./" for name in (bytes((byte,)), b"x" + bytes((byte,))) if name not in (b"a", b"xx")),
+    *(b"xx/y", b"a/x/b", b"a/b", b"ax/y/b", b"foo\n/a.tmp", b"a b ", b"..x", b"up/y/z"),
+]
+"""One with each byte, and a few in folders."""
+LISTED: Final = [
+    *(f"x[{before}[:{name}:]]" for name in _CLASS_NAMES for before in ("", "!", "^")),
+    *("x[[:upper:][:digit:]_]", "x[a-f0-9]", "x[]-a]", "x[!]-a]", "x[--0]", "x[a-]", "x[\\]]", "x[[:space:]", "x[", "x[!", "x[a-", "\\"),
+    *(
+        "a/**",
+        "**/b",
+        "a/**/b",
+        "a**/b",
+        "**",
+        "/**",
+        "x**",
+        "x**y",
+        "a/***/b",
+        "**/x/**",
+        "*/y",
+        "x/*",
+        "?",
+        "x?",
+        "??",
+        "*\n",
+        "é",
+        "?/*",
+    ),
+    *(
+        "\\#",
+        "\\!",
+        "#",
+        "!",
+        "",
+        "/",
+        "//",
+        " ",
+        "\\ ",
+        "\t",
+        "x\t",
+        "x\\ ",
+        "a b ",
+        "a b\\ ",
+        "\\a",
+        "\\\\",
+        "*.tmp",
+        "foo*",
+        "foo?",
+        "x\r",
+    ),
+]
+
+
+def test_each_of_these_patterns_means_what_git_makes_of_it() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        top = f"{folder}/top".encode()
+        for name in NAMES:
+            os.makedirs(os.path.dirname(top + b"/" + name), exist_ok=True)
+            with open(top + b"/" + name, "wb"):
+                pass
+        for pattern in LISTED:
+            excluded = excluding([pattern])
+            assert excluded is not None
+            kept = {name for name in NAMES if not any(excluded(path, path != name) for path in with_parents(name))}
+            assert kept == git_keeps(os.fsdecode(top), [pattern]), pattern
+
+
+def with_parents(path: bytes) -> list[bytes]:
+    parts = path.split(b"/")
+    return [b"/".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def test_lines_of_a_file_may_have_their_ends() -> None:
+    for end in ("\n", "\r\n", "\r"):
+        excluded = excluding(["\ufeff*.tmp" + end, "/build/" + end])
+        assert excluded is not None
+        assert excluded(b"a.tmp", False)
+        assert excluded(b"build", True)
+        assert not excluded(b"build", False)

@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from typing import Final
 
 from pylightnix.errors import InvalidSource
-from pylightnix.sources.walking import excluding, open_source_file, shown_path, unreadable, walk_source, way_below
+from pylightnix.sources.patterns import excluding
+from pylightnix.sources.walking import open_source_file, shown_path, unreadable, walk_source, way_below
 from pylightnix.tree_writer import make_folder, make_link, new_file, write_all
 
 __all__ = ["copy_source"]

@@ -10,7 +10,8 @@ from typing import Final
 
 from pylightnix.errors import InvalidSource
 from pylightnix.sources.memo import Fact, Facts, Memo, Records
-from pylightnix.sources.walking import excluding, open_source_file, shown_path, unreadable, walk_source
+from pylightnix.sources.patterns import excluding
+from pylightnix.sources.walking import open_source_file, shown_path, unreadable, walk_source
 
 __all__ = ["source_digest"]
 

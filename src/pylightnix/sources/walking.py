@@ -17,23 +17,20 @@ Rules of the walk:
 from __future__ import annotations
 
 import os
-import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, Optional, Protocol, TypeAlias
+from typing import Final, Optional, Protocol
 
-from pylightnix.errors import InvalidSource, Misuse
+from pylightnix.errors import InvalidSource
 from pylightnix.nar import MAX_LEVELS, OPEN_FLAGS, NarHash, sort_of
+from pylightnix.sources.patterns import Excluded
 
-__all__ = ["Excluded", "Visitor", "excluding", "open_source_file", "shown_path", "unreadable", "walk_source", "way_below"]
+__all__ = ["Visitor", "open_source_file", "shown_path", "unreadable", "walk_source", "way_below"]
 
 _MAX_LEVELS: Final = MAX_LEVELS - 1
 """The source lies in an output folder, which is one level more."""
 _TOP_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-
-Excluded: TypeAlias = Callable[[bytes, bool], bool]
-"""Tells of a path below the top, and whether it is a folder, if it is left out."""
 
 
 class Visitor(Protocol):
@@ -56,48 +53,6 @@ class Visitor(Protocol):
 
     def visit_link(self, name: bytes, target: bytes) -> None:
         """See a symbolic link."""
-
-
-def excluding(patterns: Sequence[str]) -> Optional[Excluded]:
-    """Return what leaves out what matches patterns in the form of a ``.gitignore``; None if there are none.
-
-    Raises:
-        Misuse: one of them is no pattern.
-    """
-    if not patterns:
-        return None
-    import pathspec
-
-    rules: list[tuple[re.Pattern[str], bool, bool]] = []
-    """The regular expression of a pattern, whether it leaves out, and whether only folders; the last first."""
-    try:
-        for line in reversed(patterns):
-            stripped = line.rstrip()
-            only_folders = stripped.endswith("/")
-            spec = pathspec.GitIgnoreSpec.from_lines([stripped[:-1] if only_folders else line])
-            # One of a comment, or of nothing, has no expression.
-            rules += [(each.regex, bool(each.include), only_folders) for each in spec.patterns if each.regex is not None]
-    except ValueError as error:
-        raise Misuse(f"expected what to exclude as patterns in the form of a .gitignore, found {list(patterns)!r:.200}: {error}") from error
-
-    def excluded(path: bytes, is_folder: bool) -> bool:
-        shown = os.fsdecode(path)
-        for regex, leaves_out, only_folders in rules:
-            if (is_folder or not only_folders) and _names(regex, shown):
-                return leaves_out
-        return False
-
-    return excluded
-
-
-def _names(regex: re.Pattern[str], path: str) -> bool:
-    """Tell if a pattern names `path` itself.
-
-    The library's also match what lies below what they name, which the walk never comes to if it is left out; and where
-    a later pattern takes the folder in again, what lies in it is asked for itself. The group is where such a path goes on.
-    """
-    match = regex.fullmatch if "ps_d" in regex.groupindex else regex.search
-    return match(path) is not None
 
 
 def walk_source(path: str, excluded: Optional[Excluded], visitor: Visitor) -> str:

@@ -72,7 +72,7 @@ def source(
         path: the file or folder, relative to the current one.
         name: the name of the derivation, by default ``source``.
         exclude: what of a folder to leave out: patterns in the form of a ``.gitignore``, ``['*.pyc', '/build/']``.
-            An excluded folder is not looked into.
+            An excluded folder is not looked into. They are compared byte for byte, as Git does.
         r: the registry, else the current one.
 
     Raises:
@@ -119,7 +119,7 @@ def _refuse_store(where: str, patterns: tuple[str, ...], r: Optional[Registry]) 
         if way == "":
             raise InvalidSource(_shown(where), "it is a folder of the store itself", "name a folder elsewhere")
         if way is not None:
-            pattern = "/" + re.sub(r"[*?[\\]", r"\\\g<0>", _shown(way)) + "/"
+            pattern = "/" + re.sub(r"[*?[\\]", r"\\\g<0>", way) + "/"
             problem = f"it holds the store, {_shown(folder)}"
             raise InvalidSource(_shown(where), problem, f"exclude it, e.g. exclude=[{pattern!r}], or have the store elsewhere")
 
