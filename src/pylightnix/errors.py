@@ -232,16 +232,15 @@ class AmbiguousMatch(Misuse):
 
 
 class InvalidMatch(Misuse):
-    """A matcher answered with something other than realizations that it was offered."""
+    """A matcher answered with something other than realizations that it was offered, or has keys that cannot be compared."""
 
     code = "invalid-match"
     exit_status = 1
 
-    def __init__(self, dref: DRef, problem: str) -> None:
+    def __init__(self, dref: DRef, problem: str, expected: Optional[str] = None) -> None:
         self.dref, self.problem = dref, problem
-        super().__init__(
-            f"the matcher of {dref} {problem}; expected a non-empty list of the realizations it was offered, or None to ask for a build"
-        )
+        wanted = expected or "expected a non-empty list of the realizations it was offered, or None to ask for a build"
+        super().__init__(f"the matcher of {dref} {problem}; {wanted}")
 
 
 class MatcherRefused(Misuse):
@@ -250,11 +249,12 @@ class MatcherRefused(Misuse):
     code = "matcher-refused"
     exit_status = 1
 
-    def __init__(self, dref: DRef, candidates: int) -> None:
+    def __init__(self, dref: DRef, candidates: int, rrefs: Sequence[RRef] = ()) -> None:
         self.dref, self.candidates = dref, candidates
+        shown = ", ".join(rrefs[:3]) + (", …" if len(rrefs) > 3 else "")
         super().__init__(
-            f"the matcher of {dref} accepts none of the {candidates} realizations there are after a build; "
-            "it may want more of them than one build makes (nouts), or a property that this one lacks"
+            f"the matcher of {dref} accepts none of the {candidates} realizations there are after a build{shown and f' ({shown})'}; "
+            "it may want more of them than one build makes (nouts), or a property that this one lacks, or its key for them is None"
         )
 
 

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, Final, Optional, cast
+from typing import Final, Optional
 
 from pylightnix.errors import AmbiguousMatch, Misuse, shown
 from pylightnix.planner.messages import Candidate
@@ -121,8 +121,11 @@ def match_some(n: int = 1, key: Optional[Key] = None) -> Matcher:
 
     Args:
         n: how many; 0 never matches.
-        key: ``(S, rref) -> number or text or None``; the largest are best, None takes no part. Without
-            a key the text of the hash decides.
+        key: ``(S, rref) -> number or text or None``; the largest are best, None takes no part. A number that is
+            not one (NaN, of a run that diverged) loses to all others, with a warning. Without a key the text of the
+            hash decides.
+
+    Raises (the matcher): InvalidMatch, if a key is neither a number nor a text, or some are numbers and others texts.
     """
     _count(n, "match_some")
     if key is None:
@@ -156,10 +159,9 @@ class _KeyMatcher:
     mnext: Optional[Matcher]
 
     def __call__(self, S: StorageSettings, rrefs: list[RRef]) -> Optional[list[RRef]]:
-        keyed = [(self.key(S, rref), rref) for rref in rrefs]
-        # Ties are broken by the reference, so that the choice is the same on every run.
-        ranked = sorted(cast(Any, ((k, r) for k, r in keyed if k is not None)), reverse=True)
-        trimmed = self.trim([rref for _, rref in ranked])
+        from pylightnix._ranking import ranked
+
+        trimmed = self.trim(ranked(self.key, S, rrefs))
         if self.mnext is None:
             return trimmed
         return self.mnext(S, trimmed) if trimmed else None
@@ -169,7 +171,10 @@ def match(key: Key, trim: Callable[[list[RRef]], Optional[list[RRef]]], mnext: O
     """Return a matcher made of parts.
 
     Realizations whose key is None are dropped, the rest are sorted by key, largest first, then `trim`
-    picks from the list or returns None, then `mnext` (if given) decides on what is left.
+    picks from the list or returns None, then `mnext` (if given) decides on what is left. A key that is
+    not a number (NaN) comes last, with a warning.
+
+    Raises (the matcher): InvalidMatch, if a key is neither a number nor a text, or some are numbers and others texts.
     """
     return _KeyMatcher(key, trim, mnext)
 

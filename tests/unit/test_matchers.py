@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
+import warnings
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Optional
 
+import numpy as np
 import pytest
 
+from pylightnix import _ranking
 from pylightnix.config import mkconfig
 from pylightnix.either import mkdrvE
-from pylightnix.errors import AmbiguousMatch, InvalidReference, Misuse
+from pylightnix.errors import AmbiguousMatch, InvalidMatch, InvalidReference, Misuse
 from pylightnix.matchers import (
     BuiltinMatcher,
     check_matcher,
@@ -246,3 +253,89 @@ def test_what_is_no_matcher() -> None:
             mkdrv(mkconfig({}), given, lambda *args: [], Registry(S))  # type: ignore[arg-type]
     with pytest.raises(Misuse, match=r"mkdrv expects a realizer, which can be called as \(S, dref, context, rarg\), found 3"):
         mkdrv(mkconfig({}), match_all, 3, Registry(S))  # type: ignore[arg-type]
+
+
+# --- what keys may be -------------------------------------------------------------------------------
+
+NAN = float("nan")
+
+
+def by(*values: Any) -> Any:
+    """Return a key that says these values of R1, R2, …; each is used once, so that no warning was told before."""
+    keys = dict(zip(RREFS, values, strict=False))
+    return lambda S, rref: keys[rref]
+
+
+@pytest.fixture
+def untold() -> Iterator[None]:
+    told, before = _ranking._told, set(_ranking._told)
+    told.clear()
+    yield
+    told.clear()
+    told.update(before)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1.0, NAN, 3.0, -1.0),
+        (-1e308, NAN, math.inf, -math.inf),
+        (Decimal("0.1"), Decimal("NaN"), Decimal("Infinity"), 0.05),
+        (np.float32(1.5), np.float32("nan"), np.float64(2.5), np.int64(-7)),
+        (Fraction(1, 3), NAN, Decimal("0.34"), 0.3),
+        (2**53, NAN, 2**53 + 1, float(2**53) - 1),
+        (1, np.longdouble("nan"), True + 1, False),
+        (np.array(0.5), np.array(NAN), np.array(0.75), np.bool_(False)),
+        (np.longdouble(1), Decimal("sNaN"), np.nextafter(np.longdouble(1), np.longdouble(2)), 0.9),
+    ],
+    ids=str,
+)
+def test_nan_loses_to_everything_and_all_else_compares_exactly(values: tuple[Any, ...], untold: None) -> None:
+    for n, best in ((1, [R3]), (2, [R3, R1]), (3, [R3, R1, R4]), (4, [R3, R1, R4, R2])):
+        for rrefs in itertools.permutations(RREFS):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert match_some(n, key=by(*values))(S, list(rrefs)) == best
+
+
+def test_nan_is_told_once_with_its_realization_and_the_line_of_the_key(untold: None) -> None:
+    key = by(1, NAN, NAN, 2)
+    with pytest.warns(RuntimeWarning) as told:
+        assert [match_some(1, key=key)(S, RREFS) for _ in range(3)] == [[R4]] * 3
+    assert [str(warning.message).split()[3] for warning in told] == [R2, R3]
+    assert {warning.filename for warning in told} == {__file__}
+
+
+@pytest.mark.parametrize(
+    "values", [(0.0, -0.0, 0, False), (1, True, 1.0, Decimal("1.0")), ("a", "a", np.str_("a"), "a"), (NAN, NAN, NAN, NAN)], ids=str
+)
+def test_equal_keys_go_by_the_reference(values: tuple[Any, ...], untold: None) -> None:
+    for rrefs in itertools.permutations(RREFS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert match_some(4, key=by(*values))(S, list(rrefs)) == [R4, R3, R2, R1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[1.0], {"score": 1}, (1, 2), b"1", 1j, object(), {1}, np.array([1.0]), np.array([1.0, 2.0]), np.complex64(1), np.datetime64("2020")],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_key_is_an_error_that_names_realization_and_stage(value: Any) -> None:
+    for rrefs in (RREFS, [R2]):
+        with pytest.raises(InvalidMatch) as caught:
+            match_some(1, key=by(1.0, value, None, 2.0))(S, rrefs)
+        told = str(caught.value)
+        assert "expected all keys to be numbers, or all to be texts" in told
+        assert R2 in told
+        assert f"the matcher of dref:{'d' * 32}-name has the key" in told
+        assert isinstance(caught.value, AssertionError)
+        assert str(pickle.loads(pickle.dumps(caught.value))) == told
+
+
+@pytest.mark.parametrize("values", [("a", 1.0, None, 2), (NAN, "nan", "x", None), (True, "", "y", "z")], ids=str)
+def test_texts_and_numbers_do_not_mix(values: tuple[Any, ...], untold: None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InvalidMatch, match=f"has the key .* for {R1} and .* for {R2}|for {R2} and .* for {R1}"):
+            match_some(1, key=by(*values))(S, RREFS)

@@ -289,7 +289,9 @@ class Plan:
     def _on_answer(self, node: _Node, answer: Any, actions: list[Action]) -> None:
         if answer is None:
             if node.built:
-                self._fail(node, MatcherRefused(node.dref, len(node.candidates)), actions)
+                self._fail(
+                    node, MatcherRefused(node.dref, len(node.candidates), [candidate.rref for candidate in node.candidates]), actions
+                )
             else:
                 seen = len(node.candidates)
                 self._want_build(node, f"the matcher accepts none of {seen} realizations" if seen else "no realization", actions)
