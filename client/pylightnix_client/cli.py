@@ -38,7 +38,7 @@ _COMMANDS: Final = {
     "hash": "paths",
     "import": "transfer",
     "import-v0": "transfer",
-    "log": "daemon",
+    "log": "log",
     "ls": "files",
     "path": "paths",
     "path2rref": "paths",

@@ -21,7 +21,7 @@ from pylightnix.protocol.errors import NoSuchClaim, OperationCancelled, TooMany
 from pylightnix.types import Closure, DRef, RealizeArg, RRef
 from pylightnix_client.connecting import PATIENCE_SECONDS, Queue, Where, connect, is_trusted, socket_of
 from pylightnix_client.errors import DaemonGone
-from pylightnix_client.exchange import Ask, Dialogue, Exchange, query_rows, registration
+from pylightnix_client.exchange import Ask, Dialogue, Exchange, query_rows, registration, whole_log
 
 if TYPE_CHECKING:
     from pylightnix.embedded import Outcome
@@ -344,9 +344,20 @@ class Client:
     def ps(self) -> m.Processes:
         return cast(m.Processes, self.call(Ask("ps", m.Ps())))
 
-    def log(self, ref: str, offset: int = 0) -> m.LogResult:
-        """Return a part of the log of a build, or of the latest build of what was built."""
-        return cast(m.LogResult, self.call(Ask("log", m.Log(ref=ref, offset=offset))))
+    def log(self, ref: str, offset: int = 0, limit: Optional[int] = None) -> m.LogResult:
+        """Return a log from `offset` on, as far as it is written; with a `limit`, no more than so many bytes of it (4 MiB at most).
+
+        Args:
+            ref: a build's name; a derivation, whose latest build is meant; or a realization, for the build that made it.
+            offset: where to begin, in bytes.
+            limit: how many bytes to ask for, in one request; None for all that there are.
+
+        Raises:
+            MissingLog: there is none.
+        """
+        if limit is None:
+            return self.carry(whole_log(ref, offset))
+        return cast(m.LogResult, self.call(Ask("log", m.Log(ref=ref, offset=offset, limit=limit))))
 
     def log_end(self, ref: str, size: int) -> m.LogResult:
         """Return the last part of a log as it is now, up to `size` bytes."""

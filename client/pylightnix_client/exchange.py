@@ -27,7 +27,7 @@ from pylightnix.protocol.connection import (
 )
 from pylightnix_client.errors import DaemonGone
 
-__all__ = ["CREDIT", "Ask", "Dialogue", "Exchange", "query_rows", "registration"]
+__all__ = ["CREDIT", "Ask", "Dialogue", "Exchange", "query_rows", "registration", "whole_log"]
 
 T = TypeVar("T")
 
@@ -168,6 +168,20 @@ def query_rows(query: m.Query) -> Exchange[list[m.Row]]:
         rows += m.rows_of(query.what, page)
         offset = page.next
     return rows
+
+
+def whole_log(ref: str, offset: int) -> Exchange[m.LogResult]:
+    """Ask for a log from `offset` on, as far as it is written; it comes in as many parts as it takes."""
+    import msgspec
+
+    parts: list[bytes] = []
+    found: Optional[m.LogResult] = None
+    while found is None or found.data:
+        # By the build's name from the second part on: a later build of the same must not be mixed into this log.
+        found = yield Ask("log", m.Log(ref=ref, offset=offset))
+        ref, offset = found.build, found.next
+        parts.append(found.data)
+    return msgspec.structs.replace(found, data=b"".join(parts))
 
 
 _PAGE_ROWS: Final = 10_000

@@ -21,9 +21,10 @@ from pylightnix.errors import StoreError
 from pylightnix.planner.messages import Built, Candidate, CandidatesFound, Fact, Failed
 from pylightnix.protocol.errors import BeyondBudget, ProtocolError, WorkerFailed
 from pylightnix.protocol.messages import EventPhase, FailedRow, Fetching, Resources
-from pylightnix.refs import isrref, rref2dref
+from pylightnix.refs import isdref, isrref
+from pylightnix.store.build_logs import BEGINNING_MIN, LogPlace
 from pylightnix.travel import capture_environment
-from pylightnix.types import DRef
+from pylightnix.types import DRef, RRef
 from pylightnixd.bulk import Bulk
 from pylightnixd.caller_builds import CallerBuilds
 from pylightnixd.claims import Abandoned, Caller
@@ -32,7 +33,7 @@ from pylightnixd.fetch_builds import FetchBuilds, LateFetcher
 from pylightnixd.hold import HeldStore
 from pylightnixd.jobs import BuildJob, RunningBuild, Waiter
 from pylightnixd.limits import Limits
-from pylightnixd.logfolder import COMPRESS_BYTES, LogFolder, LogPlace
+from pylightnixd.logfolder import COMPRESS_BYTES, LogFolder
 from pylightnixd.logs import BuildLog
 from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.resources import Budget, Needs, described
@@ -67,8 +68,6 @@ class Builds:
     limits: InitVar[Limits]
     logs: LogFolder
     durations: Durations
-    instance: str
-    """Tells the builds of this daemon's life from those of others, in names of logs."""
     nursery: trio.Nursery
     """Holds the builds."""
     fetcher: LateFetcher
@@ -254,12 +253,20 @@ class Builds:
         )
 
     def log_of(self, ref: str) -> Optional[LogPlace]:
-        """Return where the latest log is of a build, or of what builds a derivation; None if there is none."""
-        dref = str(rref2dref(ref)) if isrref(ref) else ref
-        for running in reversed(self.running.values()):
-            if ref == running.id or dref == running.job.key.dref:
-                return LogPlace(running.id, running.log.path, running.log.finished)
-        return self.logs.latest(dref)
+        """Return where the log is of a build, of the latest of a derivation, or of that which made a realization."""
+        if isrref(ref):
+            return self.logs.find(ref, self._started)
+        running = [build for build in reversed(self.running.values()) if ref == build.job.key.dref or build.id.startswith(ref)]
+        if running and (running[0].id == ref or isdref(ref)):
+            return LogPlace(running[0].id, running[0].log.path, running[0].log.finished)
+        found = self.logs.find(ref, self._started)
+        if found is None and len(running) == 1 and len(ref) >= BEGINNING_MIN:
+            return LogPlace(running[0].id, running[0].log.path, running[0].log.finished)
+        return found
+
+    def _started(self, rref: RRef) -> Optional[float]:
+        info = self.hold.reader.index.info(rref)
+        return None if info is None else info.started
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -325,11 +332,12 @@ class Builds:
         return True
 
     def _begin(self, build: str, job: BuildJob) -> None:
-        log = BuildLog(self.logs.path_of(build, job.key.dref), self._in_workers.limits.log_bytes or 1 << 62)
-        running = self.running[build] = RunningBuild(build, job, log, time.time())
+        now = time.time()
+        log = BuildLog(self.logs.path_of(build, job.key.dref, now), self._in_workers.limits.log_bytes or 1 << 62)
+        running = self.running[build] = RunningBuild(build, job, log, now)
         log.on_overflow = running.kill.set
         if job.caller is not None:
-            running.claim = job.caller.take(f"{self.instance}-{build}", job.key.dref)
+            running.claim = job.caller.take(build, job.key.dref)
             running.token = running.claim.id
         self.nursery.start_soon(self._run, running)
 

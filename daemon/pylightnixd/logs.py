@@ -16,17 +16,14 @@ from typing import Final
 
 import trio
 
-from pylightnixd.logpacking import pack, packed_size, read_packed
+from pylightnix.store.build_logs import COMPRESSED, DRAFT
+from pylightnix.store.log_packing import pack
 
-__all__ = ["COMPRESSED", "DRAFT", "BuildLog", "compress_log", "read_log", "tail_offset"]
+__all__ = ["BuildLog", "compress_log"]
 
 _log = logging.getLogger("pylightnixd")
 
 _CHUNK_BYTES: Final = 1 << 16
-COMPRESSED: Final = ".gz"
-"""What the name of a log ends with once it is compressed."""
-DRAFT: Final = ".tmp"
-"""What follows that while it is not finished."""
 
 
 @dataclass(slots=True, eq=False)
@@ -96,39 +93,10 @@ class BuildLog:
 def compress_log(path: str) -> None:
     """Replace a finished log by its compressed form, durably enough for a log: a crash leaves one of the two, or both."""
     draft = path + COMPRESSED + DRAFT
-    with open(path, "rb") as source, open(draft, "wb") as target:
+    with open(path, "rb") as source, open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as target:
         pack(source, target)
+        target.flush()
+        ended = os.fstat(source.fileno()).st_mtime_ns
+        os.utime(target.fileno(), ns=(ended, ended))  # when the build ended: by that a realization's log is found
     os.rename(draft, path + COMPRESSED)
     os.unlink(path)
-
-
-def tail_offset(path: str, limit: int) -> int:
-    """Return where the last `limit` bytes of a log begin, as it is now; wherever it is."""
-    try:
-        try:
-            size = os.stat(path).st_size
-        except FileNotFoundError:
-            size = packed_size(path + COMPRESSED)
-    except (OSError, ValueError):
-        return 0
-    return max(0, size - limit)
-
-
-def read_log(path: str, offset: int, limit: int) -> bytes:
-    """Return up to `limit` bytes of the log that was written to `path`, from `offset` on; nothing if it is gone.
-
-    It is compressed at some time, after which it lies elsewhere.
-    """
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(limit)
-    except FileNotFoundError:
-        pass  # in this order: the other is there before this one goes
-    try:
-        return read_packed(path + COMPRESSED, offset, limit)
-    except FileNotFoundError:
-        return b""
-    except ValueError as error:
-        _log.warning("cannot read a log: %s", error)
-        return b""

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, Final
 
 import msgspec
@@ -23,12 +22,13 @@ from pylightnix.protocol.framing import encode_value
 from pylightnix.protocol.limits import OPERATION_BYTES_MAX, OPERATIONS_BYTES_MAX, OPERATIONS_PER_USER_MAX, ROWS_PER_MESSAGE_MAX
 from pylightnix.protocol.vocabulary import Message
 from pylightnix.refs import isdref, isrref
+from pylightnix.store.build_logs import read_log, tail_offset
 from pylightnix.types import DRef, RRef
 from pylightnixd.builds import Builds
 from pylightnixd.claims import Caller
 from pylightnixd.hold import HeldStore
 from pylightnixd.insertion import HandedOver, Insertions
-from pylightnixd.logs import read_log, tail_offset
+from pylightnixd.names import new_name
 from pylightnixd.operation import Operation, OperationState
 from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.session import Session
@@ -76,7 +76,6 @@ class Requests:
     insertions: Insertions = field(init=False)
     quiet: trio.Event = field(default_factory=trio.Event)
     """Set whenever the last operation that runs has ended."""
-    _numbers: count[int] = field(default_factory=lambda: count(1))
 
     def __post_init__(self) -> None:
         self.insertions = Insertions(self.hold, self.nursery)
@@ -189,9 +188,7 @@ class Requests:
             raise MessageInvalid("no build of this token is running", "$.parent")
         size = len(encode_value(params)) + HELD_EACH_BYTES
         self._check_room(0, size)
-        operation = Operation(
-            f"{self.builds.instance}-{next(self._numbers)}", session.user, params, self.hold, self.builds, self._caller(session)
-        )
+        operation = Operation(new_name("op"), session.user, params, self.hold, self.builds, self._caller(session))
         operation.held_bytes, operation.parent = size, parent
         self.operations[operation.id] = operation
         self._attach(session, operation)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,6 +27,7 @@ from pylightnix.protocol.limits import CONNECTIONS_PER_USER_MAX, UNGREETED_PER_U
 from pylightnix.protocol.messages import DaemonWelcome, DrainingNotice
 from pylightnix.protocol.server import ServerConnection
 from pylightnix.store.access import user_name
+from pylightnix.store.build_logs import logs_folder
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.store import open_store_alone
 from pylightnix.worker.linux import become_subreaper
@@ -39,6 +38,7 @@ from pylightnixd.hold import HeldStore
 from pylightnixd.limits import Limits
 from pylightnixd.listening import LINK_NAME, Peer, listener_of, peer_of
 from pylightnixd.logfolder import Keep, LogFolder, remove_logs
+from pylightnixd.names import new_name
 from pylightnixd.notify import Notifier
 from pylightnixd.requests import BEGINNING, RETRY_AFTER_SECONDS, Requests
 from pylightnixd.resources import Budget
@@ -111,7 +111,6 @@ async def serve(
 class _Server:
     def __init__(self, settings: Settings, hold: HeldStore, notifier: Notifier, reread: Callable[[], Settings]) -> None:
         self.settings, self.hold, self.notifier, self.reread = settings, hold, notifier, reread
-        self.instance = f"{int(time.time()):x}{secrets.token_hex(2)}"
         self.sessions: dict[int, Session] = {}
         self.greeted: dict[int, set[int]] = {}
         """The connections of each user that have said hello."""
@@ -124,14 +123,14 @@ class _Server:
         """Set, and replaced, when the settings were read again."""
 
     async def run(self, listening: socket.socket, ready: Callable[[], None]) -> None:
-        logs = LogFolder.of(os.path.join(self.settings.layout.state, "logs"), self.instance)
+        logs = LogFolder.of(logs_folder(self.settings.layout.state))
         async with trio.open_nursery() as worker_nursery:
             pool = WorkerPool(worker_nursery, self.hold.reader.owner.fd, logs.path, self.settings.open_files)
             async with trio.open_nursery() as work:
                 fetcher = LateFetcher(work, self.settings.layout.fetch, self.settings.fetch)
-                table = BuildTable(self.settings.budget, self.settings.grace_seconds)
+                table = BuildTable(self.settings.budget, self.settings.grace_seconds, lambda _: new_name("b"))
                 durations = Durations.of(self.hold.reader.index)
-                builds = Builds(self.hold, table, pool, self.settings.limits, logs, durations, self.instance, work, fetcher)
+                builds = Builds(self.hold, table, pool, self.settings.limits, logs, durations, work, fetcher)
                 builds.bulk.begin()
                 requests = Requests(self.hold, builds, work)
                 await work.start(self.hold.run_committer)
@@ -323,7 +322,7 @@ class _Server:
         link = os.path.join(self.settings.layout.state, LINK_NAME)
         if os.path.abspath(link) == os.path.abspath(self.settings.socket_path):
             return
-        draft = f"{link}.{self.instance}"
+        draft = f"{link}.{new_name('new')}"
         os.symlink(self.settings.socket_path, draft)
         os.replace(draft, link)
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
@@ -152,10 +152,11 @@ class BuildTable:
     Args:
         budget: what the host has.
         grace_seconds: how long a running build outlives the last operation that wanted it.
+        new_name: gives a build its name, from how many there were.
     """
 
-    def __init__(self, budget: Budget, grace_seconds: float) -> None:
-        self.budget, self.grace_seconds = budget, grace_seconds
+    def __init__(self, budget: Budget, grace_seconds: float, new_name: Callable[[int], str] = "b{}".format) -> None:
+        self.budget, self.grace_seconds, self._new_name = budget, grace_seconds, new_name
         self._entries: dict[str, TableEntry] = {}
         self._by_key: dict[BuildKey, list[str]] = {}
         self._alike: Counter[tuple[DRef, str]] = Counter()
@@ -254,7 +255,7 @@ class BuildTable:
         if needs.cpus and not self.budget.could_hold(needs):
             raise AssertionError(f"BUG: {key} takes {needs}, of {self.budget}")
         number = next(self._numbers)
-        entry = TableEntry(f"b{number}", key, forced, needs, samples, (0, 0.0, number), now, number, {operation: None})
+        entry = TableEntry(self._new_name(number), key, forced, needs, samples, (0, 0.0, number), now, number, {operation: None})
         entry.rank = _rank(priority, path_seconds, entry)
         self._entries[entry.id] = entry
         self._by_key.setdefault(key, []).append(entry.id)

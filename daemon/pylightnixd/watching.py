@@ -13,8 +13,8 @@ from typing import Final
 import trio
 
 from pylightnix.protocol.messages import Ended, Event, Events, LogPiece
+from pylightnix.store.build_logs import read_log
 from pylightnixd.jobs import RunningBuild
-from pylightnixd.logs import read_log
 from pylightnixd.operation import Operation
 from pylightnixd.session import Session
 

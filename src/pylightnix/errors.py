@@ -125,7 +125,9 @@ class InvalidName(Misuse):
 
     def __init__(self, found: object, problem: str) -> None:
         self.found, self.problem = found, problem
-        super().__init__(f"invalid name {found!r}: {problem}; a name is 1 to 211 characters of [a-zA-Z0-9_-], for example 'train-model'")
+        super().__init__(
+            f"invalid name {found!r}: {problem}; a name has 1 to 211 ASCII letters, digits, dashes and underscores, such as 'train-model'"
+        )
 
 
 class InvalidConfig(Misuse):

@@ -235,13 +235,13 @@ def test_the_log_of_a_build_is_printed(run: Run) -> None:
 
 
 def test_what_is_not_there_is_said(run: Run) -> None:
-    for arguments in (("log", "nothing"), ("cancel", "nothing"), ("attach", "nothing")):
+    for arguments in (("log", "b-nothing"), ("cancel", "nothing"), ("attach", "nothing")):
         ran = run(*arguments)
         assert (ran.status, ran.stdout) == (66, "") or ran.status == 1, ran
         assert "there is no" in ran.stderr
 
 
-@pytest.mark.parametrize("arguments", [("ps",), ("status",), ("log", "x"), ("attach", "x"), ("cancel", "x")])
+@pytest.mark.parametrize("arguments", [("ps",), ("status",), ("attach", "x"), ("cancel", "x")])
 def test_without_a_daemon_each_says_so(run: Run, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     ran = run(*arguments, "--json", store=tmp_path)
     assert (ran.status, ran.objects[-1]["code"]) == (69, "no-daemon")

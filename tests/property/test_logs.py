@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylightnix import DRef
-from pylightnixd.logfolder import DAY_SECONDS, Keep, KeptLog, LogFolder, logs_to_drop, remove_logs
-from pylightnixd.logpacking import MEMBER_BYTES, packed_size, read_packed
-from pylightnixd.logs import COMPRESSED, DRAFT, compress_log, read_log, tail_offset
+from pylightnix.store.build_logs import COMPRESSED, DRAFT, KeptLog, LogCatalog, read_log, tail_offset
+from pylightnix.store.log_packing import MEMBER_BYTES, packed_size, read_packed
+from pylightnixd.logfolder import DAY_SECONDS, Keep, LogFolder, logs_to_drop, remove_logs
+from pylightnixd.logs import compress_log
 
 DREFS = [DRef(f"dref:{digit * 32}-stage") for digit in "123"]
 
@@ -103,55 +104,106 @@ logs = st.lists(
 )
 
 
-@given(logs, st.sets(st.text("ab", min_size=1, max_size=8)), st.floats(0, 20), st.integers(0, 1000))
-def test_what_goes_is_what_is_beyond_the_bounds(kept: list[KeptLog], busy: set[str], days: float, size: int) -> None:
-    now, keep = 1e6, Keep(days, size)
+@given(logs, st.sets(st.text("ab", min_size=1, max_size=8)), st.floats(0, 20), st.integers(0, 1000), st.integers(0, 5))
+def test_what_goes_is_what_is_beyond_the_bounds(kept: list[KeptLog], busy: set[str], days: float, size: int, empty: int) -> None:
+    now, keep = 1e6, Keep(days, size, empty)
     dropped = logs_to_drop(kept, busy, keep, now)
     assert not busy & set(dropped)
     left = [log for log in kept if log.name not in dropped]
     idle = [log for log in left if log.name not in busy]
+    said = [log for log in idle if log.bytes_on_disk]
     assert all(now - log.ended <= days * DAY_SECONDS for log in idle)
-    assert not idle or sum(log.bytes_on_disk for log in left) <= size
+    assert not said or sum(log.bytes_on_disk for log in left) <= size
+    assert len(said) == len(idle) or sum(not log.bytes_on_disk for log in left) <= empty
     # Nothing goes without need: with the youngest of those that went for room, it would be too much again.
     by_name = {log.name: log for log in kept}
     young = [by_name[name] for name in dropped if now - by_name[name].ended <= days * DAY_SECONDS]
-    if young:
-        assert sum(log.bytes_on_disk for log in left) + young[-1].bytes_on_disk > size
-        oldest_left = min((log.ended for log in idle), default=now)
-        assert all(log.ended <= oldest_left for log in young)
+    if wordy := [log for log in young if log.bytes_on_disk]:
+        assert sum(log.bytes_on_disk for log in left) + wordy[-1].bytes_on_disk > size
+    if silent := [log for log in young if not log.bytes_on_disk]:
+        assert sum(not log.bytes_on_disk for log in left) + 1 > empty
+        assert all(log.ended >= silent[-1].ended for log in idle if not log.bytes_on_disk)
+
+
+BUILDS = ["b-one1", "b-one2", "b-two1", "b-three"]
+
+
+def nobody(rref: str) -> None:
+    """Know when nothing was built."""
 
 
 def test_the_folder_knows_what_lies_there(tmp_path: Path) -> None:
-    first = LogFolder.of(str(tmp_path), "0123456789ab")
-    paths = [first.path_of(f"b{i}", dref) for i, dref in enumerate([DREFS[0], DREFS[0], DREFS[1], DREFS[2]])]
+    first = LogFolder.of(str(tmp_path))
+    paths = [first.path_of(build, dref, 1e9) for build, dref in zip(BUILDS, [DREFS[0], DREFS[0], DREFS[1], DREFS[2]], strict=True)]
     for path, size in zip(paths, (100, 200_000, 300, 0), strict=True):
         Path(path).write_bytes(b"x" * size)
         first.ended(path)
     packed = first.compress(paths[1])
     assert packed is not None
     first.compressed(paths[1], packed)
-    found = [first.latest(DREFS[0]), first.latest("b0"), first.latest("b3"), first.latest(DREFS[2]), first.latest("b9")]
-    assert [place and place.build for place in found] == ["b1", "b0", "b3", "b3", None]
-    assert not os.path.exists(paths[3])
+
+    def builds(folder: LogFolder, *refs: str) -> list[str | None]:
+        return [place and place.build for place in (folder.find(ref, nobody) for ref in refs)]
+
+    asked = (DREFS[0], BUILDS[0], BUILDS[3], DREFS[2], "b-thr", "b-one", "b-four", DREFS[1].replace("2", "9"))
+    expected = [BUILDS[1], BUILDS[0], BUILDS[3], BUILDS[3], BUILDS[3], None, None, None]
+    assert builds(first, *asked) == expected
     # What a crash in the middle of compressing leaves.
     Path(paths[0] + COMPRESSED + DRAFT).write_bytes(b"half")
     Path(paths[2] + COMPRESSED).write_bytes(b"half")
     (tmp_path / "worker-1.log").write_bytes(b"not ours")
-    second = LogFolder.of(str(tmp_path), "0123456789ac")
-    assert sorted(os.listdir(tmp_path)) == sorted(["worker-1.log", *map(os.path.basename, (paths[0], paths[1] + COMPRESSED, paths[2]))])
-    assert [second.latest(dref) and read_log(paths[i], 0, 5) for i, dref in ((1, DREFS[0]), (2, DREFS[1]))] == [b"xxxxx"] * 2
-    assert second.latest("b0") is None
-    gone = second.excess(Keep(days=0))
-    assert sorted(gone) == sorted(paths[:3])
+    second = LogFolder.of(str(tmp_path))
+    assert builds(second, *asked) == expected, "names are understood by every daemon"
+    left = ["worker-1.log", *map(os.path.basename, (paths[0], paths[1] + COMPRESSED, paths[2], paths[3]))]
+    assert sorted(os.listdir(tmp_path)) == sorted(left)
+    assert [second.find(ref, nobody) and read_log(path, 0, 5) for path, ref in zip(paths, BUILDS, strict=True)] == [b"xxxxx"] * 3 + [b""]
+    assert sorted(second.excess(Keep(days=0))) == sorted(paths)
+    assert second.excess(Keep(empty=0)) == paths[3:]
     second.touch(paths[0])
     gone = second.excess(Keep(days=0))
-    assert sorted(gone) == sorted(paths[1:3])
+    assert sorted(gone) == sorted(paths[1:])
     second.forget(gone)
     remove_logs(gone)
     assert sorted(os.listdir(tmp_path)) == sorted(["worker-1.log", os.path.basename(paths[0])])
-    place = second.latest(DREFS[0])
-    assert place is None, "the latest one is gone; an older one is not what was asked for"
+    assert builds(second, DREFS[0], BUILDS[0]) == [None, BUILDS[0]], "the latest one is gone; an older one is not what was asked for"
     assert second.excess(Keep(days=30)) == []
+
+
+def test_the_log_of_a_realization_is_that_of_the_build_which_made_it(tmp_path: Path) -> None:
+    folder, epoch = LogFolder.of(str(tmp_path)), 1.6e9
+    rref = f"rref:{'4' * 32}-{DREFS[0][5:]}"
+    for build, began in [("b-early", 1000.0), ("b-late", 2000.0), ("b-latest", 3000.0)]:
+        path = Path(folder.path_of(build, DREFS[0], epoch + began))
+        path.write_bytes(build.encode())
+        os.utime(path, (epoch + began + 10,) * 2)
+    catalog = LogCatalog.of(str(tmp_path))
+    cases = [(1000.0, "b-early"), (1000.0005, "b-early"), (2005.5, "b-late"), (3010.0, "b-latest"), (999.0, None), (1500.0, None)]
+    for started, build in cases:
+        found = catalog.find(rref, {rref: epoch + started}.get)
+        assert (found and found.build) == build, started
+    assert catalog.find(rref, nobody) is None
+    latest = catalog.find(DREFS[0], nobody)
+    assert latest is not None
+    assert latest.build == "b-latest"
+
+
+def test_logs_of_earlier_versions_are_read_by_names_that_are_theirs_alone(tmp_path: Path) -> None:
+    epoch, rref = 1_600_000_000, f"rref:{'4' * 32}-{DREFS[0][5:]}"
+    lives = [f"{epoch + began:x}ab12" for began in (1000, 5000)]
+    for life in lives:
+        path = tmp_path / f"{life}-b1-{'1' * 32}.log"
+        path.write_bytes(life.encode())
+        os.utime(path, (int(life[:-4], 16) + 50,) * 2)
+    catalog = LogCatalog.of(str(tmp_path))
+    assert catalog.find("b1", nobody) is None
+    for life in lives:
+        found = catalog.find(f"{life}-b1", nobody)
+        assert found is not None
+        assert (found.build, read_log(found.path, 0, 99)) == (f"{life}-b1", life.encode())
+    latest, made = catalog.find(DREFS[0], nobody), catalog.find(rref, {rref: epoch + 1020.0}.get)
+    assert latest is not None
+    assert made is not None
+    assert (latest.build, made.build) == (f"{lives[1]}-b1", f"{lives[0]}-b1")
 
 
 @pytest.mark.slow

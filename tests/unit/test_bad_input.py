@@ -150,7 +150,7 @@ def test_a_name_that_no_reference_can_have(S: StorageSettings, name: Any, proble
     with unharmed(S):
         with pytest.raises(InvalidName) as caught:
             instantiate(lambda r: stage(r, name), S=S)
-        check_error(caught.value, InvalidName, "invalid-name", 2, "invalid name", problem, "[a-zA-Z0-9_-]")
+        check_error(caught.value, InvalidName, "invalid-name", 2, "invalid name", problem, "ASCII letters, digits, dashes and underscores")
         assert len(str(caught.value)) < 500
 
 

@@ -1,14 +1,14 @@
-"""The commands that look at a daemon and what it does: `ps`, `status`, `log`, `attach`, `cancel`."""
+"""The commands that look at a daemon and what it does: `ps`, `status`, `attach`, `cancel`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Optional
+from typing import TYPE_CHECKING, Optional
 
 import click
 
-from pylightnix_client.parameters import LogType, OperationType, json_option
+from pylightnix_client.parameters import OperationType, json_option
 from pylightnix_client.session import Session
 
 if TYPE_CHECKING:
@@ -17,13 +17,9 @@ if TYPE_CHECKING:
     from pylightnix_client.client import Client
     from pylightnix_client.log_ends import LogEnd
     from pylightnix_client.operation import Operation
-    from pylightnix_client.output import Answers
     from pylightnix_client.progress import Progress
 
-__all__ = ["attach_command", "cancel_command", "log_command", "ps_command", "status_command"]
-
-_FOLLOW_SECONDS: Final = 0.2
-"""How often a log that is still written is read again."""
+__all__ = ["attach_command", "cancel_command", "ps_command", "status_command"]
 
 
 def _fields(message: m.Message) -> dict[str, object]:
@@ -121,95 +117,6 @@ def status_command(session: Session) -> None:
         ("workers", str(found.workers)),
     ):
         session.answers.text(f"{label:<11} {value}")
-
-
-# --- log ----------------------------------------------------------------------------------------------
-
-
-@click.command("log")
-@click.argument("ref", type=LogType("dref", "rref"), metavar="REF")
-@click.option("--follow", "-f", is_flag=True, help="Go on until the build ends.")
-@json_option
-@click.pass_obj
-def log_command(session: Session, ref: str, follow: bool) -> None:
-    """Print what the build REF wrote: a build's name, or the derivation or realization that it built.
-
-    With --follow the exit status is 75 if the daemon goes away in the middle of the build.
-    """
-    from pylightnix.refs import isdref, isrref
-    from pylightnix_client.errors import DaemonGone, DaemonLeft
-    from pylightnix_client.references import resolve_reference
-
-    with _log_keeper(session) as client:
-        # A build's name is never a path; the beginning of a reference may be given with its kind.
-        if ref.startswith(("dref:", "rref:")) and not (isdref(ref) or isrref(ref)):
-            ref = str(resolve_reference(ref, session.settings()))
-        try:
-            is_whole = _print_log(client, session.answers, ref, follow)
-        except DaemonGone as error:
-            if not follow:
-                raise
-            raise DaemonLeft(client.path, f"the log of {ref}", session.own_command("ps")) from error
-        if not is_whole:
-            raise DaemonLeft(client.path, f"the build {ref}", session.own_command("ps"))
-
-
-def _print_log(client: Client, answers: Answers, ref: str, follow: bool) -> bool:
-    """Print a log to its end, or to where it is now; tell whether that was not a daemon's end in the middle of the build."""
-    import time
-
-    offset, running = 0, None
-    while True:
-        found = client.log(ref, offset)
-        ref = found.build  # a later build of the same must not be mixed into this log
-        offset = found.next
-        if follow and running is None and not found.finished:
-            running = next((line for line in client.ps().builds if line.build == ref), None)
-        if found.data:
-            _tell_log(answers, found.build, found.data)
-        elif found.finished or not follow:
-            return running is None or not _was_interrupted(client, running)
-        else:
-            time.sleep(_FOLLOW_SECONDS)
-
-
-def _was_interrupted(client: Client, build: m.BuildLine) -> bool:
-    """Tell whether a build that has ended did so because its daemon does, and nothing came of it."""
-    import time
-
-    from pylightnix.types import DRef
-
-    if not client.status().draining:
-        return False
-    while any(line.build == build.build for line in client.ps().builds):
-        time.sleep(_FOLLOW_SECONDS)  # what it made is on its way into the store
-    starts = client.starts(client.rrefs("drefrrefs", DRef(build.dref)))
-    return not any(started >= (build.started or 0.0) for started in starts.values())
-
-
-def _log_keeper(session: Session) -> Client:
-    """Connect to the store's daemon; start one for what earlier ones have left, if there is any."""
-    import os
-
-    from pylightnix.storage import store_layout
-    from pylightnix_client.errors import NoDaemon
-    from pylightnix_client.starting import daemon_at
-
-    try:
-        return session.connect()
-    except NoDaemon:
-        S = session.settings()
-        if session.socket is not None or not os.path.isdir(os.path.join(store_layout(S).state, "logs")):
-            raise
-        daemon_at(S)
-        return session.connect()
-
-
-def _tell_log(answers: Answers, build: str, data: bytes) -> None:
-    if answers.as_json:
-        answers.object("log", build=build, text=data.decode("utf-8", "surrogateescape"))
-    else:
-        answers.raw(data)
 
 
 # --- attach and cancel --------------------------------------------------------------------------------

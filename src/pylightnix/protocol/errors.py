@@ -260,7 +260,10 @@ class MissingLog(PylightnixException):
 
     def __init__(self, ref: str) -> None:
         self.ref = ref
-        super().__init__(f"there is no log of {ref}: it was not built by this daemon, or its log was removed")
+        super().__init__(
+            f"there is no log of {ref}: no daemon of this store built it, or its log was removed; "
+            "a build without a daemon writes to its terminal, and keep-logs says how long logs are kept"
+        )
 
 
 class MatcherLost(PylightnixException):

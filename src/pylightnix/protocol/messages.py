@@ -77,7 +77,7 @@ from pylightnix.protocol._watching import (
     Subscribe,
 )
 from pylightnix.protocol.errors import MessageInvalid
-from pylightnix.protocol.vocabulary import HELLO, Message, Method, NotificationType, Side, Vocabulary
+from pylightnix.protocol.vocabulary import HELLO, Message, Method, NotificationType, Side, Vocabulary, in_words
 
 __all__ = [
     "Abandon",
@@ -240,5 +240,5 @@ def rows_of(question: OutcomePart | QueryWhat, page: Rows) -> list[Row]:
         try:
             rows.append(msgspec.convert(row, kind, strict=True, builtin_types=(bytes,)))
         except msgspec.ValidationError as error:
-            raise MessageInvalid(str(error), f"$.rows[{i}]") from error
+            raise MessageInvalid(in_words(str(error)), f"$.rows[{i}]") from error
     return rows

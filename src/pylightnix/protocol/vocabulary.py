@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Final, Optional, TypeVar
+from typing import Any, Final, Optional, TypeVar, get_args
 
 import msgspec
 
+from pylightnix.protocol import _values as v
 from pylightnix.protocol.errors import MessageInvalid
 
-__all__ = ["HELLO", "Hello", "Message", "Method", "NotificationType", "Side", "Vocabulary", "Welcome", "parse_message"]
+__all__ = ["HELLO", "Hello", "Message", "Method", "NotificationType", "Side", "Vocabulary", "Welcome", "in_words", "parse_message"]
 
 HELLO: Final = "hello"
 """The method that must come first, in every vocabulary."""
@@ -104,4 +105,40 @@ def parse_message(value: Mapping[str, Any], wanted: type[M], request_id: Optiona
         problem, found, where = str(error).rpartition(" - at ")
         if not found:
             problem, where = where, "$"
-        raise MessageInvalid(problem, where.replace("`", ""), request_id) from error
+        raise MessageInvalid(in_words(problem), where.replace("`", ""), request_id) from error
+
+
+_PATTERN: Final = " matching regex "
+_WORDS: Final[Mapping[str, str]] = {
+    kind.pattern: words
+    for kind, words in (
+        (found, words)
+        for annotated, words in (
+            (v.DRefText, "dref:<32 hex digits>-<name>"),
+            (v.RRefText, "rref:<32 hex digits>-<32 hex digits>-<name>"),
+            (v.Id, "a name of letters, digits, - and _"),
+            (v.Subject, "dref:<32 hex digits>-<name>, rref:<32 hex digits>-<32 hex digits>-<name>, or the name of a build"),
+            (v.Sha256, "64 hexadecimal digits"),
+            (v.BlobKey, "64 hexadecimal digits, or nothing"),
+            (v.PathText, "an absolute path"),
+            (v.ImportPath, "a path without a null character"),
+            (v.FolderName, "the name of a folder"),
+            (v.TagName, "a small letter, then small letters, digits and _"),
+            (v.VariableName, "the name of an environment variable"),
+            (v.VariableValue, "a value without a null character"),
+        )
+        for found in get_args(annotated)
+        if isinstance(found, msgspec.Meta)
+    )
+    if kind.pattern is not None
+}
+"""What the patterns of fields mean."""
+
+
+def in_words(problem: str) -> str:
+    """Return what msgspec says about a value, with a pattern replaced by what it means."""
+    before, found, pattern = problem.partition(_PATTERN)
+    if not found:
+        return problem
+    words = next((words for known, words in _WORDS.items() if repr(known) == pattern), "another text")
+    return f"{before}: {words}"
