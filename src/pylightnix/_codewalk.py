@@ -27,6 +27,7 @@ from pylightnix._definitions import class_definitions, class_file, file_stamp, f
 from pylightnix._names import Reference, names_of
 from pylightnix._origins import is_project_file, is_project_module, package_of
 from pylightnix._syntax import canonical_text
+from pylightnix._unseen import Place, Unseen, finder_name
 from pylightnix.errors import CodeKeyError, kind_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Node:
     shown: str = ""
     """A short rendering of data."""
     edges: list[tuple[str, Node]] = field(default_factory=list)
+    place: Optional[Place] = None
+    """Where it was reached first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,10 @@ class CodeWalk:
 
     def __init__(self, follow: bool) -> None:
         self.nodes: list[Node] = []
-        self.unseen: set[str] = set()
+        self.unseen = Unseen()
         self._follow = follow
         self._known: dict[Any, Optional[Node]] = {}
+        self._at: Optional[Place] = None
         self._kept: list[Any] = []  # so that no id is given anew
         self._todo: list[tuple[Any, Node, Definition]] = []
         self._values: dict[Any, _Value] = {}
@@ -170,7 +174,7 @@ class CodeWalk:
             node.text = b"members:" + self._plain(node, {name: member.value for name, member in members.items()})
         else:
             node.text = b"unseen"
-            self.unseen.add(f"{node.name}: {error.problem}")
+            self.unseen.add(f"{node.name}: {error.problem}", self._at)
         return node
 
     def _plain(self, node: Node, value: Any) -> bytes:
@@ -278,7 +282,7 @@ class CodeWalk:
 
         self._functions.append((function, function.__code__, function.__defaults__, function.__kwdefaults__))
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
-        self._follow_names(node, definition, function.__globals__, cells, os.path.dirname(function.__code__.co_filename))
+        self._follow_names(node, definition, function.__globals__, cells, function.__code__.co_filename)
         if wrapped_of(function) is not None:
             node.edges.append(("__wrapped__", self._code(wrapped_of(function))))
         if isinstance(definition, ast.ClassDef):
@@ -308,27 +312,57 @@ class CodeWalk:
                 node.edges.append((f"base {number}", self._code(base)))
         if type(cls) is not type:
             node.edges.append(("metaclass", self._code(type(cls))))
-        self._follow_names(node, definition, namespace, cells, os.path.dirname(class_file(cls) or ""))
+        self._follow_names(node, definition, namespace, cells, class_file(cls) or "")
 
     def _follow_names(
-        self, node: Node, definition: Definition, namespace: dict[str, Any], cells: dict[str, types.CellType], folder: str
+        self, node: Node, definition: Definition, namespace: dict[str, Any], cells: dict[str, types.CellType], filename: str
     ) -> None:
         names = names_of(definition)
-        scope = _Scope(node, namespace, cells, folder)
+        scope = _Scope(node, namespace, cells, os.path.dirname(filename))
         for reference in names.references:
-            found = self._place(reference, scope)
+            self._at = Place(filename, reference.line)
+            found = self._referred(reference, scope)
+            if reference.is_open:
+                self._check_finder(node, reference, namespace, found)
             if found is None:
                 continue
             key, name, value, place = found
             if value is _MISSING:
                 if reference.needed:
-                    self.unseen.add(f"{node.name}: {name}")
+                    self.unseen.add(f"{node.name}: {name}", self._at)
                 continue
-            node.edges.append((reference.text, self._bound(value, key, name, place)))
+            if _is_module(value) and is_project_module(value.__name__):
+                node.edges.append((reference.text, self._module(node, value, reference)))
+            else:
+                node.edges.append((reference.text, self._bound(value, key, name, place)))
         for path in sorted(names.changed):
-            found = self._place(Reference(path, needed=False), scope)
+            found = self._referred(Reference(path, needed=False), scope)
             if found is not None:
                 self._changed.add(found[0])
+
+    def _check_finder(
+        self, node: Node, reference: Reference, namespace: Mapping[str, Any], found: Optional[tuple[Any, str, Any, str]]
+    ) -> None:
+        """Tell of functions that find code by a name made at run time."""
+        name, value = reference.path[0], _MISSING if found is None else found[2]
+        if found is None and reference.imported is None and name not in namespace:
+            value = getattr(builtins, name, _MISSING)
+        attributes = reference.path[1:]
+        if type(value) is _Leaf:
+            module, _, member = value.name.partition(":")
+            value, attributes = sys.modules.get(module), (*([member] if member else []), *attributes)
+        finder = finder_name(value, attributes)
+        if finder:
+            self.unseen.add(f"{node.name}, line {reference.line}: what {finder} finds by a name or text made at run time", self._at)
+
+    def _module(self, node: Node, module: types.ModuleType, reference: Reference) -> Node:
+        """Return the node of a module of the project that a name stands for: which names of it are read is not known."""
+        if reference.is_open:
+            what = f"the module {module.__name__} is used as a value, so any name of it may be read"
+            self.unseen.add(f"{node.name}, line {reference.line}: {what}", self._at)
+        found = self._node("data", module.__name__, key=("module", module.__name__))
+        found.text = type_text(module)
+        return found
 
     def _bound(self, value: Any, key: Any, name: str, folder: str) -> Node:
         """Return the node of what a name stands for."""
@@ -341,11 +375,11 @@ class CodeWalk:
         node = self._known.get(key)
         if node is None:
             node = self._node("data", name, key=key, keep=value)
-            node.text, node.shown = b"", shown_value(value)
+            node.text, node.shown, node.place = b"", shown_value(value), self._at
             self._values[key] = _Value(node, value, folder)
         return node
 
-    def _place(self, reference: Reference, scope: _Scope) -> Optional[tuple[Any, str, Any, str]]:
+    def _referred(self, reference: Reference, scope: _Scope) -> Optional[tuple[Any, str, Any, str]]:
         """Return what a reference stands for: key, name for people, value, folder. None for what does not count.
 
         If it stands for nothing, the name says what is wrong.
@@ -385,6 +419,8 @@ class CodeWalk:
         for attribute in attributes:
             if not _is_module(value) or not is_project_module(value.__name__):
                 break
+            if attribute == "__dict__":  # any name of the module may be read from there
+                break
             if attribute.startswith("__") and attribute.endswith("__"):
                 return None
             module, namespace = value, vars(value)
@@ -414,7 +450,7 @@ class CodeWalk:
         else:
             node.text = text.of(value.value)
         for problem in text.problems:
-            self.unseen.add(f"{node.name}: {problem}; it counts by its type only")
+            self.unseen.add(f"{node.name}: {problem}; it counts by its type only", node.place)
         # What counts by its type only is not looked at again; what merely holds such a thing may change beside it.
         is_seen = not text.problems or node.text != type_text(value.value)
         if is_seen and not isinstance(value.value, (str, int, float, complex, bytes, type(None))):

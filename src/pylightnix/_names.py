@@ -3,16 +3,19 @@
 A name is followed by the attributes that are written behind it: ``helpers.scale`` is one reference. What a
 definition imports itself is told as such. Names that it also changes (assigns as ``global``, writes
 an item or attribute of, calls ``append`` or ``update`` or the like on) are told apart: what they stand for is state.
-Must not know what a name stands for.
+Names in constant text are read like others: ``getattr(helpers, "scale")``, ``globals()["scale"]``,
+``import_module("helpers").scale``, ``eval("scale(2)")``. Must not know what a name stands for.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Optional
 
+from pylightnix._lookups import LOOKUPS, constant_member, constant_source, constant_text
+from pylightnix._lookups import path_of as _path
 from pylightnix._syntax import without_stage_decorator
 
 if TYPE_CHECKING:
@@ -51,6 +54,10 @@ class Reference:
     imported: Optional[Imported] = None
     needed: bool = True
     """False if it may well stand for nothing: in annotations, and in class bodies that bind it too."""
+    is_open: bool = True
+    """False if all that is done with it is known: a module that is only imported, `eval` of a constant text."""
+    line: int = 0
+    """Where it is used first."""
 
     @property
     def text(self) -> str:
@@ -108,13 +115,25 @@ class _Scope:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """How a name is used in one place; see `Reference`."""
+
+    needed: bool
+    line: int
+    is_open: bool = True
+
+
 class _Reader:
     """Reads one definition. An explicit stack, for expressions may be a thousand levels deep."""
 
     def __init__(self) -> None:
         self._outside = _Scope("outside", None)
-        self._uses: list[tuple[_Scope, tuple[str, ...], bool]] = []
+        # Names that an expression brings, not a statement: import_module("helpers").
+        self._unbound = _Scope("function", self._outside)
+        self._uses: list[tuple[_Scope, tuple[str, ...], _Use]] = []
         self._changes: list[tuple[_Scope, tuple[str, ...]]] = []
+        self._assigned: list[tuple[_Scope, str, str, int]] = []
         self._stack: list[tuple[Any, _Scope, bool]] = []
 
     def read(self, definition: Definition) -> None:
@@ -122,18 +141,24 @@ class _Reader:
         while self._stack:
             node, scope, needed = self._stack.pop()
             self._node(node, scope, needed)
+        for scope, name, module, line in self._assigned:
+            if name not in scope.imports:  # it is bound to something else, too: what is done with it may be done with either
+                self._module(module, (), line)
 
     def names(self) -> Names:
-        needed: dict[tuple[tuple[str, ...], Optional[Imported]], bool] = {}
-        for scope, path, is_needed in self._uses:
+        found: dict[tuple[tuple[str, ...], Optional[Imported]], Reference] = {}
+        # The open ones first, by line: theirs is the line to tell.
+        for scope, path, use in sorted(self._uses, key=lambda item: (not item[2].is_open, item[2].line)):
             binder = scope.binder(path[0])
             imported = binder.imports.get(path[0]) if binder is not None else None
             if binder is None or imported is not None or binder.kind == "class":
-                key = (path, imported)
-                needed[key] = needed.get(key, False) or (is_needed and (binder is None or imported is not None))
+                is_needed = use.needed and (binder is None or imported is not None)
+                first = found.setdefault((path, imported), Reference(path, imported, is_needed, use.is_open, use.line))
+                if is_needed and not first.needed:
+                    found[path, imported] = replace(first, needed=True)
         changed = frozenset(path for scope, path in self._changes if scope.binder(path[0]) is None)
-        ordered = sorted(needed, key=lambda key: (key[0], key[1] is not None, key[1] or Imported(0, "", "")))
-        return Names(tuple(Reference(path, imported, needed[path, imported]) for path, imported in ordered), changed)
+        ordered = sorted(found, key=lambda key: (key[0], key[1] is not None, key[1] or Imported(0, "", "")))
+        return Names(tuple(found[key] for key in ordered), changed)
 
     # --- nodes ----------------------------------------------------------------------------------------
 
@@ -161,10 +186,17 @@ class _Reader:
         elif isinstance(node, ast.Call):
             if isinstance(node.func, ast.Attribute) and node.func.attr in _CHANGING_METHODS:
                 self._change(node.func.value, scope)
-            self._push(ast.iter_child_nodes(node), scope, needed)
+            if not self._constant_call(node, scope, needed):
+                self._push(ast.iter_child_nodes(node), scope, needed)
+        elif isinstance(node, ast.Assign) and self._module_kept(node, scope):
+            pass
+        elif isinstance(node, ast.Compare) and _path(node.comparators[-1]) is not None and isinstance(node.ops[-1], (ast.In, ast.NotIn)):
+            # Whether a name is in a table leads to nothing that the table holds.
+            self._use(scope, _path(node.comparators[-1]) or (), _Use(needed, node.lineno, is_open=False))
+            self._push([node.left, *node.comparators[:-1]], scope, needed)
         else:
             if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-                self._uses.append((scope, (node.target.id,), needed))  # what is assigned there is read first
+                self._use(scope, (node.target.id,), _Use(needed, node.lineno))  # what is assigned there is read first
             self._binding(node, scope)
             self._push(ast.iter_child_nodes(node), scope, needed)
 
@@ -174,14 +206,95 @@ class _Reader:
 
         if not isinstance(node.ctx, ast.Load):
             self._change(node if isinstance(node, ast.Name) else node.value, scope)
-        path = _path(node)
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             scope.bound.add(node.id)
             scope.imports.pop(node.id, None)
-        elif path is not None:
-            self._uses.append((scope, path, needed))
-        else:
+        elif not self._chain(node, scope, needed):
             self._push(ast.iter_child_nodes(node), scope, needed)
+
+    def _use(self, scope: _Scope, path: tuple[str, ...], use: _Use) -> None:
+        self._uses.append((scope, path, use))
+
+    def _chain(self, node: ast.expr, scope: _Scope, needed: bool) -> bool:
+        """Read a name and the attributes behind it, written as such or as constant text; return False if it is none."""
+        import ast
+
+        line, attributes = node.lineno, []
+        while True:
+            owner, text = constant_member(node)
+            if owner is None:
+                break
+            if not isinstance(node, ast.Attribute) and isinstance(node, (ast.Call, ast.Subscript)):
+                self._helper(node, scope, line)
+            attributes.append(text)
+            node = owner
+        rest = tuple(reversed(attributes))
+        if isinstance(node, ast.Name):
+            self._use(scope, (node.id, *rest), _Use(needed, line))
+            return True
+        text, is_module = constant_source(node)
+        if not text:
+            return False
+        self._helper(node, scope, line)
+        if not is_module:
+            self._use(self._outside, (text, *rest), _Use(needed, line))
+            return True
+        self._module(text, rest, line)
+        return True
+
+    def _module(self, module: str, attributes: tuple[str, ...], line: int) -> None:
+        name = f"import {module}"
+        self._unbound.bound.add(name)
+        self._unbound.imports[name] = Imported(0, module, "")
+        # It may be another function of the name `import_module`, too.
+        self._use(self._unbound, (name, *attributes), _Use(needed=False, line=line))
+
+    def _module_kept(self, node: ast.Assign, scope: _Scope) -> bool:
+        """Read ``m = import_module("helpers")`` as an import statement; return False if it is something else."""
+        import ast
+
+        module, is_module = constant_source(node.value)
+        target = node.targets[0]
+        if not is_module or len(node.targets) > 1 or not isinstance(target, ast.Name) or target.id in scope.bound:
+            return False
+        scope.bound.add(target.id)
+        scope.imports[target.id] = Imported(0, module, "")
+        self._assigned.append((scope, target.id, module, node.lineno))
+        self._helper(node.value, scope, node.lineno)
+        return True
+
+    def _helper(self, node: ast.AST, scope: _Scope, line: int) -> None:
+        """Read what does the looking up: `getattr`, `globals`, `importlib.import_module`, which may be a name of the project."""
+        import ast
+
+        for called in (node, getattr(node, "value", None)):
+            path = _path(called.func) if isinstance(called, ast.Call) else _path(called) if isinstance(called, ast.expr) else None
+            if path is not None and path[-1] != "__dict__" and path[-1] in LOOKUPS:
+                self._use(scope, path, _Use(needed=True, line=line, is_open=False))
+
+    def _constant_call(self, node: ast.Call, scope: _Scope, needed: bool) -> bool:
+        """Read a call whose constant text says what it reaches; return False if it is none."""
+        import ast
+
+        if self._chain(node, scope, needed):
+            return True
+        if isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) == 3:
+            pair = ast.copy_location(ast.Call(node.func, node.args[:2], []), node)
+            self._push([node.args[2]], scope, needed)
+            return self._chain(pair, scope, needed=False) or self._pushed(node.args[:2], scope, needed)
+        text = constant_text(node)
+        if not isinstance(node.func, ast.Name) or node.func.id not in ("eval", "exec") or text is None:
+            return False
+        try:
+            tree = ast.increment_lineno(ast.parse(text.strip()), node.lineno - 1)
+        except (SyntaxError, ValueError, RecursionError):
+            return False
+        self._use(scope, (node.func.id,), _Use(needed, node.lineno, is_open=False))
+        return self._pushed(tree.body, scope if node.func.id == "eval" else _Scope("function", scope), needed)
+
+    def _pushed(self, nodes: Iterable[Any], scope: _Scope, needed: bool) -> bool:
+        self._push(nodes, scope, needed)
+        return True
 
     def _change(self, node: ast.expr, scope: _Scope) -> None:
         import ast
@@ -221,8 +334,8 @@ class _Reader:
                 scope.imports[name] = imported
             scope.bound.add(name)
             # It counts even if the name is never used: it may be imported for what that does.
-            parts = alias.name.split(".")
-            self._uses.append((scope, (name, *(parts[1:] if isinstance(node, ast.Import) and not alias.asname else [])), True))
+            parts = alias.name.split(".")[1:] if isinstance(node, ast.Import) and not alias.asname else []
+            self._use(scope, (name, *parts), _Use(needed=True, line=node.lineno, is_open=False))
 
     def _define(self, node: Definition, scope: _Scope, is_root: bool) -> None:
         import ast
@@ -249,14 +362,3 @@ class _Reader:
 
 
 _TYPE_PARAMETERS: Final = frozenset({"ParamSpec", "TypeVar", "TypeVarTuple"})
-
-
-def _path(node: ast.AST) -> Optional[tuple[str, ...]]:
-    """Return a name and the attributes behind it; None if something else stands at the front."""
-    import ast
-
-    attributes: list[str] = []
-    while isinstance(node, ast.Attribute):
-        attributes.append(node.attr)
-        node = node.value
-    return (node.id, *reversed(attributes)) if isinstance(node, ast.Name) else None

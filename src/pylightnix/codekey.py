@@ -25,6 +25,7 @@ from pylightnix._codewalk import CodeWalk, Node
 from pylightnix._components import reach_hashes
 from pylightnix._definitions import name_of
 from pylightnix._origins import package_of, package_versions
+from pylightnix._unseen import Place
 from pylightnix.errors import CodeKeyError, Misuse
 from pylightnix.types import Hash
 
@@ -133,18 +134,31 @@ def source_digest(pyobj: Any) -> Hash:
         CodeKeyError: its source cannot be found, or it has none.
     """
     found = _found([pyobj])
-    unseen = found.unseen()
-    if unseen and unseen not in _told:
-        _told.add(unseen)
-        import warnings
-
-        what = f"{name_of(_innermost(pyobj))} reaches what its digest does not cover: {'; '.join(unseen)}"
-        advice = "name it directly, pass sourcedeps=[…], or say options=Options(version=…)"
-        warnings.warn(f"{what}; {advice}", UnseenCode, stacklevel=3)
+    _warn(_innermost(pyobj), found)
     return found.digest
 
 
-_told: Final[set[tuple[str, ...]]] = set()
+_told: Final[set[tuple[Optional[Place], str]]] = set()
+
+
+def _warn(function: Any, found: _Found) -> None:
+    """Warn once of each thing that a digest cannot cover, at the line that leads there."""
+    for sentence in found.unseen():
+        place = next((place for walk in found.walks if sentence in walk.unseen and (place := walk.unseen.place(sentence))), None)
+        code = getattr(function, "__code__", None)
+        if place is None and code is not None:
+            place = Place(code.co_filename, code.co_firstlineno)
+        if (place, sentence) in _told:
+            continue
+        _told.add((place, sentence))
+        import warnings
+
+        what = f"{name_of(function)} reaches what its digest does not cover: {sentence}"
+        advice = "name it directly, pass sourcedeps=[…], or say options=Options(version=…)"
+        if place is None:
+            warnings.warn(f"{what}; {advice}", UnseenCode, stacklevel=4)
+        else:
+            warnings.warn_explicit(f"{what}; {advice}", UnseenCode, place.filename, place.line)
 
 
 def _listed(pyobjs: Iterable[Any]) -> list[Any]:

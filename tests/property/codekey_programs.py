@@ -501,22 +501,34 @@ MODULES: Final = [
             TABLE[i] = i * i
         def stage(): return str(TABLE)
         """),
-    program("getattr with a constant", "+ 1", "+ 2", """
-        import helpers
-        def stage(): return str(getattr(helpers, 'f')(1))
-        """,
-        must_be_told=True,
-        helpers="def f(x): return x + 1\n",
-    ),
 ]
 
 # fmt: on
 
-UNSEEN: Final = [
-    program(name, "+ 1", "+ 2", f"import sys, importlib, operator, runpy\nimport helpers\nNAME = 'f'\ndef stage(): return str({call})\n",
-            must_be_told=True, helpers="def f(x): return x + 1\nclass Box:\n    value = 0\n")
+_LOOKUPS: Final = "import sys, importlib, operator, runpy\nimport helpers\nfrom helpers import f\nNAME = 'f'\ndef stage(): return str({})\n"
+CONSTANT: Final = [
+    program(f"{name} with a constant", "+ 1", "+ 2", _LOOKUPS.format(call), helpers="def f(x): return x + 1\n")
     for name, call in [
+        ("getattr", "getattr(helpers, 'f')(1)"),
+        ("getattr and a default", "getattr(helpers, 'f', None)(1)"),
+        ("globals", "globals()['f'](1)"),
+        ("import_module", "importlib.import_module('helpers').f(1)"),
+        ("import_module and getattr", "getattr(importlib.import_module('helpers'), 'f')(1)"),
+        ("__import__", "__import__('helpers').f(1)"),
+        ("vars", "vars(helpers)['f'](1)"),
+        ("__dict__", "helpers.__dict__['f'](1)"),
+        ("sys.modules", "sys.modules['helpers'].f(1)"),
         ("eval", "eval('helpers.f(1)')"),
+        ("exec", "exec('global found; from helpers import f as g; found = g(1)') or found"),
+    ]
+]
+UNSEEN: Final = [
+    program(name, "+ 1", "+ 2", _LOOKUPS.format(call).replace("from helpers import f\n", ""), must_be_told=True,
+            helpers="def f(x): return x + 1\n")
+    for name, call in [
+        ("eval", "eval('help' + 'ers.f(1)')"),
+        ("eval of a name", "eval('f', vars(helpers))(1)"),
+        ("import_module kept", "(m := importlib.import_module('help' + 'ers')) and m.f(1)"),
         ("exec", "exec('import helpers; found = helpers.f(1)', space := {}) or space['found']"),
         ("import_module", "importlib.import_module('help' + 'ers').f(1)"),
         ("__import__", "__import__('help' + 'ers').f(1)"),
@@ -534,4 +546,4 @@ UNSEEN: Final = [
     ]
 ]  # fmt: skip
 
-PROGRAMS: Final = [*FUNCTIONS, *DECORATORS, *CLASSES, *MODULES, *UNSEEN]
+PROGRAMS: Final = [*FUNCTIONS, *DECORATORS, *CLASSES, *MODULES, *CONSTANT, *UNSEEN]

@@ -1,0 +1,79 @@
+"""What a walk over code cannot see: a sentence each, and the line of the user's file that leads there.
+
+Also which functions of Python find code by a name made at run time. Must not know how code is followed.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Optional
+
+__all__ = ["Place", "Unseen", "finder_name"]
+
+_FINDERS: Final = frozenset(
+    {
+        *("builtins.__import__", "builtins.eval", "builtins.exec", "builtins.globals", "importlib.__import__", "importlib.import_module"),
+        *("importlib.machinery.SourceFileLoader", "importlib.util.module_from_spec", "importlib.util.spec_from_file_location"),
+        *("importlib._bootstrap.__import__", "importlib._bootstrap.module_from_spec"),
+        *("importlib._bootstrap_external.SourceFileLoader", "importlib._bootstrap_external.spec_from_file_location"),
+        *("pkgutil.resolve_name", "pydoc.locate", "runpy.run_module", "runpy.run_path", "sys.modules"),
+    }
+)
+_FOUND_IN: Final = frozenset(name.partition(".")[0] for name in _FINDERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A line of a file."""
+
+    filename: str
+    line: int
+
+
+@dataclass(slots=True)
+class Unseen:
+    """Sentences, each with its place where that is known."""
+
+    _places: dict[str, Optional[Place]] = field(default_factory=dict)
+
+    def add(self, sentence: str, place: Optional[Place] = None) -> None:
+        """Add a sentence. One that is there already keeps its place."""
+        self._places[sentence] = self._places.get(sentence) or place
+
+    def place(self, sentence: str) -> Optional[Place]:
+        return self._places[sentence]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def finder_name(value: Any, attributes: Sequence[str] = ()) -> str:
+    """Return the name of the function of Python that finds code by name and that a value, or an attribute of a module, is.
+
+    Args:
+        value: what a name stands for. Builtin functions are asked about as values.
+        attributes: those written behind the name; they may begin with some that led to `value`.
+
+    Returns:
+        Such as ``eval`` or ``importlib.import_module``; empty for all else.
+    """
+    if value is sys.modules:
+        return "sys.modules"
+    if issubclass(type(value), types.ModuleType):
+        if value.__name__.partition(".")[0] not in _FOUND_IN:
+            return ""
+        names = [
+            ".".join([value.__name__, *attributes[skipped:end]]) for skipped in range(len(attributes)) for end in range(len(attributes) + 1)
+        ]
+    elif issubclass(type(value), (types.FunctionType, types.BuiltinFunctionType, type)):
+        names = [f"{value.__module__}.{value.__qualname__}"]
+    else:
+        return ""
+    found = next((name for name in names if name in _FINDERS), "")
+    return found.removeprefix("builtins.")
