@@ -519,7 +519,7 @@ CONSTANT: Final = [
         ("__dict__", "helpers.__dict__['f'](1)"),
         ("sys.modules", "sys.modules['helpers'].f(1)"),
         ("eval", "eval('helpers.f(1)')"),
-        ("exec", "exec('global found; from helpers import f as g; found = g(1)') or found"),
+        ("exec", "(lambda box: (exec('import helpers; box.append(helpers.f(1))'), box)[1])([])"),
     ]
 ]
 UNSEEN: Final = [
