@@ -18,7 +18,7 @@ from pylightnix.registry import isclosure
 from pylightnix.storage import store_layout
 from pylightnix.types import Closure, Context, DRef, Path, RefPath, RRef, StorageSettings
 
-__all__ = ["Cache", "LensContext", "as_dict", "only_target", "shown", "val2dict", "val2path", "val2rref"]
+__all__ = ["Cache", "LensContext", "as_dict", "only_target", "realizations_at", "shown", "val2dict", "val2path", "val2rref"]
 
 Cache = dict[Any, dict[str, Any]]
 """What was read before: configs by derivation, JSON files by path; those of a running build by inode, size and times, too."""
@@ -115,8 +115,17 @@ def val2rref(v: Any, ctx: LensContext) -> RRef:
     if not rrefs:
         raise Misuse(f"no realization of {v} is known here; make the lens with rref=… or ctx=…, or start it from an RRef")
     if len(rrefs) != 1:
-        raise AmbiguousMatch(f"a lens on {v}", rrefs, "one realization")
+        advice = "take one by its number, as in mklens(…).models[0], or all of them: for model in mklens(…).models"
+        raise AmbiguousMatch(f"a lens on {v}", rrefs, "one realization", advice)
     return rrefs[0]
+
+
+def realizations_at(v: Any, ctx: LensContext) -> Optional[list[RRef]]:
+    """Return the realizations that stand for a derivation, or for that of a refpath, by their texts; None if it is neither."""
+    if isrref(v):
+        return [RRef(v)]
+    dref = v if isdref(v) else v[0] if isrefpath(v) else None
+    return None if dref is None else sorted(_matched(DRef(dref), ctx) or [])
 
 
 def _matched(dref: DRef, ctx: LensContext) -> Optional[list[RRef]]:

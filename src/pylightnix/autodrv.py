@@ -14,7 +14,7 @@ from pylightnix.autostage import AutoStage, InvalidStageCall, Steering, sorted_k
 from pylightnix.build import Build, build_outpaths
 from pylightnix.errors import ConflictingArguments, Misuse, shown
 from pylightnix.registry import Registry
-from pylightnix.stagebody import SUPPLIED, StageBody, named, parameters_of
+from pylightnix.stagebody import SUPPLIED, StageBody, named, parameters_of, tell_returned
 from pylightnix.types import DRef, Matcher
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class RawBody:
 
     def __call__(self, b: Build) -> None:
         unroller = Unroller(b.S, b.context, always_multiref=self.always_multiref)
-        self.f(b, [Attrs(unroller.items(b.dref, folder)) for folder in build_outpaths(b)])
+        tell_returned(self.f, self.f(b, [Attrs(unroller.items(b.dref, folder)) for folder in build_outpaths(b)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As with `StageBody`: the function's own name in its module leads to the stage.

@@ -22,7 +22,7 @@ from pylightnix.errors import ConflictingArguments, Misuse, NoRegistry, shown
 from pylightnix.matchers import check_matcher, match_latest
 from pylightnix.options import Options, steered
 from pylightnix.registry import Registry, mkdrv, tlregistry
-from pylightnix.stagebody import SOURCE_KEY, SUPPLIED, StageBody, named, parameters_of
+from pylightnix.stagebody import SOURCE_KEY, SUPPLIED, StageBody, check_runs_when_called, named, parameters_of
 from pylightnix.types import DRef, Matcher, Realizer
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ class AutoStage:
     __qualname__: str
 
     def __init__(self, f: Callable[..., Any], steering: Steering, r: Optional[Registry], items: dict[str, Any]) -> None:
-        functools.update_wrapper(self, f)
         self._parameters = self._parameters_of(f)
+        check_runs_when_called(f)
+        functools.update_wrapper(self, f)
         self._steering, self._registry, self._items = steering, r, items
         self._check_keywords()
         self.__signature__ = self._signature()

@@ -227,10 +227,12 @@ class AmbiguousMatch(Misuse):
     code = "ambiguous-match"
     exit_status = 1
 
-    def __init__(self, what: str, rrefs: Sequence[RRef], expected: str) -> None:
+    def __init__(
+        self, what: str, rrefs: Sequence[RRef], expected: str, advice: str = "choose with a matcher such as match_latest()"
+    ) -> None:
         self.what, self.rrefs, self.expected = what, list(rrefs), expected
         shown = ", ".join(self.rrefs[:3]) + (", …" if len(self.rrefs) > 3 else "")
-        super().__init__(f"{what}: expected {expected}, found {len(self.rrefs)} ({shown}); choose with a matcher such as match_latest()")
+        super().__init__(f"{what}: expected {expected}, found {len(self.rrefs)} ({shown}); {advice}")
 
 
 class InvalidMatch(Misuse):

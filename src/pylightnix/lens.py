@@ -10,10 +10,10 @@ once for all lenses made from one. Must not know how anything is built.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any, Optional, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional, Union, cast
 
-from pylightnix._lensvalues import Cache, LensContext, as_dict, only_target, shown, val2dict, val2path, val2rref
+from pylightnix._lensvalues import Cache, LensContext, as_dict, only_target, realizations_at, shown, val2dict, val2path, val2rref
 from pylightnix.build import Build
 from pylightnix.context import LazyContext
 from pylightnix.errors import Misuse
@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 
-class MissingKey(Misuse, AttributeError):
-    """A lens was asked for a key that is not there. An `AttributeError` too, as `hasattr` and `copy` expect."""
+class MissingKey(Misuse, AttributeError, IndexError):
+    """A lens was asked for a key or a number that is not there. An `AttributeError` too, as `hasattr` and `copy` expect."""
 
     code = "missing-key"
 
@@ -45,20 +45,22 @@ class MissingKey(Misuse, AttributeError):
 class Lens:
     """A look at a value. Attributes lead to lenses on its items; the properties below give what is there.
 
-    Items that are named like a property or a method are reached with `get`.
+    Items that are named like a property or a method are reached with `get`. Where a matcher chose several realizations of a
+    dependency, ``lens.models[0]`` is a lens on the first of them, in the order of their references, and ``for model in lens.models`` goes
+    through all. Items of lists are reached in the same way.
     """
 
     __slots__ = ("_lens_cache", "_lens_ctx", "_lens_start", "_lens_steps")
 
     _lens_ctx: LensContext
     _lens_start: Any
-    _lens_steps: tuple[str, ...]
+    _lens_steps: tuple[Union[str, int], ...]
     _lens_cache: Cache
 
-    def __init__(self, ctx: LensContext, start: Any, steps: Sequence[str] = ()) -> None:
+    def __init__(self, ctx: LensContext, start: Any, steps: Sequence[Union[str, int]] = ()) -> None:
         self._lens_setup(ctx, start, tuple(steps), {})
 
-    def _lens_setup(self, ctx: LensContext, start: Any, steps: tuple[str, ...], cache: Cache) -> None:
+    def _lens_setup(self, ctx: LensContext, start: Any, steps: tuple[Union[str, int], ...], cache: Cache) -> None:
         # `__setattr__` is taken by the check that nobody assigns to an item by mistake.
         values = (("_lens_ctx", ctx), ("_lens_start", start), ("_lens_steps", steps), ("_lens_cache", cache))
         for name, value in values:
@@ -77,9 +79,33 @@ class Lens:
         if items is None or key not in items:
             known = "it has no items" if items is None else f"it has {', '.join(map(repr, items)) or 'none'}"
             raise MissingKey(f"{lens_repr(self)} has no item {key!r}; {known}")
+        return self._lens_step(key)
+
+    def _lens_step(self, step: Union[str, int]) -> Lens:
         lens = Lens.__new__(Lens)
-        lens._lens_setup(self._lens_ctx, self._lens_start, (*self._lens_steps, key), self._lens_cache)
+        lens._lens_setup(self._lens_ctx, self._lens_start, (*self._lens_steps, step), self._lens_cache)
         return lens
+
+    def __getitem__(self, index: int) -> Lens:
+        choices = self._lens_choices()
+        if not isinstance(index, int) or not -len(choices) <= index < len(choices):
+            raise MissingKey(f"{lens_repr(self)} has no item {index!r}; expected a number from 0 to {len(choices) - 1}")
+        return choices[index]
+
+    def __iter__(self) -> Iterator[Lens]:
+        return iter(self._lens_choices())
+
+    def _lens_choices(self) -> list[Lens]:
+        """Return lenses on all that can be reached by number."""
+        value, ctx = traverse(self, "[…]"), self._lens_ctx
+        rrefs = realizations_at(value, ctx)
+        if rrefs is not None:
+            starts = [value if isrefpath(value) else rref for rref in rrefs]
+            # Each in its own context: what it was made from may differ, too.
+            return [Lens(ctx._replace(context=_around(rref, None, ctx.S)), start) for start, rref in zip(starts, rrefs, strict=True)]
+        if isinstance(value, list):
+            return [self._lens_step(index) for index in range(len(value))]
+        raise Misuse(f"{lens_repr(self)} is {shown(value)}; numbers lead to items of lists, and to the realizations of a dependency")
 
     def __getattr__(self, key: str) -> Lens:
         if key.startswith("_lens_"):  # half made, by copy or pickle
@@ -184,14 +210,18 @@ def traverse(l: Lens, hint: str) -> Any:  # noqa: E741  # the parameter's name i
     """
     value, borrowed = l._lens_start, False
     for number, step in enumerate(l._lens_steps):
-        items = as_dict(value, l._lens_ctx, l._lens_cache)
-        if items is None or step not in items:
+        items: Any = value if isinstance(step, int) else as_dict(value, l._lens_ctx, l._lens_cache)
+        if not _has(items, step):
             raise Misuse(
                 f"{hint}: {_path_text(l._lens_start, l._lens_steps[:number])} has no item {step!r}; it had one when the lens was made"
             )
-        borrowed = borrowed or not isinstance(value, dict)
+        borrowed = borrowed or not isinstance(value, (dict, list))
         value = items[step]
     return copy.deepcopy(value) if borrowed and isinstance(value, (dict, list)) else value
+
+
+def _has(items: Any, step: Union[str, int]) -> bool:
+    return isinstance(items, list) and step < len(items) if isinstance(step, int) else isinstance(items, dict) and step in items
 
 
 def mutate(l: Lens, v: Any, hint: str) -> None:  # noqa: E741  # as above
@@ -202,22 +232,28 @@ def mutate(l: Lens, v: Any, hint: str) -> None:  # noqa: E741  # as above
     """
     if not l._lens_steps:
         raise Misuse(f"{hint}: {lens_repr(l)} is where the lens starts; assign to one of its items")
-    items = l._lens_start
+    items: Any = l._lens_start
     for number, step in enumerate(l._lens_steps):
-        if not isinstance(items, dict):
-            where = _path_text(l._lens_start, l._lens_steps[:number])
+        where = _path_text(l._lens_start, l._lens_steps[:number])
+        if not isinstance(items, (dict, list)):
             raise Misuse(f"{hint}: {where} is {shown(items)}, which cannot be changed; a lens changes plain dicts only")
-        if step not in items:
-            raise Misuse(f"{hint}: {_path_text(l._lens_start, l._lens_steps[:number])} has no item {step!r}")
+        if not _has(items, step):
+            raise Misuse(f"{hint}: {where} has no item {step!r}")
         if number == len(l._lens_steps) - 1:
-            items[step] = v
-        items = items[step]
+            items[step] = v  # type: ignore[index]  # `_has` saw to its kind
+        items = items[step]  # type: ignore[index]  # as above
 
 
-def _path_text(start: Any, steps: Sequence[str]) -> str:
+def _path_text(start: Any, steps: Sequence[Union[str, int]]) -> str:
     # References are shown whole: half of one names nothing.
     text = repr(start) if isinstance(start, str) else f"{start!r:.60}"
-    return f"mklens({text})" + "".join(f".{step}" if step.isidentifier() else f".get({step!r})" for step in steps)
+    return f"mklens({text})" + "".join(map(_step_text, steps))
+
+
+def _step_text(step: Union[str, int]) -> str:
+    if isinstance(step, int):
+        return f"[{step}]"
+    return f".{step}" if step.isidentifier() else f".get({step!r})"
 
 
 def lens_repr(l: Lens, accessor: str = "") -> str:  # noqa: E741  # as above

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from pylightnix.attrs import Unroller
 from pylightnix.build import Build, build_outpaths, stored_config
-from pylightnix.errors import Misuse
+from pylightnix.errors import Misuse, shown
 
 if TYPE_CHECKING:
     import inspect
 
-__all__ = ["RunSamples", "SOURCE_KEY", "SUPPLIED", "StageBody", "named", "parameters_of"]
+__all__ = ["RunSamples", "SOURCE_KEY", "SUPPLIED", "StageBody", "check_runs_when_called", "named", "parameters_of", "tell_returned"]
 
 SOURCE_KEY: Final = "__source__"
 """The config item that holds the digest of the code."""
@@ -83,7 +83,7 @@ class StageBody:
         ):
             values["rindex"] = rindex
         positional = [values.pop(p.name) for p in parameters.values() if p.kind is p.POSITIONAL_ONLY and p.name in values]
-        self.f(*positional, **values)
+        tell_returned(self.f, self.f(*positional, **values))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The function's own name in its module leads to the stage, so pickle could not find the function there.
@@ -91,6 +91,40 @@ class StageBody:
         if stage is not self.f and getattr(stage, "__wrapped__", None) is self.f:
             return (_body_of, (stage, self.nouts, self.always_multiref))
         return (type(self), (self.f, self.nouts, self.always_multiref))
+
+
+_told: Final[set[tuple[str, str]]] = set()
+"""Functions of which a warning told already that what they return is lost."""
+
+
+def tell_returned(f: Callable[..., Any], value: Any) -> None:
+    """Warn, once for each function, that a stage returned something, for that is stored nowhere. Lambdas cannot help it."""
+    named_as = (getattr(f, "__module__", None) or "", getattr(f, "__qualname__", repr(f)))
+    if value is None or named_as in _told or getattr(f, "__name__", "") == "<lambda>":
+        return
+    _told.add(named_as)
+    import warnings
+
+    message = (
+        f"the stage {named_as[1]} returned {shown(value)}, which is stored nowhere; "
+        "let it write what is to be kept to a file that its config promises, out=[selfref, 'file']"
+    )
+    code = getattr(f, "__code__", None)
+    if code is None:
+        warnings.warn(message, UserWarning, stacklevel=2)
+    else:  # the line to look at is that of the function
+        warnings.warn_explicit(message, UserWarning, code.co_filename, code.co_firstlineno)
+
+
+def check_runs_when_called(f: Callable[..., Any]) -> None:
+    """Raise `Misuse` for a function whose call only makes an object, so that its body would never run."""
+    import inspect
+
+    name = getattr(f, "__qualname__", shown(f))
+    if inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f):
+        raise Misuse(f"a stage runs when it is called, and {name} is a generator (it has yield); loop in a plain function")
+    if inspect.iscoroutinefunction(f):
+        raise Misuse(f"a stage runs when it is called, and {name} is an async function; call asyncio.run(…) in a plain one")
 
 
 def _in_order(count: int, make: Callable[[int], None]) -> None:

@@ -355,3 +355,77 @@ def test_errors_show_references_whole(S: StorageSettings) -> None:
     with pytest.raises(MissingKey) as caught:
         mklens(rref, S=S).get("nope")
     assert f"mklens({str(rref)!r}) has no item 'nope'" in str(caught.value)
+
+
+# --- several realizations -------------------------------------------------------------------------------
+
+
+def trials(r: Registry) -> DRef:
+    low = stage(r, "low", realizer=writes({"low.txt": "a"}, {"low.txt": "b"}), matcher=match_latest(2), text=[selfref, "low.txt"])
+    models = stage(
+        r,
+        "models",
+        low=low,
+        realizer=writes({"rmse": "0.1"}, {"rmse": "0.2"}, {"rmse": "0.3"}),
+        matcher=match_latest(2),
+        rmse=[selfref, "rmse"],
+    )
+    return stage(r, "report", models=models, file=[models, "rmse"], several=[models, [low, 5], {"deep": low}], one=stage(r, "one"))
+
+
+def test_each_of_several_realizations_is_reached_by_its_number(S: StorageSettings) -> None:
+    lens = mklens(realize1(instantiate(trials, S=S)), S=S)
+    rrefs = sorted(rrefctx(lens.rref, S)[lens.models.dref] or [])
+    assert len(rrefs) == 2
+    for number, rref in enumerate(rrefs):
+        assert lens.models[number].rref == rref
+        assert lens.models[number].rmse.contents in ("0.1", "0.2", "0.3")
+        assert lens.models[number].rmse.syspath == f"{rref2path(rref, S)}/rmse"
+        assert lens.file[number].contents == lens.models[number].rmse.contents
+        assert lens.models[number - 2].rref == rref
+    assert [model.rref for model in lens.models] == rrefs
+    assert sorted(low.text.contents for low in lens.models[0].low) == ["a", "b"]
+    assert [one.syspath for one in lens.one] == [lens.one.syspath], "one is a choice as well"
+    assert lens[0].rref == lens.rref
+
+
+def test_items_of_lists_are_reached_by_their_numbers(S: StorageSettings) -> None:
+    lens = mklens(realize1(instantiate(trials, S=S)), S=S)
+    assert lens.several[0].dref == lens.models.dref
+    assert lens.several[0][1].rmse.contents == lens.models[1].rmse.contents
+    assert (lens.several[1][1].val, lens.several[2].deep.dref) == (5, lens.models[0].low.dref)
+    assert lens_repr(lens.several[1][1], "val").endswith(".several[1][1].val")
+    assert pickle.loads(pickle.dumps(lens.several[1][1])).val == 5
+    d = {"a": [1, {"b": [2, 3]}]}
+    mklens(d, S=S).a[1].b[-1].val = 4
+    mklens(d, S=S).a[0].val = 0
+    assert d == {"a": [0, {"b": [2, 4]}]}
+    assert mklens(d, S=S).a[1].val is d["a"][1]
+    kept = mklens(d, S=S).a[1]
+    d["a"].pop()
+    with pytest.raises(Misuse, match="it had one when the lens was made"):
+        _ = kept.val
+
+
+def test_a_lens_on_several_says_how_to_take_one(S: StorageSettings) -> None:
+    lens = mklens(realize1(instantiate(trials, S=S)), S=S)
+    for several, what in ((lens.models, "rref"), (lens.models.rmse, "contents"), (lens.models.rmse, "syspath"), (lens.file, "contents")):
+        with pytest.raises(AmbiguousMatch, match=r"found 2 .*; take one by its number, as in mklens\(…\)\.models\[0\]") as caught:
+            getattr(several, what)
+        assert "choose with a matcher" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", [2, -3, "rmse", 0.0, None])
+def test_a_number_that_is_not_there(S: StorageSettings, index: Any) -> None:
+    lens = mklens(realize1(instantiate(trials, S=S)), S=S)
+    with pytest.raises(MissingKey, match="expected a number from 0 to 1") as caught:
+        _ = lens.models[index]
+    assert isinstance(caught.value, IndexError)
+
+
+@pytest.mark.parametrize("value", [5, "text", None, {"a": 1}])
+def test_other_values_have_no_numbers(S: StorageSettings, value: Any) -> None:
+    with pytest.raises(Misuse, match="numbers lead to items of lists"):
+        _ = mklens({"item": value}, S=S).item[0]
+    with pytest.raises(Misuse, match="numbers lead to items of lists"):
+        list(mklens({"item": value}, S=S).item)
