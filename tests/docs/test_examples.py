@@ -3,7 +3,7 @@
 In each document, from top to bottom:
 
 - a ``python`` block is executed; all blocks of one document share one namespace. If its first line is ``# file: NAME``
-  the block is also written to NAME, for console blocks to use; ``# add to: NAME`` puts it below what NAME has already;
+  it is written to NAME instead, for other blocks to use; ``# add to: NAME`` puts it below what NAME has already;
 - an ``output`` block right after it is what the ``python`` block prints;
 - a ``console`` block holds commands after ``$ `` (continued after ``> ``), run by bash with the environment's own
   programs first on PATH. Lines that follow are the output to expect;
@@ -132,6 +132,15 @@ def run_command(command: Command, folder: Path, where: str) -> None:
         raise AssertionError(f"{where}: {command.text!r}\n--- expected\n{command.output}\n--- printed\n{trimmed(child.stdout)}")
 
 
+def write_file(text: str, folder: Path) -> bool:
+    """Write a block to the file that it is for; tell whether it is for one."""
+    named = re.match(r"# (file|add to): ([\w./-]+)\n", text)
+    if named:
+        with open(folder / named[2], "w" if named[1] == "file" else "a") as file:
+            file.write(text.partition("\n")[2] + "\n" if named[1] == "add to" else text + "\n")
+    return named is not None
+
+
 def run_python(block: Block, module: ModuleType, folder: Path) -> str:
     """Run a block and return what it printed."""
     assert module.__file__ is not None
@@ -140,10 +149,8 @@ def run_python(block: Block, module: ModuleType, folder: Path) -> str:
     gathered = Path(module.__file__)
     before = gathered.read_text().split("\n")[:-1] if gathered.exists() else []
     gathered.write_text("\n".join([*before, *[""] * (block.line - 1 - len(before)), block.text, ""]))
-    named = re.match(r"# (file|add to): ([\w./-]+)\n", block.text)
-    if named:
-        with open(folder / named[2], "w" if named[1] == "file" else "a") as file:
-            file.write(block.text.partition("\n")[2] + "\n" if named[1] == "add to" else block.text + "\n")
+    if write_file(block.text, folder):
+        return ""
     with redirect_stdout(io.StringIO()) as printed:
         exec(compile("\n" * (block.line - 1) + block.text + "\n", str(gathered), "exec"), module.__dict__)
     print(printed.getvalue(), end="")
