@@ -11,32 +11,67 @@ import functools
 import hashlib
 import os
 import sys
+import time
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final, Optional
 
-from pylightnix.attempt import realizer_digest
+from pylightnix._origins import is_project_file
+from pylightnix.attempt import realizer_digest, realizer_manifest
+from pylightnix.codekey import reached_values
 from pylightnix.errors import CodeKeyError
+from pylightnix.travel.claims import CodeClaim, file_digest, sent_values
 from pylightnix.types import Realizer
 
-__all__ = ["sent_digest"]
+__all__ = ["ProjectFiles", "SentCode", "sent_code"]
 
 _NO_CODE: Final = hashlib.sha256(b"changed after it was loaded").hexdigest()
-_CLOCK_SECONDS: Final = 2.0
-"""How far the time at which this process began may be off; the kernel tells it in whole seconds of the clock on the wall."""
 
 
-def sent_digest(realizer: Realizer, *, travels: bool) -> Optional[str]:
-    """Return what code `realizer` is; None if that cannot be told.
+@dataclass(frozen=True, slots=True)
+class SentCode:
+    """What is sent of the code of a realizer."""
 
-    If it `travels` and the file it is in was changed after it was loaded, the digest is that of no code.
-    """
-    if travels and _is_stale(realizer):
-        return _NO_CODE
+    digest: Optional[str]
+    """None if it cannot be told. If a file was changed after it was loaded, that of no code."""
+    claim: Optional[CodeClaim]
+    """For the worker that it travels to."""
+
+
+class ProjectFiles:
+    """The files of the project's modules that this program has loaded, read when they are asked for first."""
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        paths = {getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if name not in ("__main__", "__mp_main__")}
+        return {path: file_digest(path) for path in sorted(path for path in paths if isinstance(path, str) and is_project_file(path))}
+
+    @functools.cached_property
+    def touched(self) -> list[str]:
+        """Those that are younger than this program."""
+        return [path for path in self.digests if _changed_since_start(path)]
+
+
+def sent_code(realizer: Realizer, files: Optional[ProjectFiles]) -> SentCode:
+    """Return what code `realizer` is. With `files` it travels to a worker; without, it runs here."""
+    stale = ""
     try:
-        return realizer_digest(realizer)
-    except CodeKeyError:  # something that it reaches was changed
-        return _NO_CODE if travels else None
+        if files is not None and _is_stale(realizer):
+            code = _code_of(realizer)
+            stale = "" if code is None else f"the function {code.co_qualname} differs from {code.co_filename}, which was edited meanwhile"
+        digest = None if stale else realizer_digest(realizer)
+    except CodeKeyError as error:  # something that it reaches was changed
+        digest, stale = None, str(error)
+    if files is None:
+        return SentCode(digest, None)
+    if stale:
+        return SentCode(_NO_CODE, CodeClaim("", {}, stale, (), {}))
+    manifest = realizer_manifest(realizer) if digest is not None else None
+    if manifest is None or manifest.digest != digest:
+        return SentCode(digest, None)
+    read = {name: value for name, value in reached_values([realizer]).items() if manifest.is_data(name)}
+    return SentCode(digest, CodeClaim(manifest.to_json(), files.digests, "", files.touched, sent_values(read)))
 
 
 def _is_stale(realizer: Any) -> bool:
@@ -79,21 +114,23 @@ def _codes(whole: types.CodeType) -> Iterator[types.CodeType]:
 
 def _changed_since_start(filename: str) -> bool:
     try:
-        return os.stat(filename).st_mtime > _process_start() - _CLOCK_SECONDS
+        stat = os.stat(filename)
     except OSError:
         return False  # not in a file
+    # The second cannot be set: it tells of files that were put in place with an older time.
+    return max(stat.st_mtime, stat.st_ctime) > _process_start()
 
 
 @functools.cache
 def _process_start() -> float:
-    """Return when this process began, UTC seconds since the epoch; 0 where the system does not tell."""
-    if sys.platform != "linux":
-        return 0.0
+    """Return when this process began, UTC seconds since the epoch; 0 where the system does not tell.
+
+    One tick of the system's later, by which nothing of the project can have been read yet.
+    """
     try:
         with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])
-        with open("/proc/stat", encoding="utf-8") as file:
-            booted = next(int(line.split()[1]) for line in file if line.startswith("btime "))
-    except (OSError, ValueError, IndexError, StopIteration):
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        return booted + (ticks + 1) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
         return 0.0
-    return booted + ticks / os.sysconf("SC_CLK_TCK")

@@ -20,9 +20,9 @@ from pylightnix.samples import samples_of
 from pylightnix.storage import store_layout
 from pylightnix.store.derivations import read_canonical
 from pylightnix.store.layout import StoreLayout
-from pylightnix.travel import capture_environment, pack_arguments, pack_matcher, pack_realizer
+from pylightnix.travel import capture_environment, pack_arguments, pack_claimed, pack_matcher, pack_realizer
 from pylightnix.types import Closure, Derivation, DRef, Matcher, RealizeArg, Realizer
-from pylightnix_client.code import sent_digest
+from pylightnix_client.code import ProjectFiles, SentCode, sent_code
 from pylightnix_client.exchange import CREDIT, Ask, Exchange
 
 __all__ = ["Wishes", "steering_of", "submission"]
@@ -151,7 +151,8 @@ class _Packing:
         self._unsent: list[tuple[str, bytes]] = []
         self._realizers: dict[int, tuple[Realizer, m.RealizerSpec, Optional[str]]] = {}
         self._matchers: dict[int, tuple[Matcher, m.MatcherSpec]] = {}
-        self._digests: dict[str, Optional[str]] = {}
+        self._codes: dict[bytes, SentCode] = {}
+        self._files = ProjectFiles()
 
     def spec(self, derivation: Derivation, config: bytes, arguments: Optional[RealizeArg]) -> tuple[m.DerivationSpec, int]:
         """Return the derivation as it travels, and about how many bytes that is. Its blobs go before it."""
@@ -186,20 +187,19 @@ class _Packing:
         if known is not None:
             return known[1:]
         packed = pack_realizer(realizer)
+        digest = None  # where the code is this package's
+        if packed.kind == "python" and packed.blob is not None:
+            if packed.blob not in self._codes:  # what is pickled alike is the same code
+                self._codes[packed.blob] = sent_code(realizer, self._files)
+            code = self._codes[packed.blob]
+            digest = code.digest
+            packed = packed if code.claim is None else pack_claimed(packed.blob, code.claim)
+        elif packed.kind == "caller":
+            digest = sent_code(realizer, None).digest
         kind, blob, reason = self._taken(packed.kind, packed.blob, packed.reason)
         spec = m.RealizerSpec(kind=cast(RealizerKind, kind), blob=blob, reason=reason)
-        digest = self._digest(realizer, spec)
         self._realizers[id(realizer)] = (realizer, spec, digest)  # with the object itself, so that nothing else gets its id
         return spec, digest
-
-    def _digest(self, realizer: Realizer, spec: m.RealizerSpec) -> Optional[str]:
-        if spec.kind not in ("python", "caller"):
-            return None  # its code is this package's
-        if not spec.blob:
-            return sent_digest(realizer, travels=False)
-        if spec.blob not in self._digests:  # what is pickled alike is the same code
-            self._digests[spec.blob] = sent_digest(realizer, travels=True)
-        return self._digests[spec.blob]
 
     def _matcher(self, derivation: Derivation) -> m.MatcherSpec:
         matcher = derivation.matcher

@@ -463,6 +463,10 @@ class CodeWalk:
         if filename not in self._files:
             self._files[filename] = file_stamp(filename)
 
+    def bindings(self) -> list[tuple[dict[str, Any], str, Any]]:
+        """Return the names of modules that were looked up, each with what it stood for."""
+        return [(space, name, value) for space, name, value in self._bindings if value is not _MISSING]
+
     def holds(self) -> bool:
         """Tell whether a new walk would find the same: no name was bound anew, no file or value changed."""
         return (

@@ -70,13 +70,18 @@ def code_change(new: CodeManifest, old: CodeManifest) -> Optional[str]:
 
     What both reach is looked at first: what is reached anew is so because something else was changed.
     """
-    for name in sorted(new.entries.keys() & old.entries.keys()):
-        entry, before = new.entries[name], old.entries[name]
-        if entry.digest != before.digest:
-            values = f" is {entry.shown}, and was {before.shown}" if entry.shown != before.shown else " is not what it was"
-            return f"the {entry.kind} {name}{values}"
+    for kind, name, before, now in code_changes(old, new):
+        return f"the {kind} {name}" + (f" is {now}, and was {before}" if now != before else " changed")
     for name in sorted(new.entries.keys() - old.entries.keys()):
         return f"the {new.entries[name].kind} {name} is reached, and was not"
     for name in sorted(old.entries.keys() - new.entries.keys()):
         return f"the {old.entries[name].kind} {name} was reached, and is not any more"
     return None
+
+
+def code_changes(old: CodeManifest, new: CodeManifest) -> Iterator[tuple[str, str, str, str]]:
+    """Yield kind, name, and how old and new value are shown, of what two digests both cover and that differs."""
+    for name in sorted(new.entries.keys() & old.entries.keys()):
+        entry, before = new.entries[name], old.entries[name]
+        if entry.digest != before.digest:
+            yield entry.kind, name, before.shown, entry.shown

@@ -76,6 +76,10 @@ class Project:
     def go(self, program: subprocess.Popen[str]) -> str:
         return program.communicate("go\n", timeout=daemons.SECONDS)[0].strip()
 
+    def log(self, rref: str) -> str:
+        command = [sys.executable, "-m", "pylightnix_client", "--store", str(self.S.root), "log", rref]
+        return subprocess.run(command, env=daemons.environment(), stdout=subprocess.PIPE, text=True, check=True).stdout
+
     def text(self, rref: str) -> str:
         return Path(rref2path(RRef(rref), self.S), "out.txt").read_text()
 
@@ -106,7 +110,8 @@ def test_a_file_edited_after_it_was_loaded_is_not_built(project: Project, before
     project.write("new", before)
     said = project.go(program)
     assert said.startswith("code-changed ")
-    assert "was changed meanwhile: start the program again" in said
+    assert "the function write differs from " in said
+    assert "stages_of_mine.py, which was edited meanwhile\nstart the program again" in said
     assert project.text(project.go(project.load(name))) == "new"
 
 
@@ -125,11 +130,89 @@ def test_what_is_realized_needs_no_code(project: Project) -> None:
     assert project.go(program) == rref
 
 
-def test_data_that_is_another_in_each_process_is_not_built(project: Project) -> None:
-    project.write("same")
-    project.module.write_text(
-        project.module.read_text().replace("import os\n", "import os\n\nWHO = os.getpid()\n").replace("'same'", "str(WHO)")
-    )
-    said = project.go(project.load("varying"))
+MODULE_OF_VALUES = """
+import datetime, os, random, tempfile, time, uuid
+from pathlib import Path
+
+from pylightnix import build_outpath, build_wrapper
+
+{values}
+
+def write(b):
+    Path(build_outpath(b), "out.txt").write_text(str({read}))
+
+
+realizer = build_wrapper(write)
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        ("WHO = os.getpid()", "WHO"),
+        ("DATA = os.path.abspath('data.txt')", "DATA"),
+        ("HERE = Path('data.txt').resolve()", "HERE"),
+        ("TIMES = {'start': time.time(), 'day': datetime.datetime.now()}", "TIMES"),
+        ("DRAWN = [random.random() for _ in range(3)]", "DRAWN"),
+        ("ID = uuid.uuid4()\nNAMES = (ID.hex, os.getcwd())", "(ID, NAMES)"),
+        ("WHO = os.getpid()\nclass Box:\n    who = WHO", "(WHO, os.path.basename('x'))"),
+    ],
+)
+def test_value_that_each_process_makes_anew_is_that_of_the_program(project: Project, values: str, read: str) -> None:
+    project.module.write_text(MODULE_OF_VALUES.format(values=values, read=read))
+    (project.folder / "program.py").write_text(PROGRAM + f"print(str(eval({read!r}, vars(stages_of_mine))))\n")
+    said = project.go(project.load(f"anew-{hash(values)}"))
+    rref, _, expected = said.partition("\n")
+    assert project.text(rref) == expected
+    info = realization_info(RRef(rref), project.S)
+    assert info is not None
+    assert info.realizer_digest is not None
+    log = project.log(rref)
+    assert f"warning: the value stages_of_mine.{values.partition(' ')[0]} differs: " in log
+    assert " in the worker; that of the program is used; each process makes it anew, so pass it to the stage as a parameter" in log
+
+
+def test_value_that_a_program_sets_is_that_of_the_program(project: Project) -> None:
+    project.module.write_text(MODULE_OF_VALUES.format(values="LEVEL = 1", read="LEVEL"))
+    (project.folder / "program.py").write_text(PROGRAM.replace('print("loaded"', 'stages_of_mine.LEVEL = 5\nprint("loaded"'))
+    assert project.text(project.go(project.load("set"))) == "5"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("LEVEL = 1", "LEVEL = 2", "the value stages_of_mine.LEVEL differs: 1 here, 2 in the worker"),
+        ("str(", "repr(", "the function write differs from"),
+        ("NAMES = ['a']", "NAMES = ['b']", "the value stages_of_mine.NAMES differs: ['a'] here, ['b'] in the worker"),
+    ],
+)
+def test_file_edited_after_it_was_loaded_is_named_with_what_differs(project: Project, old: str, new: str, named: str) -> None:
+    project.module.write_text(MODULE_OF_VALUES.format(values="LEVEL = 1\nNAMES = ['a']", read="(LEVEL, NAMES)"))
+    program = project.load(f"named-{named}")
+    project.module.write_text(project.module.read_text().replace(old, new))
+    said = project.go(program)
     assert said.startswith("code-changed ")
-    assert "pass what changes while it runs through the config" in said
+    assert named in said
+    assert str(project.module) in said
+    assert len(said.splitlines()) <= 3
+
+
+def test_file_that_values_are_made_by_is_refused_when_it_changes(project: Project) -> None:
+    project.module.write_text(MODULE_OF_VALUES.format(values="import making\nLEVEL = making.made()", read="LEVEL"))
+    making = project.folder / "making.py"
+    making.write_text("def made(): return 1\n")
+    program = project.load("made")
+    making.write_text("def made(): return 2\n")
+    said = project.go(program)
+    assert said.startswith("code-changed ")
+    assert "the value stages_of_mine.LEVEL differs: 1 here, 2 in the worker" in said
+
+
+def test_function_that_each_process_chooses_is_refused_and_named(project: Project) -> None:
+    values = "if os.path.exists('here.txt'):\n    def pick(): return 1\nelse:\n    def pick(): return 2"
+    project.module.write_text(MODULE_OF_VALUES.format(values=values, read="pick()"))
+    (project.folder / "here.txt").write_text("")
+    said = project.go(project.load("chosen"))
+    assert said.startswith("code-changed ")
+    assert "the function stages_of_mine.pick differs" in said
+    assert "no file changed" in said

@@ -95,7 +95,7 @@ def test_the_first_difference_is_named_before_and_after(pipeline: Any) -> None:
     assert pipeline("why-rebuild", before).stdout == "nothing of this name was realized before\n"
     for old, new, why in [
         ("SCALE = 2", "SCALE = 5", "the data pipe.SCALE is 5, and was 2"),
-        ("return x * SCALE", "return x + SCALE", "the function pipe.helper is not what it was"),
+        ("return x * SCALE", "return x + SCALE", "the function pipe.helper changed"),
         ("n=3", "n=4", "the config value n is 4, and was 3"),
     ]:
         edit(pipeline, old, new)

@@ -41,18 +41,15 @@ class RemoteTraceback(Exception):
 
 
 class CodeChanged(PylightnixException):
-    """The code of a realizer is not what it was when its build was asked for."""
+    """The code of a realizer changed after its build was asked for."""
 
     code = "code-changed"
     retryable = True
 
-    def __init__(self, dref: DRef, expected: str, found: str) -> None:
-        self.dref, self.expected, self.found = dref, expected, found
-        super().__init__(
-            f"the code of the realizer of {dref} is not what it was when its build was asked for "
-            f"(expected {expected[:12]}…, found {found[:12]}…); a file, or a value in a module, was changed meanwhile: "
-            "start the program again, and pass what changes while it runs through the config"
-        )
+    def __init__(self, dref: DRef, expected: str, found: str, what: str = "") -> None:
+        self.dref, self.expected, self.found, self.what = dref, expected, found, what
+        said = what or f"expected code {expected[:12]}…, found {found[:12]}…"
+        super().__init__(f"the code of {dref} changed after its build was asked for: {said}\nstart the program again")
 
 
 # --- sending ------------------------------------------------------------------------------------------

@@ -32,9 +32,20 @@ from pylightnix.stages.command import CommandRealizer
 from pylightnix.stages.fetch import FetchRealizer
 from pylightnix.stages.node import NodeRealizer
 from pylightnix.stages.source import SourceRealizer
+from pylightnix.travel.claims import ClaimedRealizer, CodeClaim
 from pylightnix.types import Matcher, RealizeArg, Realizer, RRef
 
-__all__ = ["Packed", "PackedMatcher", "builtin_matcher", "pack_arguments", "pack_matcher", "pack_realizer", "unpack", "unpack_node"]
+__all__ = [
+    "Packed",
+    "PackedMatcher",
+    "builtin_matcher",
+    "pack_arguments",
+    "pack_claimed",
+    "pack_matcher",
+    "pack_realizer",
+    "unpack",
+    "unpack_node",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,11 @@ def pack_realizer(realizer: Realizer) -> Packed:
     if type(bare) is SourceRealizer:
         return Packed("caller", None, "it hands over a file or folder that only its program may be able to read")
     return _packed(realizer)
+
+
+def pack_claimed(blob: bytes, claim: CodeClaim) -> Packed:
+    """Return a packed realizer of Python with what is said of its code."""
+    return Packed("python", dumps(ClaimedRealizer(blob, claim)), "")
 
 
 def _packed_fetch(realizer: FetchRealizer) -> Packed:

@@ -9,12 +9,9 @@ that is closed without a report means that the process was lost. Must not know t
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import sys
 import time
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -22,18 +19,18 @@ from typing import Any, Optional
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
 
 from pylightnix.attempt import context_below, not_in_forked_child
-from pylightnix.codekey import code_manifest
 from pylightnix.context import LazyContext
-from pylightnix.errors import CodeKeyError, Misuse
+from pylightnix.errors import Misuse
 from pylightnix.nesting import running_realizer
 from pylightnix.samples import run_by, samples_of
-from pylightnix.stagebody import named
 from pylightnix.stages.command import CommandRealizer
 from pylightnix.storage import current_storage, fstmpdir
 from pylightnix.store.kept import left_by
-from pylightnix.travel.failures import CodeChanged, dump_exception
+from pylightnix.travel.claims import ClaimedRealizer, CodeClaim
+from pylightnix.travel.failures import dump_exception
 from pylightnix.travel.packing import unpack, unpack_node
 from pylightnix.types import DRef, Path, Realizer, RRef, StorageSettings
+from pylightnix.worker.code import checked_code
 from pylightnix.worker.outputs import kept_names, output_names
 from pylightnix.worker.sampling import SideBySide
 from pylightnix.worker.surroundings import flush_output
@@ -59,7 +56,7 @@ class BuildOrder:
     args: Optional[bytes]
     """A pickled dictionary, or None for an empty one."""
     digest: Optional[str]
-    """What `code_manifest` must find, or None to take what comes."""
+    """The code that was asked for, or None to take what comes; see `pylightnix.worker.code`."""
     at_once: int = 1
     """How many samples may be made side by side."""
     token: Optional[str] = None
@@ -128,8 +125,8 @@ def _attempt(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) 
 def _realize(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) -> tuple[list[str], Optional[str]]:
     S = StorageSettings(Path(order.root), Path(order.storage), Path(order.folder))
     with current_storage(S), running_realizer(order.dref, order.storage, order.token, for_process=True):
-        realizer = _realizer(order)
-        manifest = _check_code(realizer, order)
+        realizer, claim = _realizer(order)
+        manifest = checked_code(realizer, order.dref, order.digest, claim)
         if samples_of(realizer) > 1:
             # However many at once: what a stage does must not depend on how busy the machine is.
             run = SideBySide(order.dref, order.build, order.at_once, _teller(status_fd), lambda: os.close(status_fd), before_end)
@@ -153,52 +150,17 @@ def _teller(status_fd: int) -> Callable[[int], None]:
     return tell_left
 
 
-def _realizer(order: BuildOrder) -> Realizer:
+def _realizer(order: BuildOrder) -> tuple[Realizer, Optional[CodeClaim]]:
+    """Return the realizer, and what is said of its code."""
     if order.kind == "command":
-        return CommandRealizer()
+        return CommandRealizer(), None
     if order.realizer is None or order.kind not in ("python", "mknode", "fetch"):
         raise Misuse(f"a build of the kind {order.kind!r} was ordered, {'with' if order.realizer else 'without'} a realizer")
     if order.kind == "mknode":
-        return unpack_node(order.realizer)
+        return unpack_node(order.realizer), None
     if order.kind == "fetch":
         from pylightnix.travel.fetching import unpack_fetched
 
-        return unpack_fetched(order.realizer)
-    realizer: Realizer = unpack(order.realizer)
-    return realizer
-
-
-# --- code -----------------------------------------------------------------------------------------------
-
-
-def _check_code(realizer: Any, order: BuildOrder) -> Optional[str]:
-    """Refuse code that is not what was asked for; return what its digest covers, as JSON, if that can be told."""
-    if order.digest is None:
-        return None
-    try:
-        code = code_manifest([realizer])
-    except CodeKeyError:
-        code = None
-    if code is not None and code.digest == order.digest:
-        return code.to_json()
-    if not _came_by_value(realizer):
-        raise CodeChanged(order.dref, order.digest, "no source" if code is None else code.digest)
-    return None
-
-
-def _came_by_value(pyobj: Any) -> bool:
-    """Tell whether the code itself has travelled. It is what it was then, and its file, if there is one, does not count."""
-    while True:
-        if isinstance(pyobj, types.MethodType):
-            pyobj = pyobj.__func__
-        elif isinstance(pyobj, functools.partial):
-            pyobj = pyobj.func
-        elif not isinstance(pyobj, type) and getattr(pyobj, "__wrapped__", None) is not None:
-            pyobj = pyobj.__wrapped__
-        elif isinstance(pyobj, types.FunctionType):
-            module = sys.modules.get(pyobj.__module__)
-            return module is None or vars(module) is not pyobj.__globals__
-        elif isinstance(pyobj, type):
-            return named(pyobj) is not pyobj
-        else:
-            pyobj = type(pyobj)
+        return unpack_fetched(order.realizer), None
+    found = unpack(order.realizer)
+    return (unpack(found.blob), found.claim) if isinstance(found, ClaimedRealizer) else (found, None)
