@@ -2,8 +2,8 @@
 
 Rules:
 
-- Entries are made by directory file descriptors, must be new, and lie in folders that were made here: a link is never
-  gone through. A folder may be named again.
+- Entries are made by directory file descriptors, and lie in folders that were made here: a link is never gone through.
+- A folder may be named again. A file or a link takes the place of one of the same name, as for tar: the last one counts.
 - A link stays in the tree: its target is relative, and leads out neither by itself nor over other links.
 - What has no place in a tree is refused; nothing is renamed or repaired.
 """
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from pylightnix.archives.limits import Unpacking, shown_name
@@ -36,6 +37,7 @@ class TreeDraft:
     Attributes:
         tops: the names at the top.
         file_bytes: the contents of all files, holes included.
+        replaced: how many entries another one took the place of.
 
     Its methods raise:
         UnpackFailed: there can be no such entry.
@@ -45,6 +47,7 @@ class TreeDraft:
     def __init__(self, top_fd: int, unpacking: Unpacking) -> None:
         self.tops: set[bytes] = set()
         self.file_bytes = 0
+        self.replaced = 0
         self._unpacking = unpacking
         self._top_fd = top_fd
         self._entered: list[tuple[bytes, int]] = []
@@ -75,14 +78,23 @@ class TreeDraft:
         if target.startswith(b"/") or (is_straight(onward) and onward[: len(parts)].count(b"..") >= len(parts)):
             raise self._leads_out(target)
         with self._new(parts) as folder_fd:
-            make_link(folder_fd, parts[-1], target)
+            try:
+                make_link(folder_fd, parts[-1], target)
+            except FileExistsError:
+                self._replace(folder_fd, parts)
+                make_link(folder_fd, parts[-1], target)
         self._links[parts], self._targets[parts] = onward, target
 
     @contextmanager
     def file(self, path: bytes, *, executable: bool, size: int) -> Iterator[int]:
         """Make a file, and yield a descriptor that writes it. The bytes are counted by the caller."""
         parts = self._parts_of_entry(path)
-        with self._new(parts) as folder_fd, new_file(folder_fd, parts[-1], executable=executable) as fd:
+        with self._new(parts) as folder_fd, ExitStack() as stack:
+            try:
+                fd = stack.enter_context(new_file(folder_fd, parts[-1], executable=executable))
+            except FileExistsError:
+                self._replace(folder_fd, parts)
+                fd = stack.enter_context(new_file(folder_fd, parts[-1], executable=executable))
             yield fd
         self.file_bytes += size
 
@@ -149,10 +161,18 @@ class TreeDraft:
         folder_fd = self._enter(parts[:-1])
         self._unpacking.count_entry()
         self.tops.add(parts[0])
-        try:
-            yield folder_fd
-        except FileExistsError as error:
-            raise self._unpacking.failed("it stands twice in the archive, or is a folder as well", _PACK_AGAIN) from error
+        yield folder_fd
+
+    def _replace(self, folder_fd: int, parts: Parts) -> None:
+        """Remove the file or link that has the name of a new entry."""
+        info = os.stat(parts[-1], dir_fd=folder_fd, follow_symlinks=False)
+        if stat.S_ISDIR(info.st_mode):
+            raise self._unpacking.failed("it stands twice in the archive, as a folder as well", _PACK_AGAIN)
+        os.unlink(parts[-1], dir_fd=folder_fd)
+        self.replaced += 1
+        if self._targets.pop(parts, None) is None:
+            self.file_bytes -= info.st_size
+        self._links.pop(parts, None)
 
     def _enter(self, parts: Parts) -> int:
         """Return the descriptor of a folder, which is made with its parents as far as they are not there."""

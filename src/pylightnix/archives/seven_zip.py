@@ -39,8 +39,6 @@ _HEADER_BYTES: Final = 1 << 28
 _ENCODED: Final = b"\x17"
 """How a header begins that is packed itself."""
 _DRIVE: Final = re.compile("[A-Za-z]:")
-_MEMORY_BYTES: Final = 1 << 30
-"""Four times what 7-Zip takes at its strongest level."""
 _HOW_TO_GET: Final = "install it with: pip install 'pylightnix[archives]'"
 
 
@@ -138,8 +136,7 @@ def _check_coders(streams: Any, unpacking: Unpacking) -> set[bytes]:
             raise unpacking.failed("it is compressed twice over", "pack it again with LZMA2, as 7z does by default")
         for coder in folder.coders:
             needed = _memory_bytes(coder["method"], coder["properties"] or b"")
-            if needed > _MEMORY_BYTES:
-                raise unpacking.failed(f"it takes {needed} bytes of memory to unpack, more than {_MEMORY_BYTES}", "pack it with less")
+            unpacking.expect_memory(needed, "memory_bytes")
         found.update(methods)
     return found
 

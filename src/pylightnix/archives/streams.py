@@ -1,7 +1,8 @@
 """The bytes of an archive as they come out of its compression: gzip, bzip2, xz, zstd or none.
 
-Streamed, in bounded memory whatever the archive declares, and to the end: a stream that stops early is an error, and so
-is one after which something else follows. Raw LZMA is there for what lies in zip archives. Must not know what the bytes are.
+Streamed, in bounded memory whatever the archive declares, and to the end: a stream that stops early is an error. What follows behind
+is passed over where the programs of that compression do so: behind gzip and bzip2, not behind xz and zstd. Raw LZMA is there for what
+lies in zip archives. Must not know what the bytes are.
 """
 
 from __future__ import annotations
@@ -9,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import IO, Final, Protocol
 
-from pylightnix.archives.limits import Unpacking
+from pylightnix.archives.limits import Unpacking, raise_limit
 
 __all__ = ["COMPRESSIONS", "ByteStream", "compression_of", "opened_lzma", "opened_stream"]
 
 _BLOCK_BYTES: Final = 1 << 16
 _ZSTD_BLOCK_BYTES: Final = 1 << 12
 """One call expands all that it is given, by up to 32,000 times."""
+_ZSTD_HEADER_BYTES: Final = 18
+"""What the header of a frame has at most."""
 _OUTPUT_BYTES: Final = 1 << 20
-_XZ_MEMORY_BYTES: Final = 1 << 28
-"""The strongest preset of xz takes a quarter of it; a dictionary of 4 GiB is a stranger's to declare."""
-_LZMA_MEMORY_BYTES: Final = 1 << 30
-"""Four times what programs take at their strongest level."""
-_ZSTD_WINDOW_BYTES: Final = 1 << 27
-"""What `zstd` itself takes without being told to take more."""
+_XZ_MEMORY_SPARE_BYTES: Final = 1 << 20
+"""What decoding takes besides the dictionary."""
+_FORGIVING: Final = frozenset({"gzip", "bzip2"})
+"""Whose programs say "trailing garbage ignored"."""
 
 COMPRESSIONS: Final[dict[str, bytes]] = {"gzip": b"\x1f\x8b\x08", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0", "zstd": b"\x28\xb5\x2f\xfd"}
 """How each begins."""
@@ -58,7 +59,7 @@ class _Decoder(Protocol):
 
 
 class _Gzip:
-    def __init__(self) -> None:
+    def __init__(self, unpacking: Unpacking) -> None:
         import zlib
 
         self._zlib = zlib.decompressobj(wbits=31)  # 31: with the header and the checksum of gzip
@@ -118,10 +119,16 @@ class _OfStandard:
 class _Zstd:
     hungry = True
 
-    def __init__(self) -> None:
+    def __init__(self, unpacking: Unpacking) -> None:
         import zstandard
 
-        self._zstd = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
+        self._parameters = zstandard.get_frame_parameters
+        self._unpacking = unpacking
+        self._begin = b""
+        """What came of the frame's header."""
+        # The limit is checked below, by name; here it must be within what the library takes.
+        window = min(max(unpacking.limits.zstd_window_bytes, 1 << 10), 1 << 31)
+        self._zstd = zstandard.ZstdDecompressor(max_window_size=window).decompressobj()
 
     @property
     def ended(self) -> bool:
@@ -132,22 +139,38 @@ class _Zstd:
         return self._zstd.unused_data
 
     def feed(self, block: bytes) -> bytes:
+        if len(self._begin) < _ZSTD_HEADER_BYTES:
+            self._begin += block[: _ZSTD_HEADER_BYTES - len(self._begin)]
+            self._check_window()
         return self._zstd.decompress(block)
 
+    def _check_window(self) -> None:
+        try:
+            window = self._parameters(self._begin).window_size
+        except (ValueError, self._error()):
+            return  # there is too little of it yet, or it is damaged
+        self._unpacking.expect_memory(window, "zstd_window_bytes")
 
-def _bzip2() -> _Decoder:
+    @staticmethod
+    def _error() -> type[Exception]:
+        import zstandard
+
+        return zstandard.ZstdError
+
+
+def _bzip2(unpacking: Unpacking) -> _Decoder:
     import bz2
 
     return _OfStandard(bz2.BZ2Decompressor())
 
 
-def _xz() -> _Decoder:
+def _xz(unpacking: Unpacking) -> _Decoder:
     import lzma
 
-    return _OfStandard(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES))
+    return _OfStandard(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=unpacking.limits.memory_bytes + _XZ_MEMORY_SPARE_BYTES))
 
 
-_DECODERS: Final[dict[str, Callable[[], _Decoder]]] = {"gzip": _Gzip, "bzip2": _bzip2, "xz": _xz, "zstd": _Zstd}
+_DECODERS: Final[dict[str, Callable[[Unpacking], _Decoder]]] = {"gzip": _Gzip, "bzip2": _bzip2, "xz": _xz, "zstd": _Zstd}
 
 
 def _damages() -> tuple[type[Exception], ...]:
@@ -212,7 +235,7 @@ def opened_stream(file: IO[bytes], kind: str | None, unpacking: Unpacking) -> By
             return found
 
         return ByteStream(counted, unpacking)
-    return ByteStream(_Inflating(file, kind, _DECODERS[kind](), unpacking).read, unpacking)
+    return ByteStream(_Inflating(file, kind, _DECODERS[kind](unpacking), unpacking).read, unpacking)
 
 
 def opened_lzma(file: IO[bytes], properties: bytes, unpacking: Unpacking) -> ByteStream:
@@ -225,8 +248,7 @@ def opened_lzma(file: IO[bytes], properties: bytes, unpacking: Unpacking) -> Byt
     if len(properties) != 5 or properties[0] >= 9 * 5 * 5:
         raise unpacking.failed("its lzma data are damaged (the properties are none)")
     dict_bytes = int.from_bytes(properties[1:], "little")
-    if dict_bytes > _LZMA_MEMORY_BYTES:
-        raise unpacking.failed(f"it takes {dict_bytes} bytes of memory to unpack, more than {_LZMA_MEMORY_BYTES}", "pack it with less")
+    unpacking.expect_memory(dict_bytes, "memory_bytes")
     lp_pb, lc = divmod(properties[0], 9)
     filters = [{"id": lzma.FILTER_LZMA1, "dict_size": max(dict_bytes, 4096), "lc": lc, "lp": lp_pb % 5, "pb": lp_pb // 5}]
     try:
@@ -269,6 +291,10 @@ class _Inflating:
         try:
             return decoder.feed(block)
         except self._damages as error:
+            if self._kind == "xz" and "memory" in str(error).lower():
+                allowed = self._unpacking.limits.memory_bytes
+                problem = f"its compression looks back more than the {allowed} bytes that are allowed"
+                raise self._unpacking.failed(problem, raise_limit("memory_bytes", 4 * allowed)) from error
             raise self._unpacking.failed(f"its {self._kind} data are damaged ({error})") from error
 
     def _next(self) -> _Decoder | None:
@@ -281,5 +307,7 @@ class _Inflating:
         if not self._raw:
             return None
         if not _begins(self._raw, self._kind):
+            if self._kind in _FORGIVING:
+                return None
             raise self._unpacking.failed(f"something that is not {self._kind} follows its {self._kind} data")
-        return _DECODERS[self._kind]()
+        return _DECODERS[self._kind](self._unpacking)

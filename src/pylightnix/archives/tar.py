@@ -27,8 +27,13 @@ _MAX_PIECES: Final = 1 << 20
 _SPARSE: Final = frozenset(b"GNU.sparse." + key for key in (b"major", b"name", b"realsize", b"size", b"map"))
 _MEANT: Final = _SPARSE | {b"path", b"linkpath", b"size"}
 """What of pax headers counts. The rest is not kept, or it could be made to fill the memory."""
-_FILES: Final = (b"0", b"\0", b"7")
-_SPECIAL: Final = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
+_SPECIAL: Final = {
+    b"3": "a character device",
+    b"4": "a block device",
+    b"6": "a FIFO",
+    b"M": "the rest of a file whose beginning is in another volume of the archive",
+}
+_ADVICE: Final = {b"M": "join the volumes first"}
 _SET_ID: Final = 0o6000
 
 _Pieces = list[tuple[int, int]]
@@ -55,7 +60,7 @@ def unpack_tar(stream: ByteStream, draft: TreeDraft, unpacking: Unpacking) -> No
     everywhere: dict[bytes, bytes] = {}
     extended = _Extended()
     try:
-        while (header := parse_header(stream.take(BLOCK_BYTES))) is not None:
+        while (header := _next_header(stream)) is not None:
             unpacking.entry = extended.name or header.name
             if not _extend(extended, everywhere, header, stream, unpacking):
                 _Entry(header, extended, everywhere, stream, unpacking).make(draft)
@@ -64,6 +69,14 @@ def unpack_tar(stream: ByteStream, draft: TreeDraft, unpacking: Unpacking) -> No
     except MalformedTar as error:
         raise unpacking.failed(str(error)) from error
     unpacking.entry = None
+
+
+def _next_header(stream: ByteStream) -> TarHeader | None:
+    """Return the next header, None at the end: a block of zeros, or the end of the file, for some programs write no more."""
+    begin = stream.peek(BLOCK_BYTES)
+    if len(begin) < BLOCK_BYTES and not begin.strip(b"\0"):
+        return None
+    return parse_header(stream.take(BLOCK_BYTES))
 
 
 def _extend(extended: _Extended, everywhere: dict[bytes, bytes], header: TarHeader, stream: ByteStream, unpacking: Unpacking) -> bool:
@@ -111,6 +124,8 @@ class _Entry:
         self._pax, self._extended = pax, extended
         self._stream, self._unpacking = stream, unpacking
         self.name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or (header.name if extended.name is None else extended.name)
+        # As all programs do: an absolute name is one below the folder.
+        self.name = self.name.lstrip(b"/") or (b"." if self.name else b"")
         self.target = pax.get(b"linkpath") or (header.target if extended.target is None else extended.target)
         self.header = replace(header, size=_decimal(pax[b"size"])) if pax.get(b"size") else header
         unpacking.entry = self.name
@@ -122,14 +137,15 @@ class _Entry:
             # Of a folder the size says how much room it was to have; only GNU's own kind has contents, a list of names.
             self._skip(self.header.size if kind != b"5" else 0)
         elif kind == b"1":
-            draft.copy(self.name, self.target)
+            draft.copy(self.name, self.target.lstrip(b"/"))
         elif kind == b"2":
             draft.link(self.name, self.target)
-        elif kind in _FILES or kind == b"S":
-            self._make_file(draft)
+        elif kind in _SPECIAL:
+            problem = f"it is {_SPECIAL[kind]}; expected a file, a folder or a link"
+            raise self._unpacking.failed(problem, _ADVICE.get(kind, "leave it out when packing"))
         else:
-            what = _SPECIAL.get(kind) or f"of the kind {shown_name(kind)!r}"
-            raise self._unpacking.failed(f"it is {what}; expected a file, a folder or a link", "leave it out when packing")
+            # Kinds that are not known are to be taken for files, says POSIX.
+            self._make_file(draft)
 
     def _skip(self, size: int) -> None:
         left = size + -size % BLOCK_BYTES

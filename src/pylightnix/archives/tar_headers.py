@@ -96,7 +96,7 @@ def parse_pax(content: bytes) -> list[tuple[bytes, bytes]]:
     """
     records = []
     at = 0
-    while at < len(content):
+    while at < len(content) and content[at]:  # some programs count padding in
         length, space, _ = content[at : at + 12].partition(b" ")
         end = at + int(length) if space and length.isdigit() else at
         record = content[at + len(length) + 1 : end]

@@ -15,7 +15,7 @@ from typing import IO, Final, Optional
 
 from pylightnix.archives.draft import TreeDraft
 from pylightnix.archives.limits import Unpacking, UnpackLimits
-from pylightnix.archives.streams import compression_of, opened_stream
+from pylightnix.archives.streams import ByteStream, compression_of, opened_stream
 from pylightnix.archives.tar_headers import BLOCK_BYTES, looks_like_tar
 from pylightnix.errors import ArchiveIOError
 from pylightnix.store.layout import METADATA_NAMES
@@ -25,7 +25,7 @@ __all__ = ["Unpacked", "opened_archive", "unpack_archive", "unpack_file"]
 
 _USUAL: Final = UnpackLimits()
 _COPY_BYTES: Final = 1 << 20
-_ZIP: Final = (b"PK\3\4", b"PK\5\6")
+_ZIP: Final = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
 _7Z: Final = b"7z\xbc\xaf\x27\x1c"
 _TAR_SUFFIXES: Final = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
 _COMPRESSION_SUFFIXES: Final = (".gz", ".bz2", ".xz", ".zst")
@@ -52,7 +52,7 @@ def unpack_archive(
 
     Taken are tar, plain or compressed with gzip, bzip2, xz or zstd; zip; 7z, if the package py7zr is installed; and
     single files compressed with one of these. Executable bits and symbolic links are kept; hard links become copies;
-    owners, times and other modes do not count.
+    owners, times and other modes do not count. Absolute names lose their slash; of files of one name the last one counts.
 
     If all of the archive is below one name at its top, that stands in the folder afterwards. Otherwise it stands
     in a folder named after the archive, ``data`` for ``data.tar.gz``; so it does where the one name is reserved in outputs.
@@ -65,8 +65,8 @@ def unpack_archive(
         name: the archive's file name, if `path` has another.
 
     Raises:
-        UnpackFailed: it is damaged, cut short, none, too large, or holds what must not be made: names that are
-            absolute or have ``..``, names that stand twice, links that lead out, devices, set-id bits. The folder is as before.
+        UnpackFailed: it is damaged, cut short, none, too large, or holds what must not be made: names that have ``..``,
+            links that lead out, devices, set-id bits. The folder is as before.
         ArchiveIOError: it cannot be read, or the folder not be written.
     """
     where = os.fspath(path)
@@ -123,7 +123,7 @@ def unpack_file(
         raise unpacking.failed("it takes more memory to unpack than this process has", "unpack it where there is more") from error
     except OSError as error:
         raise ArchiveIOError(where, f"unpacking it into {os.fspath(folder)}", error.strerror or str(error)) from error
-    return Unpacked(top, unpacking.entries, draft.file_bytes)
+    return Unpacked(top, unpacking.entries - draft.replaced, draft.file_bytes)
 
 
 def _fill(file: IO[bytes], drafted: str, own_name: str, unpacking: Unpacking) -> TreeDraft:
@@ -133,7 +133,7 @@ def _fill(file: IO[bytes], drafted: str, own_name: str, unpacking: Unpacking) ->
     try:
         begin = file.read(BLOCK_BYTES)
         file.seek(0)
-        if begin.startswith(_ZIP) or (own_name.lower().endswith(".zip") and not begin.startswith(_7Z)):
+        if _is_zip(file, begin, own_name):
             from pylightnix.archives.zip import unpack_zip
 
             unpack_zip(file, draft, unpacking)
@@ -150,16 +150,43 @@ def _fill(file: IO[bytes], drafted: str, own_name: str, unpacking: Unpacking) ->
     return draft
 
 
+def _is_zip(file: IO[bytes], begin: bytes, own_name: str) -> bool:
+    """Tell whether a file is a zip archive. One may begin with a program that unpacks it: its directory is at the end."""
+    if begin.startswith((*_ZIP, _7Z)) or compression_of(begin) is not None or looks_like_tar(begin):
+        return begin.startswith(_ZIP)
+    import zipfile
+
+    found = zipfile.is_zipfile(file) or own_name.lower().endswith(".zip")
+    file.seek(0)
+    return found
+
+
+def _is_empty_tar(stream: ByteStream) -> bool:
+    """Tell whether there are blocks of zeros and nothing else, and read them. An image of a disk begins with zeros, too."""
+    size = 0
+    while block := stream.read(_COPY_BYTES):
+        if block.strip(b"\0"):
+            return False
+        size += len(block)
+    return size >= BLOCK_BYTES and size % BLOCK_BYTES == 0
+
+
 def _unpack_stream(file: IO[bytes], compression: Optional[str], draft: TreeDraft, own_name: str, unpacking: Unpacking) -> None:
     stream = opened_stream(file, compression, unpacking)
     begin = stream.peek(BLOCK_BYTES)
+    if compression is None and not begin:
+        raise unpacking.failed("it has no bytes at all", _KNOWN)
     inner = own_name.lower().removesuffix(_suffix(own_name, _COMPRESSION_SUFFIXES).lower())
     if looks_like_tar(begin) or inner.endswith(_TAR_SUFFIXES):
         from pylightnix.archives.tar import unpack_tar
 
         unpack_tar(stream, draft, unpacking)
     elif compression is None:
+        if begin and not begin.strip(b"\0") and _is_empty_tar(stream):
+            return
         raise unpacking.failed(f"it begins with {begin[:8]!r}, which no archive that is known here does", _KNOWN)
+    elif own_name.lower().endswith(_ZIP_SUFFIXES):
+        raise unpacking.failed(f"it has the name of an archive of files, and is one file compressed with {compression}", _KNOWN)
     else:
         unpacking.entry = own = os.fsencode(_stem(own_name))
         with draft.file(own, executable=False, size=0) as fd:

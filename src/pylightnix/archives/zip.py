@@ -52,12 +52,16 @@ def unpack_zip(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking) -> None:
     except UnicodeDecodeError as error:
         raise unpacking.failed(f"one of its names is marked as UTF-8, and is none: {shown_name(error.object)!r:.400}") from error
     except damages as error:
+        if "span multiple disks" in str(error):
+            raise unpacking.failed("it is one volume of an archive in several", "join the volumes first: zip -s 0") from error
         raise unpacking.failed(f"its zip data are damaged ({error})") from error
     unpacking.entry = None
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, draft: TreeDraft, unpacking: Unpacking) -> None:
-    unpacking.entry = name = _name(info)
+    name = _name(info)
+    name = name.lstrip(b"/") or name  # as all programs do
+    unpacking.entry = name
     mode = info.external_attr >> 16 if info.create_system in _UNIXES else 0
     if info.flag_bits & _ENCRYPTED:
         raise unpacking.failed("it is encrypted", "decrypt the archive first, or pack it again without a password")
