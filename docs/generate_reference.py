@@ -51,7 +51,7 @@ PAGES = [
         "stages",
         "Stages, derivations, closures",
         "A stage registers derivations; `instantiate` collects what a stage needs into a closure.",
-        """mknode command source fetchurl fetchurl2 fetchlocal unpack mkdrv mkdrv_
+        """mknode command source fetchurl fetchurl2 fetchlocal unpack UnpackLimits mkdrv mkdrv_
         instantiate Stage StageResult InstantiateArg Derivation Closure Registry mkregistry
         current_registry setregistry tlregistry mkclosure isclosure redefine realized assert_valid_closure assert_have_realizers""",
     ),

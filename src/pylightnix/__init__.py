@@ -409,6 +409,7 @@ from pylightnix.types import (
     StageResult,
     StorageSettings,
 )
+from pylightnix.unpack_limits import UnpackLimits
 
 __all__ = [
     "AmbiguousMatch",
@@ -503,6 +504,7 @@ __all__ = [
     "StoreTooNew",
     "TargetNotFound",
     "UnpackFailed",
+    "UnpackLimits",
     "UnseenCode",
     "WrongChecksum",
     "__version__",

@@ -26,6 +26,7 @@ from pylightnix import (
     DRef,
     FetchUnavailable,
     Options,
+    UnpackLimits,
     WrongChecksum,
     fetchurl,
     fetchurl2,
@@ -35,6 +36,7 @@ from pylightnix import (
     realize1,
     redefine,
     rref2path,
+    unpack,
     with_options,
 )
 from pylightnix.errors import UnpackFailed
@@ -149,6 +151,40 @@ def test_what_was_fetched_is_unpacked(daemon: Daemon) -> None:
         assert Path(rref2path(both, daemon.S), "a.tar.gz").read_bytes() == packed
         plain = realize1(instantiate(stage, mode="", S=daemon.S))
         assert Path(mklens(plain, S=daemon.S).out_path.syspath).read_bytes() == packed
+
+
+def test_limits_travel_to_who_unpacks(daemon: Daemon) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for number in range(3):
+            archive.addfile(tarfile.TarInfo(f"top/{number}"))
+    packed = file.getvalue()
+    sha256 = hashlib.sha256(packed).hexdigest()
+
+    def fetched(r: Any, limits: Any) -> DRef:
+        return fetchurl(f"{server.url}/f.tar.gz", sha256=sha256, limits=limits, r=r)
+
+    def unpacked(r: Any, limits: Any) -> DRef:
+        return unpack(refpath=[fetchurl2(f"{server.url}/f.tar.gz", sha256=sha256, r=r), "f.tar.gz"], limits=limits, r=r)
+
+    with scripted(lambda request: request.serve(packed)) as server:
+        for stage in (fetched, unpacked):
+            with pytest.raises(BuildError) as found:
+                realize1(instantiate(stage, limits=UnpackLimits(entries=1), S=daemon.S))
+            assert isinstance(found.value.exception, UnpackFailed)
+            assert "limits=UnpackLimits(entries=" in str(found.value.exception)
+            assert realize1(instantiate(stage, limits={"entries": 9, "ratio": 9}, S=daemon.S))
+
+
+def test_odd_netrc_harms_no_fetch_and_is_told_where_a_login_is_wanted(daemon: Daemon, tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_bytes(b"machine api.heroku.com\n  login me\n  password \xff\n  method interactive\nmachine 127.0.0.1 login\n")
+    with scripted(serve) as server, variables({"NETRC": str(netrc)}):
+        assert realize1(instantiate(lambda r: fetchurl2(f"{server.url}/f", sha256=SHA256, r=r), S=daemon.S))
+        server.handler = lambda request: request.answer(401)
+        with pytest.raises(BuildError) as found:
+            realize1(instantiate(lambda r: fetchurl2(f"{server.url}/g", sha256="1" * 64, r=r), S=daemon.S))
+        assert f"{netrc}: its 'login' has no value" in str(found.value.exception)
 
 
 def test_failures_are_those_of_a_store_without_a_daemon(daemon: Daemon) -> None:

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from pylightnix import (
     InvalidURL,
     Misuse,
     PromiseException,
+    Registry,
     RRef,
     StorageSettings,
+    UnpackLimits,
     WrongChecksum,
     drefcfg_,
     fetchlocal,
@@ -234,7 +237,6 @@ def test_nothing_is_left_in_the_build_folder(S: StorageSettings, file: Path) -> 
     [
         ("unpack,remove", ["pack-1.0/a", "pack-1.0/b"]),
         ("unpack", ["pack-1.0.tar.gz", "pack-1.0/a", "pack-1.0/b"]),
-        ("remove", ["pack-1.0.tar.gz"]),
         ("as-is", ["pack-1.0.tar.gz"]),
     ],
 )
@@ -409,3 +411,63 @@ def test_realizer_travels_and_shows_no_secret(S: StorageSettings) -> None:
     other = realizer_manifest(FetchRealizer())
     assert other is not None
     assert manifest.digest == other.digest
+
+
+# --- steering ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mode", ["asis", "as is", "AS-IS", "unpack,delete", "remove", "unpack;remove", "as-is,remove", None, 3, ["unpack"]]
+)
+def test_modes_that_are_none(S: StorageSettings, mode: Any) -> None:
+    with pytest.raises(Misuse, match=r"fetchurl .*'unpack,remove', 'unpack' or 'as-is'"):
+        fetchurl("https://h/f.tar.gz", SHA256, mode=mode, r=mkregistry(S))
+    with pytest.raises(Misuse, match=r"fetchlocal .*'unpack,remove', 'unpack' or 'as-is'"):
+        fetchlocal(SHA256, "/tmp/f", mode=mode, r=mkregistry(S))
+
+
+@pytest.mark.parametrize("mode", ["unpack,remove", "remove,unpack", "unpack, remove", "unpack", "as-is", ""])
+def test_modes_that_are(S: StorageSettings, mode: str) -> None:
+    found = config(S, fetchurl, "https://h/f.tar.gz", SHA256, mode=mode)
+    assert (found["mode"], "out_path" in found) == (mode, "unpack" not in mode)
+
+
+def test_limits_are_raised_by_a_stage_and_no_part_of_its_config(S: StorageSettings, tmp_path: Path) -> None:
+    path = tmp_path / "data.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in ("a", "b", "c"):
+            archive.addfile(tarfile.TarInfo(f"data/{name}"))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def declared(limits: Any) -> list[Callable[[Registry], DRef]]:
+        return [
+            lambda r: fetchurl(path.as_uri(), sha256, limits=limits, r=r),
+            lambda r: fetchlocal(sha256, str(path), limits=limits, r=r),
+            lambda r: unpack(str(path), limits=limits, r=r),
+            lambda r: unpack(refpath=[fetchurl2(path.as_uri(), sha256, r=r), path.name], limits=limits, r=r),
+        ]
+
+    for few, many in zip(declared(UnpackLimits(entries=2)), declared({"entries": 4}), strict=True):
+        with pytest.raises(BuildError) as raised:
+            realize1(instantiate(few, S=S))
+        assert "limits=UnpackLimits(entries=" in str(raised.value.exception)
+        assert few(mkregistry(S)) == many(mkregistry(S))
+        assert realize1(instantiate(many, S=S))
+
+
+def test_limits_that_no_stage_has(S: StorageSettings) -> None:
+    r = mkregistry(S)
+    found: list[tuple[Any, str]] = [
+        ({"ration": 3}, "no limit 'ration'; expected some of entries"),
+        (7, "UnpackLimits"),
+        ({"ratio": -1}, "ratio"),
+    ]
+    for limits, why in found:
+        with pytest.raises(Misuse, match=f"fetchurl .*{why}"):
+            fetchurl("https://h/f.tar.gz", SHA256, limits=limits, r=r)
+        with pytest.raises(Misuse, match=f"fetchlocal .*{why}"):
+            fetchlocal(SHA256, "/tmp/f", limits=limits, r=r)
+        with pytest.raises(Misuse, match=f"unpack .*{why}"):
+            unpack("/tmp/f", limits=limits, r=r)
+    with pytest.raises(Misuse, match="fetchurl2 unpacks nothing"):
+        fetchurl2("https://h/f.tar.gz", SHA256, limits=UnpackLimits(), r=r)

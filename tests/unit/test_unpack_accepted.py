@@ -21,8 +21,8 @@ from tests.unit.test_unpack_archives import Room, entry, tar_bytes
 
 from pylightnix import Misuse
 from pylightnix.archives import UnpackLimits
-from pylightnix.archives.limits import checked_limits
 from pylightnix.nar import tree_hash
+from pylightnix.unpack_limits import checked_limits
 
 LARGE_WINDOW = 1 << 28
 

@@ -95,17 +95,17 @@ def unpack_file(
     folder: str | os.PathLike[str],
     *,
     where: str,
-    limits: UnpackLimits = _USUAL,
+    limits: Optional[UnpackLimits] = None,
     name: Optional[str] = None,
     way_out: Optional[str] = None,
 ) -> Unpacked:
     """Do as `unpack_archive`, with an archive that is open, at its start.
 
-    `where` names it in errors, and these add to their advice what else whoever asks can do, the `way_out`.
+    `where` names it in errors, and these add to their advice what else the caller can do, the `way_out`.
     """
     from pylightnix.store.removal import remove_tree
 
-    unpacking = Unpacking(where, os.fstat(file.fileno()).st_size, limits, way_out)
+    unpacking = Unpacking(where, os.fstat(file.fileno()).st_size, limits or _USUAL, way_out)
     own_name = os.path.basename(where if name is None else name)
     drafted = os.path.join(folder, f".unpack-{secrets.token_hex(6)}")
     try:

@@ -21,6 +21,7 @@ from pylightnix.fetch.spec import FetchProgress, FetchSpec, Headers
 from pylightnix.fetch.urls import file_name_of, local_path_of, shown_url
 from pylightnix.storage import fstmpdir, store_layout
 from pylightnix.types import Context, DRef, Path, RealizeArg, StorageSettings
+from pylightnix.unpack_limits import UnpackLimits
 
 __all__ = ["FetchRealizer", "FetchedRealizer", "LendFile"]
 
@@ -52,6 +53,8 @@ class FetchRealizer:
     checks_promises: bool = True
     unpacks: bool = True
     """Whether the config's item ``mode`` says if the file is unpacked; else it never is."""
+    limits: Optional[UnpackLimits] = None
+    """What it may unpack to; None for the usual."""
 
     def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> list[Path]:
         return self.realize(S, dref, context, rarg, self._file)
@@ -110,7 +113,7 @@ class FetchRealizer:
 
             where = f"{name} (from {self.path or shown_url(url)})"
             with opened_archive(file.path) as archive:
-                unpack_file(archive, folder, where=where, name=name, way_out=_NOT_UNPACKED)
+                unpack_file(archive, folder, where=where, limits=self.limits, name=name, way_out=_NOT_UNPACKED)
             if "remove" in modes:
                 return
             if os.path.lexists(os.path.join(folder, name)):

@@ -21,12 +21,14 @@ from pylightnix.registry import Registry, mkdrv
 from pylightnix.stages._fetching import FetchedRealizer, FetchRealizer, LendFile
 from pylightnix.stages.node import problem_with_entry
 from pylightnix.types import DRef
+from pylightnix.unpack_limits import UnpackLimits, checked_limits
 
 __all__ = ["FetchRealizer", "FetchedRealizer", "LendFile", "fetchlocal", "fetchurl", "fetchurl2"]
 
 _MAX_BYTES: Final = 1 << 53
 """What fits into a message to a daemon; so the next."""
 _MAX_SECONDS: Final = 1e12
+_MODES: Final = ({"unpack", "remove"}, {"unpack"}, {"as-is"}, set[str]())
 
 
 def fetchurl(
@@ -46,6 +48,7 @@ def fetchurl(
     max_bytes: Optional[int] = None,
     insecure_redirects: bool = False,
     total_seconds: Optional[float] = None,
+    limits: UnpackLimits | Mapping[str, int] | None = None,
     **kwargs: Any,
 ) -> DRef:
     """Register a derivation that is realized by fetching a file and, unless `mode` says otherwise, unpacking it.
@@ -58,7 +61,7 @@ def fetchurl(
         url: where it is: ``https://``, ``http://`` or ``file://``.
         sha256: its SHA-256, in hexadecimal, Nix's base 32 or SRI. Exactly one checksum is given.
         sha1: its SHA-1.
-        mode: ``unpack,remove`` unpacks it and leaves the archive out, ``unpack`` leaves both, anything else the file alone.
+        mode: ``unpack,remove`` unpacks it and leaves the archive out, ``unpack`` leaves both, ``as-is`` or ``""`` the file alone.
             If what it unpacks to has the name of the file, ``unpack`` needs a `filename`.
         name: the name of the derivation, by default ``fetchurl``.
         filename: the file's name, by default the last part of the URL's path.
@@ -71,6 +74,7 @@ def fetchurl(
         max_bytes: refuse a larger file.
         insecure_redirects: follow redirects from https to http.
         total_seconds: give up after this time, which is above 0; by default after 24 hours.
+        limits: how large it may become when it is unpacked, as of `unpack`.
         kwargs: more config items.
 
     Raises:
@@ -95,8 +99,9 @@ def fetchurl(
         total_seconds=_seconds("fetchurl", total_seconds),
         is_fresh=_flag("fetchurl", "force_download", force_download),
         checks_promises=_flag("fetchurl", "check_promises", check_promises),
+        limits=checked_limits(limits, "fetchurl"),
     )
-    return mkdrv(mkconfig(_with_out_path(config, mode, file)), match_only(), realizer, r)
+    return mkdrv(mkconfig(_with_out_path("fetchurl", config, mode, file)), match_only(), realizer, r)
 
 
 def fetchurl2(
@@ -140,6 +145,8 @@ def fetchurl2(
     Raises:
         Misuse: as of `fetchurl`.
     """
+    if isinstance(kwargs.get("limits"), UnpackLimits):
+        raise Misuse("fetchurl2 unpacks nothing, so it has no limits; use fetchurl(…, limits=…), or unpack(refpath=…, limits=…) behind it")
     checksums = _checksums("fetchurl2", sha256=sha256, sha1=sha1, sha512=sha512)
     local = _local_path("fetchurl2", url)
     if not checksums:
@@ -175,6 +182,8 @@ def fetchlocal(
     filename: Optional[str] = None,
     check_promises: bool = True,
     r: Optional[Registry] = None,
+    *,
+    limits: UnpackLimits | Mapping[str, int] | None = None,
     **kwargs: Any,
 ) -> DRef:
     """Register a derivation that is realized by copying a local file and, unless `mode` says otherwise, unpacking it.
@@ -188,6 +197,7 @@ def fetchlocal(
         filename: the file's name, by default that which it has.
         check_promises: whether the self-paths in `kwargs` must be fulfilled.
         r: the registry, else the current one.
+        limits: as of `fetchurl`.
         kwargs: more config items.
 
     Raises:
@@ -210,9 +220,12 @@ def fetchlocal(
     config = {**kwargs, "name": "fetchlocal" if name is None else name, **source, **checksums, "mode": mode}
     # The working folder of the build may be another one.
     realizer = FetchRealizer(
-        path=os.path.abspath(where), filename=file, checks_promises=_flag("fetchlocal", "check_promises", check_promises)
+        path=os.path.abspath(where),
+        filename=file,
+        checks_promises=_flag("fetchlocal", "check_promises", check_promises),
+        limits=checked_limits(limits, "fetchlocal"),
     )
-    return mkdrv(mkconfig(_with_out_path(config, mode, file)), match_only(), realizer, r)
+    return mkdrv(mkconfig(_with_out_path("fetchlocal", config, mode, file)), match_only(), realizer, r)
 
 
 def _from_environment(envname: str) -> str:
@@ -285,7 +298,9 @@ def _file_name(what: str, given: Optional[str], default: str) -> str:
     return name
 
 
-def _with_out_path(config: dict[str, Any], mode: str, file: str) -> dict[str, Any]:
-    if not isinstance(mode, str):
-        raise Misuse(f"expected a text like 'unpack,remove' for mode, found {mode!r:.100}")
-    return config if "unpack" in mode else {**config, "out_path": [selfref, file]}
+def _with_out_path(what: str, config: dict[str, Any], mode: object, file: str) -> dict[str, Any]:
+    words = {word.strip() for word in mode.split(",")} - {""} if isinstance(mode, str) else None
+    if words not in _MODES:
+        expected = "'unpack,remove', 'unpack' or 'as-is'"
+        raise Misuse(f"{what} expects for mode {expected}, found {mode!r:.100}; 'as-is' takes the file without unpacking")
+    return config if "unpack" in words else {**config, "out_path": [selfref, file]}

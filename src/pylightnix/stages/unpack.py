@@ -6,7 +6,7 @@ Must not know how archives are read, nor where they come from.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, Final, Optional
@@ -19,6 +19,7 @@ from pylightnix.matchers import match_only
 from pylightnix.refs import isrefpath, isselfpath
 from pylightnix.registry import Registry, mkdrv
 from pylightnix.types import Context, DRef, Path, RealizeArg, RefPath, StorageSettings
+from pylightnix.unpack_limits import UnpackLimits, checked_limits
 
 __all__ = ["UnpackRealizer", "unpack", "unpack_into"]
 
@@ -32,11 +33,14 @@ _ALGORITHMS: Final = {"sha1", "sha256"}
 class UnpackRealizer:
     """Unpacks the archive that the config's items ``path`` or ``refpath`` name. Good for every such derivation."""
 
+    limits: Optional[UnpackLimits] = None
+    """What it may unpack to; None for the usual."""
+
     def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> list[Path]:
-        return build_wrapper(unpack_into)(S, dref, context, rarg)
+        return build_wrapper(lambda b: unpack_into(b, self.limits))(S, dref, context, rarg)
 
 
-def unpack_into(b: Build) -> None:
+def unpack_into(b: Build, limits: Optional[UnpackLimits] = None) -> None:
     """Unpack the archive of a build's config into its output folder.
 
     Raises:
@@ -49,7 +53,7 @@ def unpack_into(b: Build) -> None:
     path = _where(b, config)
     with opened_archive(path) as file:
         _check(file, path, config)
-        unpack_file(file, build_outpath(b), where=path)
+        unpack_file(file, build_outpath(b), where=path, limits=limits)
 
 
 def _where(b: Build, config: dict[str, Any]) -> str:
@@ -86,6 +90,8 @@ def unpack(
     sha1: Optional[str] = None,
     aunpack_args: Sequence[str] = [],  # never changed, and part of the published signature
     r: Optional[Registry] = None,
+    *,
+    limits: UnpackLimits | Mapping[str, int] | None = None,
     **kwargs: Any,
 ) -> DRef:
     """Register a derivation that is realized by unpacking an archive.
@@ -96,7 +102,8 @@ def unpack(
 
     If all of it is below one name at its top, that stands in the output folder afterwards; otherwise it stands in a
     folder named after the archive, ``data`` for ``data.tar.gz``. A compressed file stands there under its name without
-    the suffix. Executable bits and symbolic links are kept; owners, times and other modes are not.
+    the suffix. Executable bits and symbolic links are kept; owners, times and other modes are not. As with tar, absolute names lose
+    their slash, and of several entries of one name the last one counts.
 
     Args:
         path: an archive on this machine. It is read when it is built, by the user who asks for that. Without a
@@ -107,14 +114,15 @@ def unpack(
         sha1: what its SHA-1 must be. With both, both are compared.
         aunpack_args: ignored, with a warning: no external program is called. They stay in the config.
         r: the registry, else the current one.
+        limits: how large the archive may become, where the usual `UnpackLimits` refuse an honest one: ``UnpackLimits(ratio=1000)``, or a
+            dict of some of its fields. They are no part of the config, for they do not change what comes out.
         kwargs: more config items, self-paths that are to be fulfilled among them.
 
     Raises:
         Misuse: something is not of these shapes.
 
     Building raises a `BuildError` that holds an `UnpackFailed` if the archive is damaged, has another checksum, is too large, or
-    holds what must not be made: names that are absolute or have ``..``, names that stand twice, links that lead out, devices,
-    set-id bits. It names the entry.
+    holds what must not be made: names with ``..``, links that lead out, devices, set-id bits. It names the entry.
     """
     if (path is None) == (refpath is None):
         raise Misuse(f"unpack expects one of path and refpath, found {'none' if path is None else 'both'}")
@@ -132,7 +140,7 @@ def unpack(
         "sha1": None if sha1 is None else parse_checksum(sha1, "sha1").hex,
     }
     config = {**{key: item for key, item in items.items() if item is not None}, **kwargs}
-    return mkdrv(mkconfig(config), match_only(), UnpackRealizer(), r)
+    return mkdrv(mkconfig(config), match_only(), UnpackRealizer(checked_limits(limits, "unpack")), r)
 
 
 def _absolute(path: object) -> str:

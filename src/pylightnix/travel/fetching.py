@@ -7,6 +7,7 @@ for a connection, never for a disk, and no error shows them. Must not know how f
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import msgspec
@@ -19,6 +20,7 @@ from pylightnix.fetch.spec import checked_headers
 from pylightnix.fetch.urls import check_url, local_path_of, shown_url
 from pylightnix.stages.fetch import FetchedRealizer, FetchRealizer
 from pylightnix.stages.node import problem_with_entry
+from pylightnix.unpack_limits import checked_limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +42,7 @@ class _Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     is_fresh: bool = False
     checks_promises: bool = True
     unpacks: bool = True
+    limits: Optional[dict[str, int]] = None
     proxies: list[tuple[str, str]] = field(default_factory=list)
     no_proxy: str = ""
     logins: list[tuple[str, str, str]] = field(default_factory=list)
@@ -60,6 +63,7 @@ def pack_fetch(realizer: FetchRealizer, environment: FetchEnvironment) -> bytes:
         is_fresh=realizer.is_fresh,
         checks_promises=realizer.checks_promises,
         unpacks=realizer.unpacks,
+        limits=_packed_limits(realizer),
         proxies=list(environment.proxies),
         no_proxy=environment.no_proxy,
         logins=[(login.host, login.user, login.password) for login in environment.logins],
@@ -94,6 +98,7 @@ def unpack_fetch(blob: bytes) -> tuple[FetchRealizer, FetchEnvironment]:
         is_fresh=order.is_fresh,
         checks_promises=order.checks_promises,
         unpacks=order.unpacks,
+        limits=checked_limits(order.limits, "fetching"),
     )
     environment = FetchEnvironment(
         proxies=tuple(order.proxies),
@@ -114,6 +119,7 @@ class _Fetched(msgspec.Struct, frozen=True, kw_only=True):
     path: bytes
     """As the system has it; it need not be UTF-8."""
     size: int
+    limits: Optional[dict[str, int]] = None
 
 
 def pack_fetched(realizer: FetchRealizer, file: FetchedFile) -> bytes:
@@ -125,6 +131,7 @@ def pack_fetched(realizer: FetchRealizer, file: FetchedFile) -> bytes:
         unpacks=realizer.unpacks,
         path=os.fsencode(file.path),
         size=file.size,
+        limits=_packed_limits(realizer),
     )
     return msgspec.msgpack.encode(order)
 
@@ -139,8 +146,18 @@ def unpack_fetched(blob: bytes) -> FetchedRealizer:
         order = msgspec.msgpack.decode(blob, type=_Fetched)
     except msgspec.DecodeError as error:
         raise Misuse(f"expected a file that was fetched as a MessagePack map: {error}") from None
-    realizer = FetchRealizer(urls=tuple(order.urls), filename=order.filename, checks_promises=order.checks_promises, unpacks=order.unpacks)
+    realizer = FetchRealizer(
+        urls=tuple(order.urls),
+        filename=order.filename,
+        checks_promises=order.checks_promises,
+        unpacks=order.unpacks,
+        limits=checked_limits(order.limits, "fetching"),
+    )
     return FetchedRealizer(realizer, FetchedFile(os.fsdecode(order.path), order.size, ()))
+
+
+def _packed_limits(realizer: FetchRealizer) -> Optional[dict[str, int]]:
+    return None if realizer.limits is None else asdict(realizer.limits)
 
 
 def _check_urls(urls: Sequence[str]) -> None:
