@@ -8,6 +8,7 @@ only. Must not know who runs realizers.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +18,16 @@ from typing import Optional
 from pylightnix.errors import Misuse
 from pylightnix.types import DRef, RRef
 
-__all__ = ["RunningRealizer", "being_built", "build_token", "nesting", "note_realized", "running_realizer"]
+__all__ = [
+    "RunningRealizer",
+    "being_built",
+    "build_token",
+    "loading_script",
+    "nesting",
+    "note_realized",
+    "refuse_while_loading",
+    "running_realizer",
+]
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +99,33 @@ def note_realized(storage: str, matched: Mapping[DRef, Optional[Sequence[RRef]]]
         for dref, rrefs in matched.items():
             if rrefs:
                 running.found.setdefault(dref, set()).update(rrefs)
+
+
+_loading: list[str] = []
+"""Why scripts are being loaded in this process that are not run, outermost first."""
+
+
+@contextmanager
+def loading_script(why: str) -> Iterator[None]:
+    """Load a script in the block for what it defines. What it would realize may be waiting for the block."""
+    _loading.append(why)
+    try:
+        yield
+    finally:
+        _loading.pop()
+
+
+def refuse_while_loading() -> None:
+    """Raise if a script is only being loaded, here or as a process of `multiprocessing` does.
+
+    Raises:
+        Misuse: it is.
+    """
+    processes = sys.modules.get("multiprocessing.process")
+    is_child = processes is not None and getattr(processes.current_process(), "_inheriting", False)
+    if _loading or is_child:
+        why = _loading[0] if _loading else "the script is loaded by a process that multiprocessing has started"
+        raise Misuse(f'{why}; put what it does when it is run below: if __name__ == "__main__":')
 
 
 def nesting(path: Sequence[DRef]) -> Misuse:

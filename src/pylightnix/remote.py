@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Optional, TypeAlias, T
 
 from pylightnix.errors import PylightnixException
 from pylightnix.events import Observer, ignore
-from pylightnix.nesting import being_built
+from pylightnix.nesting import being_built, refuse_while_loading
 from pylightnix.storage import store_layout
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, StoreOwned
@@ -75,6 +75,7 @@ def realize_closure(
     Raises:
         DaemonGone: the daemon ended in the middle, and no other came.
     """
+    refuse_while_loading()
     arguments: dict[str, Any] = {
         "force_rebuild": force_rebuild,
         "assert_realized": assert_realized,
@@ -103,6 +104,7 @@ async def realize_closure_async(closure: Closure, **wishes: Any) -> Outcome:
     Where no daemon owns the store, realizers run in a thread, with the current registry and storage of the
     caller. Cancelling takes effect before the next build there; a daemon is told at once.
     """
+    refuse_while_loading()
     import anyio
     from anyio.to_thread import run_sync
 
@@ -140,6 +142,7 @@ def realize_in_steps(closure: Closure, ask: Sequence[DRef], **options: Any) -> G
     """
     from pylightnix import embedded
 
+    refuse_while_loading()
     embedded.realize_in_steps(closure, ask, **options)  # says what is wrong with the closure at the call
 
     def steps_of(socket: Optional[str], answers: Mapping[DRef, _Answered]) -> Generator[Pause, Answer, Optional[Outcome]]:

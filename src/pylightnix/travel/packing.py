@@ -33,6 +33,7 @@ from pylightnix.stages.fetch import FetchRealizer
 from pylightnix.stages.node import NodeRealizer
 from pylightnix.stages.source import SourceRealizer
 from pylightnix.travel.claims import ClaimedRealizer, CodeClaim
+from pylightnix.travel.script import Namespace, code_reduced
 from pylightnix.types import Matcher, RealizeArg, Realizer, RRef
 
 __all__ = [
@@ -139,7 +140,17 @@ def _packed(value: Any) -> Packed:
 
 
 class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # its base is unknown to mypy
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._texts: dict[str, Optional[str]] = {}
+        for name in ("__main__", *cloudpickle.list_registry_pickle_by_value()):
+            module = sys.modules.get(name)
+            if module is not None:  # cloudpickle would give the functions of each pickle globals of their own
+                self.globals_ref[id(vars(module))] = Namespace(module)
+
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, types.CodeType):
+            return code_reduced(obj, self.dispatch_table[types.CodeType](obj), self._texts)
         if isinstance(obj, io.TextIOWrapper) and obj not in (sys.stdout, sys.stderr):
             # cloudpickle would send what is in the file now, which is not what an open file is.
             raise pickle.PicklingError(f"an open file ({obj.name!r})")

@@ -17,6 +17,7 @@ from pylightnix.errors import CodeKeyError, Misuse
 from pylightnix.stagebody import named
 from pylightnix.travel.claims import CodeClaim, changed_file, differences, take_values
 from pylightnix.travel.failures import CodeChanged
+from pylightnix.travel.script import Script
 from pylightnix.types import DRef
 
 __all__ = ["checked_code"]
@@ -96,6 +97,8 @@ def _came_by_value(pyobj: Any) -> bool:
             pyobj = pyobj.func
         elif not isinstance(pyobj, type) and getattr(pyobj, "__wrapped__", None) is not None:
             pyobj = pyobj.__wrapped__
+        elif isinstance(pyobj, (types.FunctionType, type)) and isinstance(sys.modules.get(pyobj.__module__), Script):
+            return True
         elif isinstance(pyobj, types.FunctionType):
             module = sys.modules.get(pyobj.__module__)
             return module is None or vars(module) is not pyobj.__globals__

@@ -22,13 +22,14 @@ from typing import Any, Final, NoReturn
 
 from pylightnix._version import __version__
 from pylightnix.errors import PylightnixException
+from pylightnix.travel.script import become_main_program
 from pylightnix.worker.ahead import Ahead, settle_memory
 from pylightnix.worker.building import parse_order, run_build
 from pylightnix.worker.channel import Channel, Gone, Request
 from pylightnix.worker.children import Children, Ended
 from pylightnix.worker.linux import become_subreaper
 from pylightnix.worker.matching import MatchOrder, serve_matchers
-from pylightnix.worker.surroundings import become_main_program, reseed, send_output_to
+from pylightnix.worker.surroundings import reseed, send_output_to
 
 __all__ = ["VERSION", "serve"]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import os
 import sys
-import types
 
 from pylightnix.worker.linux import flush_c_streams
 
-__all__ = ["become_main_program", "flush_output", "print_whole_lines", "reseed", "send_output_to"]
+__all__ = ["flush_output", "print_whole_lines", "reseed", "send_output_to"]
 
 
 def send_output_to(log_fd: int) -> None:
@@ -49,12 +48,3 @@ def reseed() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "manual_seed"):
         torch.manual_seed(int.from_bytes(os.urandom(8)) >> 1)
-
-
-def become_main_program() -> None:
-    """Put an empty module in the place of the worker's own program.
-
-    Code of a user's `__main__` comes by value and finds that name here; and what a build starts with
-    `multiprocessing` must not take the worker for the program to start again.
-    """
-    sys.modules["__main__"] = types.ModuleType("__main__")
