@@ -1,228 +1,258 @@
-"""Data that code reaches, as text: equal text means equal values, in every process and on every machine.
+"""Data that code reaches, as hashes and nodes: the same mean equal values, in every process and on every machine.
 
-Functions and classes inside data are left to whoever asks. Must not know how code is found or hashed.
+Functions and classes inside data are left to whoever asks. Must not know how code is found.
 
 Rules:
 
-- Numbers, text, bytes, None, containers, dates, decimals, UUIDs, patterns, paths, arrays of numpy and
-  members of enumerations count by their value; instances of a project's classes by class and attributes.
-- Dictionaries and sets have no order. Lists and tuples have.
-- Text and paths that lead into, or to a folder above, the folder of the module are taken from there, so
-  that it does not matter where a project lies.
-- What has no value of interest (loggers, locks, type aliases, objects of this package) counts by its type.
+- Values of plain types count as they are, with the order of lists and dictionaries; sets have none. All else counts by
+  what `state_of` says.
+- A value without code in it is a hash. One that has code in it, or leads back to itself, is a node with edges.
+- Text and paths that lead into, or beside, the folder of the module are taken from there (`mark`).
+- Walked with a stack of its own: data may be nested however deep.
 """
 
 from __future__ import annotations
 
 import enum
-import functools
 import hashlib
-import os
+import itertools
+import marshal
 import types
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, Optional
+from typing import Any, Final, TypeAlias, Union
 
+from pylightnix._codegraph import UNORDERED, Content, Edge, Node
+from pylightnix._codenumpy import array_fingerprint, is_array
+from pylightnix._codestates import Changed, CodeIn, State, Unseen, Used, code_in, state_of
 from pylightnix._origins import is_project_module, package_of
+from pylightnix._placing import mark
+from pylightnix._wrappers import is_code
 from pylightnix.errors import CodeKeyError, shown
 
-__all__ = ["DataText", "is_code", "shown_value", "snapshot", "type_text"]
+__all__ = ["Encoder", "fingerprint", "shown_value", "type_text"]
 
-_SIZE_MAX: Final = 1 << 20
-"""Most bytes of text that one value may give."""
-_ARRAY_BYTES_MAX: Final = 1 << 22
-_DEPTH_MAX: Final = 60
+_VALUES_MAX: Final = 1_000_000
+"""Most objects that one value may hold, not counting numbers and texts side by side."""
 _SHOWN_CHARACTERS: Final = 60
-_BY_REPR: Final = {
-    "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
-    "decimal": ("Decimal",),
-    "fractions": ("Fraction",),
-    "uuid": ("UUID",),
-    "zoneinfo": ("ZoneInfo",),
-    "builtins": ("range", "slice", "bytearray"),
-    "array": ("array",),
-}
-_SILENT_PACKAGES: Final = frozenset(
-    {"_contextvars", "_thread", "_weakref", "abc", "logging", "pylightnix", "threading", "types", "typing", "weakref"}
-)
-"""Instances of their classes count by their type only, and nobody need know."""
-_CODE: Final = (
-    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, functools.partial),
-    *(staticmethod, classmethod, property),
-)
-_ATOMS: Final = (str, int, float, complex, bytes)
+_SHOWN_LEVELS: Final = 3
+_FLAT_MIN: Final = 16
+"""As of so many items, numbers and texts side by side are taken at once."""
+_FLAT: Final = frozenset({str, int, float, complex, bytes, bool, type(None)})
+_MARSHAL_VERSION: Final = 2
+"""Has no references to what was written before, which depend on what else holds a value."""
+_TEXT_MAX: Final = 64
+_SINGLE: Final = {id(None): b"none", id(Ellipsis): b"...", id(NotImplemented): b"ni", id(True): b"true", id(False): b"false"}
+
+Token: TypeAlias = Union[bytes, Node]
+"""What stands for a value: bytes, or a node if there is code in it."""
 
 
-class _TooMuch(Exception):
-    """A value is too large or too deep to count."""
+class TooMuch(Exception):
+    """A value is too large to count."""
 
 
-def is_code(value: Any) -> bool:
-    """Tell whether a value stands for code that can be looked for: functions, classes, methods, partial calls, wrappers of them."""
-    if issubclass(type(value), _CODE):  # not isinstance: a proxy may raise when it is asked what it is
-        return True
-    return callable(value) and not is_project_module(type(value).__module__) and wrapped_of(value) is not None
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a value came to, before it is known whether it leads back to itself."""
+
+    kind: bytes
+    parts: list[Token]
+    is_ordered: bool = True
 
 
-def wrapped_of(value: Any) -> Any:
-    """Return what a wrapper wraps, None if it is none."""
-    for name in ("__wrapped__", "py_func"):
-        try:
-            found = getattr(value, name, None)
-        except Exception:  # noqa: BLE001  # a descriptor of somebody's class
-            continue
-        if callable(found):
-            return found
-    return None
+_Walk: TypeAlias = Generator[Any, Token, _Made]
 
 
 @dataclass(slots=True)
-class DataText:
-    """Turns one value into text."""
+class Encoder:
+    """Turns values into tokens."""
 
-    code: Callable[[Any], bytes]
-    """Called with functions and classes on the way; returns what stands for one in the text."""
-    folder: str
-    """Of the module that has the value, without a slash at its end; empty if it has none."""
+    code: Callable[[Any], Node]
+    """Called with functions, classes and modules on the way; returns the node of one."""
+    is_changed: Changed = lambda cls, name: False
+    filename: str = ""
+    """Of the module that has the values; empty if there is none."""
     problems: list[str] = field(default_factory=list)
     """What was met that does not count as it should."""
-    _size: int = 0
-    _open: dict[int, int] = field(default_factory=dict)
+    has_state: bool = False
+    _count: int = 0
+    _open: dict[int, list[Node]] = field(default_factory=dict)
+    _done: dict[int, Token] = field(default_factory=dict)
+    _kept: list[Any] = field(default_factory=list)  # so that no id is given anew
 
-    def of(self, value: Any) -> bytes:
-        """Return the text of a value."""
+    def of(self, value: Any) -> Token:
+        """Return what stands for a value."""
         try:
-            return self._text(value)
-        except (_TooMuch, RecursionError) as error:
-            self.problems = [f"it is {error if isinstance(error, _TooMuch) else 'nested too deeply'}"]
-        except CodeKeyError:
-            raise
-        except Exception as error:  # noqa: BLE001  # methods of users' objects
-            self.problems = [f"looking at it raises {type(error).__name__}"]
-        return type_text(value)
+            return self._walk(value)
+        except TooMuch as error:
+            self.problems = [f"it is {error}"]
+            return type_text(value)
 
-    def of_code_in(self, value: Any) -> bytes:
-        """Return the text of state: of the functions and classes right in it, and of its type."""
-        if isinstance(value, Mapping):
-            items = [(DataText(self.code, self.folder).of(key), item) for key, item in value.items() if is_code(item)]
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            named = sorted((getattr(item, "__qualname__", ""), number) for number, item in enumerate(value) if is_code(item))
-            every = list(value)
-            items = [(name.encode("ascii", "backslashreplace"), every[number]) for name, number in named]
-        else:
-            items = []
-        pairs = [key + b"=" + self.code(item) for key, item in sorted(items, key=lambda pair: pair[0])]
-        cls = self.code(type(value)) if is_project_module(type(value).__module__) else type_text(value)
-        return b"state:" + cls + b"{" + b",".join(pairs) + b"}"
+    def code_in(self, value: Any) -> Token:
+        """Return what stands for a value that code changes: for its type, and for the code in it."""
+        return self._token(value, self._code_in(value))
 
-    def _text(self, value: Any) -> bytes:
-        if value is None or value is Ellipsis or value is NotImplemented or type(value) is bool:
-            return self._sized(ascii(value).encode("ascii"))
-        if issubclass(type(value), enum.Enum):
-            # Flags that are set together have other names in other Pythons.
-            which = self._text(value.value) if isinstance(value, enum.Flag) else ascii(value.name).encode("ascii")
-            return b"member:" + which + self.code(type(value))
-        if issubclass(type(value), _ATOMS):
-            return self._sized(self._atom(value))
+    # --- the walk -------------------------------------------------------------------------------------
+
+    def _walk(self, whole: Any) -> Token:
+        stack: list[tuple[Any, _Walk]] = []
+        token = self._begun(whole)
+        while True:
+            if not isinstance(token, (bytes, Node)):
+                stack.append(token)
+                value, walk = token
+                sent = None
+            elif stack:
+                value, walk = stack[-1]
+                sent = token
+            else:
+                return token
+            try:
+                token = self._begun(walk.send(sent))  # type: ignore[arg-type]  # None begins it
+            except StopIteration as stop:
+                stack.pop()
+                token = self._token(value, stop.value)
+
+    def _begun(self, value: Any) -> Token | tuple[Any, _Walk]:
+        """Return the token of a value, or the walk through it that gives one."""
+        cls = type(value)
+        if cls is str:
+            text = mark(value, self.filename) if value[:1] == "/" else value
+            return _short(b"s" + text.encode("utf-8", "surrogatepass"))
+        if cls is int:
+            return _short(b"i%x" % value)
+        if cls is float or cls is complex:
+            return b"f" + repr(value).encode("ascii")
+        if cls is bytes:
+            return _short(b"b" + value)
+        if id(value) in _SINGLE:
+            return _SINGLE[id(value)]
         if is_code(value):
             return self.code(value)
-        known = self._open.get(id(value))
+        return self._compound(value)
+
+    def _compound(self, value: Any) -> Token | tuple[Any, _Walk]:
+        known = self._done.get(id(value))
         if known is not None:
-            return f"^{known}".encode("ascii")  # a value that holds itself
-        if len(self._open) >= _DEPTH_MAX:
-            raise _TooMuch("nested too deeply")
-        self._open[id(value)] = len(self._open)
+            return known
+        opened = self._open.get(id(value))
+        if opened is not None:  # a value that leads back to itself
+            if not opened:
+                opened.append(Node("", Content("part")))
+            return opened[0]
+        self._count += 1
+        if self._count > _VALUES_MAX:
+            raise TooMuch(f"of more than {_VALUES_MAX} objects")
+        self._open[id(value)] = []
+        self._kept.append(value)
+        return value, self._parts(value)
+
+    def _token(self, value: Any, made: _Made) -> Token:
+        opened = self._open.pop(id(value), [])
+        edges = []
+        parts = [b"" if isinstance(part, Node) else part for part in made.parts]
+        for number, part in enumerate(made.parts):
+            if isinstance(part, Node):
+                edges.append(Edge(f"{number:09}" if made.is_ordered else UNORDERED, part))
+        text = _digest(made.kind, parts if made.is_ordered else sorted(parts))
+        token: Token = text
+        if edges or opened:
+            token = opened[0] if opened else Node("", Content("part"))
+            token.content.text, token.content.edges = text, edges
+        self._done[id(value)] = token
+        return token
+
+    # --- values ---------------------------------------------------------------------------------------
+
+    def _parts(self, value: Any) -> _Walk:
+        cls = type(value)
         try:
-            return self._compound(value)
-        finally:
-            del self._open[id(value)]
+            if cls is list or cls is tuple:
+                return (yield from self._items(cls.__name__, value))
+            if cls is dict:
+                return (yield from self._pairs(value))
+            if cls is set or cls is frozenset:
+                return (yield from self._items(cls.__name__, value, is_ordered=False))
+            if cls is bytearray:
+                return _Made(b"bytearray", [hashlib.sha256(value).digest()])
+            if cls is CodeIn:
+                self.has_state = True
+                return self._code_in(value.value)
+            if issubclass(type(cls), enum.EnumMeta):
+                # Flags that are set together have other names in other Pythons.
+                which = value._value_ if issubclass(cls, enum.Flag) else value._name_
+                return _Made(b"member", [self.code(cls), (yield which)])
+            if issubclass(cls, types.ModuleType):
+                return self._module(value)
+            return (yield from self._object(value))
+        except (CodeKeyError, TooMuch):
+            raise
+        except Exception as error:  # noqa: BLE001  # what users' classes do
+            self._problem(f"looking at it raises {type(error).__name__}", value)
+            return _Made(b"type", [type_text(value)])
 
-    def _sized(self, text: bytes) -> bytes:
-        self._size += len(text) + 1
-        if self._size > _SIZE_MAX:
-            raise _TooMuch(f"larger than {_SIZE_MAX} bytes")
-        return text
+    def _items(self, kind: str, items: Any, is_ordered: bool = True) -> _Walk:
+        if is_ordered and len(items) >= _FLAT_MIN and _is_flat(items):
+            return _Made(f"flat {kind}".encode("ascii"), [hashlib.sha256(marshal.dumps(list(items), _MARSHAL_VERSION)).digest()])
+        parts = []
+        for item in items:
+            parts.append((yield item))  # noqa: PERF401  # a comprehension cannot yield
+        return _Made(kind.encode("utf-8"), parts, is_ordered)
 
-    def _atom(self, value: Any) -> bytes:
-        base = next(kind for kind in _ATOMS if isinstance(value, kind))
-        if base is str:
-            return b"str:" + ascii(self._placed(str.__str__(value))).encode("ascii")
-        shown = f"{int(value):x}" if base is int else base.__repr__(value)
-        return f"{base.__name__}:{shown}".encode("ascii", "backslashreplace")
+    def _pairs(self, value: dict[Any, Any]) -> _Walk:
+        if len(value) >= _FLAT_MIN and _is_flat(value) and _is_flat(value.values()):
+            flat = marshal.dumps([list(value), list(value.values())], _MARSHAL_VERSION)
+            return _Made(b"flat dict", [hashlib.sha256(flat).digest()])
+        parts = []
+        for key, item in list(value.items()):
+            parts += [(yield key), (yield item)]
+        return _Made(b"dict", parts)
 
-    def _placed(self, text: str) -> str:
-        """Return text with the folder of the module, or one above it, as a mark."""
-        folder = self.folder
-        if len(folder) < 2 or not text.startswith(os.sep):
-            return text
-        if text == folder or text.startswith(folder + os.sep):
-            return "\0here" + text[len(folder) :]
-        if len(text) > 1 and folder.startswith(text.rstrip(os.sep) + os.sep):
-            return "\0above" + str(os.path.relpath(folder, text).count(os.sep))
-        return text
+    def _object(self, value: Any) -> _Walk:
+        state = state_of(value, self.is_changed)
+        if isinstance(state, State):
+            self._kept.append(state.children)
+            return (yield from self._items(state.kind, state.children, state.is_ordered))
+        if isinstance(state, Used):
+            self.has_state = True
+            return _Made(b"used", [self.code(type(value))])
+        if isinstance(state, Unseen):
+            self._problem(state.problem, value)
+        return _Made(b"type", [type_text(value)])
 
-    def _compound(self, value: Any) -> bytes:
-        cls = type(value)
-        if package_of(cls.__module__) == "pylightnix":
-            return type_text(value)
-        if isinstance(value, (dict, types.MappingProxyType)):
-            keyed = sorted(((self._text(key), item) for key, item in value.items()), key=lambda pair: pair[0])
-            return self._kind(cls, dict) + b"{" + b",".join(key + b"=" + self._text(item) for key, item in keyed) + b"}"
-        if isinstance(value, (list, tuple)) or (cls.__module__, cls.__name__) == ("collections", "deque"):
-            return self._kind(cls, list, tuple) + b"[" + b",".join(map(self._text, value)) + b"]"
-        if isinstance(value, Set):
-            # Code gets its number in the text as it is met; by name, for a set is walked in no order.
-            named = sorted((item for item in value if is_code(item)), key=lambda item: getattr(item, "__qualname__", ""))
-            texts = sorted(self._text(item) for item in value if not is_code(item)) + [self._text(item) for item in named]
-            return self._kind(cls, set, frozenset) + b"{" + b",".join(texts) + b"}"
-        if package_of(cls.__module__) == "pathlib" and isinstance(value, os.PathLike):
-            return b"path:" + ascii(self._placed(str(value))).encode("ascii")
-        if cls.__name__ in _BY_REPR.get(package_of(cls.__module__), ()):
-            return self._sized(f"{cls.__name__}:{value!r}".encode("ascii", "backslashreplace"))
-        if cls.__module__ == "re" and cls.__name__ == "Pattern":
-            return b"pattern:" + self._text(value.pattern) + b",%d" % value.flags
-        array = self._array(value)
-        return array if array is not None else self._object(value)
+    def _module(self, value: types.ModuleType) -> _Made:
+        if not is_project_module(value.__name__):
+            return _Made(b"module", [self.code(value)])
+        self._problem(f"the module {value.__name__}, used as a value", value)
+        return _Made(b"type", [type_text(value)])
 
-    def _kind(self, cls: type, *plain: type) -> bytes:
-        return cls.__name__.encode("ascii", "backslashreplace") if cls in plain else self.code(cls)
+    def _code_in(self, value: Any) -> _Made:
+        return _Made(b"code in", [self.code(item) for item in code_in(value)], is_ordered=False)
 
-    def _array(self, value: Any) -> Optional[bytes]:
-        """Return the text of an array or a number of numpy's, None for all else."""
-        if package_of(type(value).__module__) != "numpy" or not hasattr(value, "tobytes") or value.dtype.hasobject:
-            return None
-        if value.nbytes > _ARRAY_BYTES_MAX:
-            raise _TooMuch(f"an array of more than {_ARRAY_BYTES_MAX} bytes")
-        # Little-endian and in C order, whatever it is here.
-        plain = value.astype(value.dtype.newbyteorder("<"))
-        digest = hashlib.sha256(plain.tobytes()).hexdigest()
-        return f"array:{plain.dtype.str}{tuple(value.shape)}{digest}".encode("ascii")
-
-    def _object(self, value: Any) -> bytes:
-        cls = type(value)
-        if cls is object or package_of(cls.__module__) in _SILENT_PACKAGES:
-            if cls.__name__ == "SimpleNamespace":
-                return b"namespace" + self._text(vars(value))
-            return type_text(value)
-        if is_project_module(cls.__module__) and not isinstance(value, types.ModuleType):
-            return b"object" + self.code(cls) + self._text(_attributes(value))
-        name = getattr(value, "__name__", None)
-        if callable(value) and isinstance(name, str):  # a ufunc, for example
-            return f"{package_of(cls.__module__)}:{name}".encode("ascii", "backslashreplace")
-        is_module = isinstance(value, types.ModuleType)
-        what = f"the module {name}, used as a value" if is_module else f"of the type {cls.__module__}.{cls.__qualname__}"
-        self.problems.append(f"it is {what}" if len(self._open) == 1 else f"it holds something that is {what}")
-        return type_text(value)
+    def _problem(self, what: str, value: Any) -> None:
+        is_whole = len(self._open) == 1
+        if not what.startswith("looking"):
+            what = f"it is {what}" if is_whole else f"it holds something that is {what}"
+        if what not in self.problems:
+            self.problems.append(what)
 
 
-def _attributes(value: Any) -> dict[str, Any]:
-    found = dict(getattr(value, "__dict__", {}))
-    for cls in type(value).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
-        for name in [slots] if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                found[name] = getattr(value, name)
-    return found
+def _is_flat(items: Iterable[Any]) -> bool:
+    """Tell whether items are numbers and texts, none of which may be a path of the project's."""
+    kinds = set(map(type, items))
+    return kinds <= _FLAT and not (str in kinds and any(type(item) is str and item[:1] == "/" for item in items))
+
+
+def _short(text: bytes) -> bytes:
+    return text if len(text) <= _TEXT_MAX else b"#" + hashlib.sha256(text).digest()
+
+
+def _digest(kind: bytes, parts: Iterable[bytes]) -> bytes:
+    digest = hashlib.sha256(kind)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return b"#" + digest.digest()
 
 
 def type_text(value: Any) -> bytes:
@@ -231,21 +261,70 @@ def type_text(value: Any) -> bytes:
     package = package_of(cls.__module__)
     # Names of classes in `typing` differ from Python to Python.
     name = "" if package in ("typing", "types") else f".{cls.__qualname__}"
-    return f"<{package if not is_project_module(cls.__module__) else ''}{name}>".encode("ascii", "backslashreplace")
+    return f"<{package if not is_project_module(cls.__module__) else ''}{name}>".encode("utf-8", "surrogatepass")
 
 
 def shown_value(value: Any) -> str:
-    """Return a short rendering for people."""
-    if type(value) in _ATOMS or value is None or type(value) in (bool, list, tuple, dict, set, frozenset):
-        return shown(value, _SHOWN_CHARACTERS)
-    return f"<{type(value).__qualname__}>"
+    """Return a short rendering for people, the same in every process."""
+    return _cut(_brief(value, _SHOWN_LEVELS))
 
 
-def snapshot(value: Any) -> Optional[bytes]:
-    """Return bytes that are equal as long as a value is, within this process; None if it holds more than plain data."""
-    import marshal
+def _brief(value: Any, levels: int) -> str:
+    cls = type(value)
+    if cls in _FLAT:
+        return shown(value[: _SHOWN_CHARACTERS + 1] if cls in (str, bytes) else value, _SHOWN_CHARACTERS)
+    if cls is types.FunctionType or issubclass(cls, type):
+        return str(value.__qualname__)
+    if cls is dict and levels:
+        return "{" + ", ".join(f"{_brief(key, levels - 1)}: {_brief(item, levels - 1)}" for key, item in _first(value.items())) + "}"
+    if cls in (list, tuple) and levels:
+        inner = ", ".join(_brief(item, levels - 1) for item in _first(value))
+        return f"[{inner}]" if cls is list else f"({inner}{',' if len(value) == 1 else ''})"
+    if cls in (set, frozenset) and levels and len(value) <= _SHOWN_CHARACTERS:
+        return "{" + ", ".join(sorted(_brief(item, levels - 1) for item in value)) + "}"
+    return f"<{cls.__qualname__}>"
 
-    try:
-        return marshal.dumps(value, 2)  # as of version 3 the bytes tell how many references there are
-    except ValueError:
-        return None
+
+def _first(items: Iterable[Any]) -> list[Any]:
+    return list(itertools.islice(items, _SHOWN_CHARACTERS // 2))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+
+
+def fingerprint(value: Any, is_changed: Changed) -> Any:
+    """Return what stays equal, within this process, as long as a value is the same."""
+    cls = type(value)
+    if cls in _FLAT:
+        return value if value == value else None
+    if is_array(value):
+        return array_fingerprint(value)
+    if cls in (list, tuple, dict) and len(value) >= _FLAT_MIN and _is_flat(value) and (cls is not dict or _is_flat(value.values())):
+        return marshal.dumps(value, _MARSHAL_VERSION)
+    found: list[Any] = []
+
+    def note(pyobj: Any) -> Node:
+        found.append(pyobj)  # which keeps its id
+        return Node(str(id(pyobj)), Content("code", str(id(pyobj)).encode("ascii")))
+
+    return Fingerprint(Encoder(note, is_changed).of(value), found)
+
+
+class Fingerprint:
+    """A value as a token, whose code is told apart by what it is."""
+
+    def __init__(self, token: Token, kept: list[Any]) -> None:
+        self._kept = kept
+        self._hash = token if isinstance(token, bytes) else _token_hash(token)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fingerprint) and self._hash == other._hash
+
+    __hash__ = None  # type: ignore[assignment]  # compared only
+
+
+def _token_hash(token: Node) -> bytes:
+    from pylightnix._codegraph import hashes, reached
+
+    return hashes(reached([token], lambda node: node.content))[token]

@@ -1,90 +1,89 @@
 """What code reaches: a graph of functions, classes and data, from live objects.
 
-Followed is what a definition names, in the project's own files: functions, classes with their bases, values
+Followed is what a definition names, in the project's own files: functions, classes with their bases and attributes, values
 of modules and closures, defaults of parameters, what is imported inside functions. Installed packages and the
-standard library are leaves, known by name. What can be named but not seen becomes a sentence in `unseen`.
-Longer than most files: every step of following a name also notes what must stay as it is for the outcome to
-hold, and the two must change together. Must not know digests.
+standard library are leaves, known by name. What can be named but not seen becomes a sentence in `problems`.
+
+One graph serves any number of digests, as long as what they rest on stays as it is. What differs from digest to digest is
+which values the code changes: those count otherwise, so a value may have several contents. Longer than most files:
+every step of following a name also notes what must stay as it is for the outcome to hold, and the two must change
+together. Must not know digests.
 """
 
 from __future__ import annotations
 
 import builtins
 import functools
-import importlib
-import importlib.util
-import operator
-import os
 import sys
 import types
-import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Optional, TypeGuard
 
-from pylightnix._codevalues import DataText, is_code, shown_value, snapshot, type_text, wrapped_of
-from pylightnix._definitions import class_definitions, class_file, file_stamp, function_definitions, name_of
-from pylightnix._names import Reference, names_of
+from pylightnix._bindings import binding_of
+from pylightnix._codeclasses import class_values
+from pylightnix._codegraph import Content, Edge, Node, View, reached
+from pylightnix._codeimports import MISSING, Leaf, imported_value, module_member
+from pylightnix._codestates import code_in
+from pylightnix._codevalues import Encoder, fingerprint, shown_value, type_text
+from pylightnix._definitions import class_definitions, class_file, enclosing_definitions, file_stamp, function_definitions, name_of
+from pylightnix._names import Names, Reference, names_of, names_of_statements
 from pylightnix._origins import is_project_file, is_project_module, package_of
+from pylightnix._placing import NOWHERE, Place
 from pylightnix._syntax import canonical_text
-from pylightnix._unseen import Place, Unseen, finder_name
+from pylightnix._unseen import Line, finder_name
+from pylightnix._wrappers import bound_object, instance_attributes, is_code, wrapped_of
 from pylightnix.errors import CodeKeyError, kind_of
 
 if TYPE_CHECKING:
     from pylightnix._syntax import Definition
 
-__all__ = ["CodeWalk", "Node"]
+__all__ = ["CodeWalk"]
 
-_MISSING: Final = object()
 _TEXTS_KEPT: Final = 8192
+_ATOMS: Final = (str, int, float, complex, bytes, type(None))
 
 
-@dataclass(slots=True, eq=False)
-class Node:
-    """A function, a class, a value, or a leaf."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scope:
+    """Where the names of a definition are looked up."""
 
-    kind: str
-    """``function``, ``class``, ``data``, ``state`` (data that the code itself changes), ``wrapper`` or ``external``."""
     name: str
-    """For people: module and qualified name."""
-    text: bytes = b""
-    shown: str = ""
-    """A short rendering of data."""
-    edges: list[tuple[str, Node]] = field(default_factory=list)
-    place: Optional[Place] = None
-    """Where it was reached first."""
+    """Of the definition, for people."""
+    definition: Optional[Definition]
+    namespace: dict[str, Any]
+    cells: dict[str, types.CellType]
+    filename: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """Data that a name stands for, waiting until it is known whether code changes it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """What a reference stands for."""
 
-    node: Node
-    value: Any
-    folder: str
+    key: Any
+    """The same for all references to one place; None if there is nothing."""
+    name: str
+    """For people; what is wrong, if there is nothing."""
+    value: Any = MISSING
+    place: Place = NOWHERE
 
 
 class CodeWalk:
-    """One walk, from any number of roots, and what must stay as it is for its outcome to hold."""
+    """A graph that grows with each root that is asked about."""
 
     def __init__(self, follow: bool) -> None:
-        self.nodes: list[Node] = []
-        self.unseen = Unseen()
+        self.size = 0
         self._follow = follow
-        self._known: dict[Any, Optional[Node]] = {}
-        self._at: Optional[Place] = None
+        self._known: dict[Any, Node] = {}
         self._kept: list[Any] = []  # so that no id is given anew
+        self._at: Optional[Line] = None
         self._todo: list[tuple[Any, Node, Definition]] = []
-        self._values: dict[Any, _Value] = {}
-        self._given: dict[Any, _Value] = {}
-        self._changed: set[Any] = set()
-        self._files: dict[str, object] = {}
-        self._bindings: list[tuple[dict[str, Any], str, Any]] = []
-        self._cells: list[tuple[types.CellType, Any]] = []
-        self._functions: list[tuple[types.FunctionType, types.CodeType, Any, Any]] = []
-        self._watched: list[tuple[_Value, bytes | tuple[bytes, list[Any]]]] = []
+        self._values: dict[Node, tuple[Any, Any]] = {}
+        self._contents: dict[Node, list[Content]] = {}
+        self._classes: dict[int, type] = {}
+        self._stamps: dict[str, object] = {}
 
-    # --- roots ----------------------------------------------------------------------------------------
+    # --- digests --------------------------------------------------------------------------------------
 
     def root(self, pyobj: Any) -> Node:
         """Return the node of what is asked about, which counts wherever it comes from.
@@ -96,6 +95,37 @@ class CodeWalk:
         self._finish()
         return node
 
+    def view(self, roots: Sequence[Node]) -> View:
+        """Return all that roots reach, with what code changes as they reach it."""
+        changed: frozenset[object] = frozenset()
+        attributes: frozenset[object] = frozenset()
+        while True:
+            # Which values count otherwise depends on what code is reached, some of it through values: until no more is.
+            found = reached(roots, functools.partial(self._content, changed=changed, attributes=attributes))
+            running = reached(roots, found.__getitem__, running=True).values()
+            more = changed.union(*(content.changed for content in running))
+            more_attributes = attributes.union(*(content.changed_attributes for content in running))
+            if (more, more_attributes) == (changed, attributes):
+                return found
+            changed, attributes = more, more_attributes
+
+    def holds(self, view: View) -> bool:
+        """Tell whether a new walk would find the same: no name was bound anew, no file or value changed."""
+        files: set[str] = set()
+        for content in view.values():
+            files |= content.files
+            for still in content.still:
+                if not still():
+                    return False
+        return all(file_stamp(name) is self._stamps[name] for name in files)
+
+    def bindings(self, view: View) -> list[tuple[dict[str, Any], str, Any]]:
+        """Return the values of modules that a view covers: the module's names, its name there, and the value."""
+        places = ((node.place, self._values[node][1]) for node in view if node.place is not None)
+        return [(place.namespace, place.name, value) for place, value in places if place.namespace is not None and place.made is None]
+
+    # --- roots ----------------------------------------------------------------------------------------
+
     def _root(self, pyobj: Any) -> Node:
         whole, seen = pyobj, set()
         while id(pyobj) not in seen:
@@ -106,7 +136,7 @@ class CodeWalk:
                 pyobj = wrapped_of(pyobj)
                 continue
             if isinstance(pyobj, (functools.partial, types.MethodType)):
-                return self._call(pyobj, root=True)
+                return self._call(pyobj)
             if isinstance(pyobj, (types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType)):
                 raise CodeKeyError(name_of(pyobj), "it is not written in Python; call it from a function of your own")
             if not is_project_module(type(pyobj).__module__) and wrapped_of(pyobj) is not None:
@@ -125,9 +155,24 @@ class CodeWalk:
         cls = self._defined(type(pyobj))
         if not is_project_module(type(pyobj).__module__) or not self._follow:
             return cls
-        node = self._node("data", name_of(type(pyobj)) + "()")
-        self._kept.append(pyobj)
-        self._data(_Value(node, pyobj, ""))
+        return self._value(pyobj, ("root", id(pyobj)), f"{name_of(type(pyobj))}()", NOWHERE)
+
+    def _call(self, pyobj: Any) -> Node:
+        """Return the node of a partial call or bound method that is asked about."""
+        node = self._known.get(id(pyobj))
+        if node is not None:
+            return node
+        is_partial = isinstance(pyobj, functools.partial)
+        under = self._root(pyobj.func if is_partial else pyobj.__func__)
+        node = self._node("data", f"{type(pyobj).__name__} of {under.name}", key=id(pyobj), keep=pyobj)
+        node.content.text = type(pyobj).__name__.encode("ascii")
+        node.content.edges.append(Edge("", under))
+        if is_partial:
+            arguments: list[Any] = [list(pyobj.args), pyobj.keywords]
+        else:
+            arguments = [] if bound_object(pyobj) is None or not self._follow else [pyobj.__self__]
+        given = self._value(arguments, ("arguments", id(pyobj)), f"arguments of {under.name}", NOWHERE)
+        node.content.edges.append(Edge("arguments", given))
         return node
 
     # --- code -----------------------------------------------------------------------------------------
@@ -143,16 +188,19 @@ class CodeWalk:
                 if is_project_file(pyobj.__code__.co_filename):
                     return self._reached(pyobj)
                 return self._foreign_wrapper(pyobj)
-            if isinstance(pyobj, (functools.partial, types.MethodType)):
-                return self._call(pyobj, root=False)
             if isinstance(pyobj, property):
-                pyobj = pyobj.fget
+                parts = {"get": pyobj.fget, "set": pyobj.fset, "delete": pyobj.fdel}
+                return self._wrapper(pyobj, "property", {name: part for name, part in parts.items() if part is not None}, ())
+            if isinstance(pyobj, functools.singledispatchmethod):
+                pyobj = pyobj.dispatcher
+            elif isinstance(pyobj, functools.cached_property):
+                pyobj = pyobj.func
             elif isinstance(pyobj, (staticmethod, classmethod)):
                 pyobj = pyobj.__func__
-            elif isinstance(pyobj, types.BuiltinFunctionType) or wrapped_of(pyobj) is None:
-                break
-            else:
+            elif is_code(pyobj) and wrapped_of(pyobj) is not None and not isinstance(pyobj, types.BuiltinFunctionType):
                 pyobj = wrapped_of(pyobj)
+            else:
+                break
         return self._external(pyobj)
 
     def _reached(self, pyobj: Any) -> Node:
@@ -164,59 +212,57 @@ class CodeWalk:
             return self._no_source(pyobj, error)
 
     def _no_source(self, pyobj: Any, error: CodeKeyError) -> Node:
-        """Return the node of code without a definition: some classes tell all about themselves, other code is not seen."""
+        """Return the node of code without a definition: a class tells about itself, a function is not seen."""
         node = self._node("class" if isinstance(pyobj, type) else "function", name_of(pyobj), key=id(pyobj), keep=pyobj)
-        fields = getattr(pyobj, "_fields", None)
-        members = getattr(pyobj, "__members__", None)
-        if isinstance(fields, tuple):
-            node.text = b"fields:" + self._plain(node, [list(fields), getattr(pyobj, "_field_defaults", {})])
-        elif isinstance(members, types.MappingProxyType):
-            node.text = b"members:" + self._plain(node, {name: member.value for name, member in members.items()})
-        else:
-            node.text = b"unseen"
-            self.unseen.add(f"{node.name}: {error.problem}", self._at)
+        if node.content.text:
+            return node
+        node.content.text = b"made"
+        if not isinstance(pyobj, type):
+            node.content.text = b"unseen"
+            node.content.problems.setdefault(f"{node.name}: {error.problem}", self._at)
+            return node
+        told = ("_fields", "_field_defaults", "__annotations__", "__total__", "__required_keys__", "__match_args__", "__slots__")
+        held = {
+            name: vars(pyobj)[name]
+            for name in told
+            if name in vars(pyobj) and not isinstance(vars(pyobj)[name], types.GetSetDescriptorType)
+        }
+        about = [pyobj.__name__, {name: sorted(item) if isinstance(item, frozenset) else item for name, item in held.items()}]
+        node.content.edges.append(Edge("made", self._value(about, ("made", id(pyobj)), f"{node.name} as made", Place(made=b""))))
+        self._follow_class(pyobj, node, None)
         return node
-
-    def _plain(self, node: Node, value: Any) -> bytes:
-        return DataText(lambda pyobj: self._in_data(node, pyobj), "").of(value)
 
     def _foreign_wrapper(self, function: types.FunctionType) -> Node:
         """Return the node of a function that an installed decorator made: what it wraps, or holds, of the project counts."""
-        held = [wrapped_of(function)] if wrapped_of(function) is not None else []
-        for content in [*map(_content, function.__closure__ or ()), *vars(function).values()]:
-            held += content.values() if isinstance(content, Mapping) else [content]
-        ours: list[Any] = []
-        for item in held:
-            if is_code(item) and _is_project_code(item) and not any(item is other for other in ours):
-                ours.append(item)
-        if not ours:
+        cells = dict(zip(function.__code__.co_freevars, map(_content, function.__closure__ or ()), strict=False))
+        attributes = dict(vars(function))
+        inner, found = wrapped_of(function), dict[str, Any]()
+        if isinstance(attributes.get("registry"), types.MappingProxyType):  # of functools.singledispatch
+            pairs = list(attributes["registry"].items())
+            return self._wrapper(function, "dispatch", {}, [part for pair in pairs for part in pair])
+        for name, content in ({"__wrapped__": inner} | cells | attributes).items():
+            ours = [item for item in code_in(content) if _is_project_code(item)]
+            found |= {f"{name} {number}": item for number, item in enumerate(ours) if not any(item is other for other in found.values())}
+        plain = {name: item for name, item in cells.items() if type(item) in (str, int, float, bool, bytes)}
+        if not found:
             return self._external(function)
-        if len(ours) == 1:
-            return self._code(ours[0])
-        node = self._node("wrapper", name_of(function), key=id(function), keep=function)
-        if not node.edges:
-            node.text = b"wrapper"
-            node.edges = [(str(number), self._code(item)) for number, item in enumerate(ours)]
-        return node
+        if len(found) == 1 and not plain:
+            return self._code(*found.values())
+        return self._wrapper(function, ascii(sorted(plain.items())), found, ())
 
-    def _call(self, pyobj: Any, root: bool) -> Node:
-        node = self._known.get(id(pyobj))
-        if node is not None:
-            return node
-        inner = pyobj.func if isinstance(pyobj, functools.partial) else pyobj.__func__
-        under = self._root(inner) if root else self._code(inner)
-        node = self._node("data", f"{type(pyobj).__name__} of {under.name}", key=id(pyobj), keep=pyobj)
-        node.edges.append(("", under))
-        if isinstance(pyobj, functools.partial):
-            arguments = [list(pyobj.args), pyobj.keywords]
-        else:
-            arguments = [] if isinstance(pyobj.__self__, (type, types.ModuleType)) or not self._follow else [pyobj.__self__]
-        self._data(_Value(node, arguments, ""))
-        node.text = type(pyobj).__name__.encode("ascii") + node.text
+    def _wrapper(self, pyobj: Any, text: str, named: dict[str, Any], pairs: Sequence[Any]) -> Node:
+        node = self._node("wrapper", name_of(pyobj), key=id(pyobj), keep=pyobj)
+        if not node.content.text:
+            node.content.text = text.encode("ascii")
+            node.content.edges = [Edge(name, self._code(item)) for name, item in named.items()]
+            for cls, handler in zip(pairs[::2], pairs[1::2], strict=True):
+                pair = Node("", Content("part", b"pair", [Edge("0", self._code(cls)), Edge("1", self._code(handler))]))
+                node.content.edges.append(Edge("*", pair))
+            node.content.still.append(_unchanged_attributes(pyobj))
         return node
 
     def _external(self, pyobj: Any) -> Node:
-        if type(pyobj) is _Leaf:
+        if type(pyobj) is Leaf:
             name = pyobj.name
         elif _is_module(pyobj):
             name = pyobj.__name__
@@ -224,10 +270,8 @@ class CodeWalk:
             module = getattr(pyobj, "__module__", None)
             name = getattr(pyobj, "__qualname__", None) or getattr(pyobj, "__name__", None) or type(pyobj).__qualname__
             name = f"{package_of(module if isinstance(module, str) else type(pyobj).__module__)}:{name}"
-        node = self._known.get(name)
-        if node is None:
-            node = self._node("external", name, key=name)
-            node.text = name.encode("ascii", "backslashreplace")
+        node = self._node("external", name, key=name)
+        node.content.text = name.encode("ascii", "backslashreplace")
         return node
 
     def _defined(self, pyobj: Any) -> Node:
@@ -237,69 +281,64 @@ class CodeWalk:
             return node
         if isinstance(pyobj, type):
             definition, text = _the_definition(pyobj, class_definitions(pyobj))
-            self._note_file(class_file(pyobj) or "")
+            filename = class_file(pyobj) or ""
         else:
             definition, text = _the_definition(pyobj, function_definitions(pyobj))
-            self._note_file(pyobj.__code__.co_filename)
+            filename = pyobj.__code__.co_filename
             _check_as_before(pyobj, text)
         node = self._node("class" if isinstance(pyobj, type) else "function", name_of(pyobj), key=id(pyobj), keep=pyobj)
-        node.text = text
+        node.content.text = text
+        self._note_file(node.content, filename)
         if self._follow:
             self._todo.append((pyobj, node, definition))
         return node
 
-    def _node(self, kind: str, name: str, key: Any = None, keep: Any = None) -> Node:
-        node = self._known.get(key) if key is not None else None
+    def _node(self, kind: str, name: str, key: Any, keep: Any = None) -> Node:
+        node = self._known.get(key)
         if node is None:
-            node = Node(kind, name)
-            self.nodes.append(node)
-            if key is not None:
-                self._known[key] = node
-                self._kept.append(keep)
+            node = self._known[key] = Node(name, Content(kind))
+            self._kept.append(keep)
+            self.size += 1
         return node
 
     # --- names ----------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """Follow names until all is known, then give data its text, for it may lead to more."""
-        while self._todo or self._values:
-            while self._todo:
-                pyobj, node, definition = self._todo.pop()
-                if isinstance(pyobj, type):
-                    self._follow_class(pyobj, node, definition)
-                else:
-                    self._follow_function(pyobj, node, definition)
-            for key, value in sorted(self._values.items(), key=lambda item: item[1].node.name):
-                del self._values[key]
-                self._data(value, is_state=key in self._changed)
-                self._given[key] = value
-            # What was given its text may have led to code that changes what had its text before.
-            for key in [key for key, value in self._given.items() if key in self._changed and value.node.kind == "data"]:
-                self._data(self._given[key], is_state=True)
+        """Follow the names of all code that was found."""
+        while self._todo:
+            pyobj, node, definition = self._todo.pop()
+            if isinstance(pyobj, type):
+                self._follow_class(pyobj, node, definition)
+            else:
+                self._follow_function(pyobj, node, definition)
 
     def _follow_function(self, function: types.FunctionType, node: Node, definition: Definition) -> None:
         import ast
 
-        self._functions.append((function, function.__code__, function.__defaults__, function.__kwdefaults__))
+        content, filename = node.content, function.__code__.co_filename
+        content.still.append(_unchanged_function(function))
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
-        self._follow_names(node, definition, function.__globals__, cells, function.__code__.co_filename)
+        names = names_of(definition)
+        scope = _Scope(node.name, definition, function.__globals__, cells, filename)
+        self._follow_names(content, names, scope)
         if wrapped_of(function) is not None:
-            node.edges.append(("__wrapped__", self._code(wrapped_of(function))))
+            content.edges.append(Edge("__wrapped__", self._code(wrapped_of(function))))
+        for name, item in vars(function).items():
+            if not (name.startswith("__") and name.endswith("__")):
+                place = Place(filename, function.__globals__, function.__name__)
+                content.edges.append(Edge(f".{name}", self._bound(item, ("attribute", id(function), name), f"{node.name}.{name}", place)))
         if isinstance(definition, ast.ClassDef):
             return
-        arguments = definition.args
-        positional, named = function.__defaults__ or (), function.__kwdefaults__ or {}
-        plain = len(arguments.defaults) == len(positional)
-        # Constants stand in the text already.
-        given = {f"={i}": item for i, item in enumerate(positional) if not (plain and isinstance(arguments.defaults[i], ast.Constant))}
-        keyword_only = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-        constants = {argument.arg for argument, default in keyword_only if isinstance(default, ast.Constant)}
-        given |= {f"={name}": item for name, item in sorted(named.items()) if name not in constants}
-        folder = os.path.dirname(function.__code__.co_filename)
-        for label, item in given.items():
-            node.edges.append((label, self._bound(item, (id(function), label), f"{node.name}{label}", folder)))
+        given = _given_defaults(function, definition)
+        content.changed |= {("default", id(function), name) for name in names.changed_parameters & given.keys()}
+        for name, item in given.items():
+            place = Place(filename, made=b"")
+            content.edges.append(Edge(f"={name}", self._bound(item, ("default", id(function), name), f"{node.name}={name}", place)))
 
-    def _follow_class(self, cls: type, node: Node, definition: Definition) -> None:
+    def _follow_class(self, cls: type, node: Node, definition: Optional[Definition]) -> None:
+        content, filename = node.content, class_file(cls) or ""
+        self._classes[id(cls)] = cls
+        content.still.append(_unchanged_class(cls))
         namespace: dict[str, Any] = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
         cells: dict[str, types.CellType] = {}
         for method in vars(cls).values():
@@ -309,218 +348,265 @@ class CodeWalk:
                 namespace = namespace or function.__globals__
         for number, base in enumerate(cls.__bases__):
             if base is not object:
-                node.edges.append((f"base {number}", self._code(base)))
+                content.edges.append(Edge(f"base {number}", self._code(base)))
         if type(cls) is not type:
-            node.edges.append(("metaclass", self._code(type(cls))))
-        self._follow_names(node, definition, namespace, cells, class_file(cls) or "")
+            content.edges.append(Edge("metaclass", self._code(type(cls))))
+        if definition is not None:
+            names = names_of(definition, issubclass(cls, type))
+            self._follow_names(content, names, _Scope(node.name, definition, namespace, cells, filename))
+            content.changed_attributes |= {(id(cls), name) for name in names.own_changed_attributes}
+        for held in class_values(cls, definition):  # type: ignore[arg-type]  # of a class
+            place = Place(filename, namespace, cls.__name__, made=b"", is_quiet=held.is_quiet)
+            found = self._bound(held.value, ("class", id(cls), held.name), f"{node.name}.{held.name}", place)
+            content.edges.append(Edge(f".{held.name}", found))
 
-    def _follow_names(
-        self, node: Node, definition: Definition, namespace: dict[str, Any], cells: dict[str, types.CellType], filename: str
-    ) -> None:
-        names = names_of(definition)
-        scope = _Scope(node, namespace, cells, os.path.dirname(filename))
+    def _follow_names(self, content: Content, names: Names, scope: _Scope) -> None:
         for reference in names.references:
-            self._at = Place(filename, reference.line)
-            found = self._referred(reference, scope)
+            self._at = Line(scope.filename, reference.line)
+            found = self._referred(reference, scope, content)
             if reference.is_open:
-                self._check_finder(node, reference, namespace, found)
+                self._check_finder(content, reference, scope, found)
             if found is None:
                 continue
-            key, name, value, place = found
-            if value is _MISSING:
+            if found.value is MISSING:
                 if reference.needed:
-                    self.unseen.add(f"{node.name}: {name}", self._at)
-                continue
-            if _is_module(value) and is_project_module(value.__name__):
-                node.edges.append((reference.text, self._module(node, value, reference)))
+                    content.problems.setdefault(f"{scope.name}: {found.name}", self._at)
+            elif _is_module(found.value) and is_project_module(found.value.__name__):
+                content.edges.append(Edge(reference.text, self._module(content, found.value, reference, scope), reference.runs))
             else:
-                node.edges.append((reference.text, self._bound(value, key, name, place)))
+                content.edges.append(Edge(reference.text, self._bound(found.value, found.key, found.name, found.place), reference.runs))
         for path in sorted(names.changed):
-            found = self._referred(Reference(path, needed=False), scope)
-            if found is not None:
-                self._changed.add(found[0])
+            found = self._referred(Reference(path, needed=False), scope, content)
+            if found is not None and found.value is not MISSING:
+                content.changed |= {found.key} if _is_atom(found.value) else {found.key, ("value", id(found.value))}
+        content.changed_attributes |= names.changed_attributes
 
-    def _check_finder(
-        self, node: Node, reference: Reference, namespace: Mapping[str, Any], found: Optional[tuple[Any, str, Any, str]]
-    ) -> None:
+    def _check_finder(self, content: Content, reference: Reference, scope: _Scope, found: Optional[_Found]) -> None:
         """Tell of functions that find code by a name made at run time."""
-        name, value = reference.path[0], _MISSING if found is None else found[2]
-        if found is None and reference.imported is None and name not in namespace:
-            value = getattr(builtins, name, _MISSING)
+        name, value = reference.path[0], MISSING if found is None else found.value
+        if found is None and reference.imported is None and name not in scope.namespace:
+            value = getattr(builtins, name, MISSING)
         attributes = reference.path[1:]
-        if type(value) is _Leaf:
+        if type(value) is Leaf:
             module, _, member = value.name.partition(":")
             value, attributes = sys.modules.get(module), (*([member] if member else []), *attributes)
         finder = finder_name(value, attributes)
         if finder:
-            self.unseen.add(f"{node.name}, line {reference.line}: what {finder} finds by a name or text made at run time", self._at)
+            told = f"{scope.name}, line {reference.line}: what {finder} finds by a name or text made at run time"
+            content.problems.setdefault(told, self._at)
 
-    def _module(self, node: Node, module: types.ModuleType, reference: Reference) -> Node:
+    def _module(self, content: Content, module: types.ModuleType, reference: Reference, scope: _Scope) -> Node:
         """Return the node of a module of the project that a name stands for: which names of it are read is not known."""
         if reference.is_open:
             what = f"the module {module.__name__} is used as a value, so any name of it may be read"
-            self.unseen.add(f"{node.name}, line {reference.line}: {what}", self._at)
-        found = self._node("data", module.__name__, key=("module", module.__name__))
-        found.text = type_text(module)
-        return found
-
-    def _bound(self, value: Any, key: Any, name: str, folder: str) -> Node:
-        """Return the node of what a name stands for."""
-        if type(value) is _Leaf or (_is_module(value) and not is_project_module(value.__name__)):
-            return self._external(value)
-        if package_of(type(value).__module__) == "typing":  # in annotations mostly; of no other use at run time
-            return self._external(typing)
-        if is_code(value):
-            return self._code(value)
-        node = self._known.get(key)
-        if node is None:
-            node = self._node("data", name, key=key, keep=value)
-            node.text, node.shown, node.place = b"", shown_value(value), self._at
-            self._values[key] = _Value(node, value, folder)
+            content.problems.setdefault(f"{scope.name}, line {reference.line}: {what}", self._at)
+        node = self._node("data", module.__name__, key=("module", module.__name__))
+        node.content.text = type_text(module)
         return node
 
-    def _referred(self, reference: Reference, scope: _Scope) -> Optional[tuple[Any, str, Any, str]]:
-        """Return what a reference stands for: key, name for people, value, folder. None for what does not count.
+    def _bound(self, value: Any, key: Any, name: str, place: Place) -> Node:
+        """Return the node of what a name stands for."""
+        if type(value) is Leaf or (_is_module(value) and not is_project_module(value.__name__)):
+            return self._external(value)
+        if is_code(value):
+            return self._code(value)
+        return self._value(value, key, name, place)
 
-        If it stands for nothing, the name says what is wrong.
-        """
+    def _value(self, value: Any, key: Any, name: str, place: Place) -> Node:
+        node = self._known.get(key)
+        if node is None or self._values[node][1] is not value:
+            node = self._known[key] = Node(name, Content("data"), place, self._at)
+            self._kept.append(value)
+            self._values[node] = key, value
+            self.size += 1
+        return node
+
+    def _referred(self, reference: Reference, scope: _Scope, content: Content) -> Optional[_Found]:
+        """Return what a reference stands for, None if it does not count."""
         name, attributes = reference.path[0], reference.path[1:]
         if reference.imported is not None:
-            value, problem = _import(reference, scope.namespace)
-            if value is _MISSING:
-                return None, problem, _MISSING, ""
-            key: Any = ("import", reference.imported)
-            if not _is_module(value):
-                key = ("name", reference.imported.module, reference.imported.name)
-            shown, folder = f"{reference.imported.module}.{reference.imported.name}".strip("."), ""
+            value, problem = imported_value(reference.imported, scope.namespace)
+            if value is MISSING:
+                return _Found(None, problem)
+            imported = reference.imported
+            key: Any = ("import", imported) if _is_module(value) else ("name", imported.module, imported.name)
+            found = _Found(key, f"{imported.module}.{imported.name}".strip("."), value)
+            if not _is_module(value) and imported.module in sys.modules:
+                found = _Found(key, found.name, value, Place("", vars(sys.modules[imported.module]), imported.name))
         elif name in scope.cells:
             cell = scope.cells[name]
             value = _content(cell)
-            self._cells.append((cell, value))
-            key, shown, folder = ("cell", id(cell)), f"{scope.node.name}.{name}", scope.folder
+            content.still.append(lambda: _content(cell) is value)
             self._kept.append(cell)
+            found = _Found(("cell", id(cell)), f"{scope.name}.{name}", value, Place(scope.filename, made=_cell_made(scope, name)))
         elif name in scope.namespace:
             value = scope.namespace[name]
-            self._bindings.append((scope.namespace, name, value))
-            key, folder = (id(scope.namespace), name), scope.folder
+            content.still.append(_same_name(scope.namespace, name, value))
             shown = f"{scope.namespace.get('__name__', '')}.{name}"
+            found = _Found((id(scope.namespace), name), shown, value, Place(scope.filename, scope.namespace, name))
         else:
-            self._bindings.append((scope.namespace, name, _MISSING))
-            if hasattr(builtins, name):
-                return None
-            return None, f"there is nothing of the name {name}", _MISSING, ""
-        if value is _MISSING:
-            return None, f"{name} has no value yet", _MISSING, ""
-        return self._member(value, attributes, (key, shown, folder))
+            content.still.append(_same_name(scope.namespace, name, MISSING))
+            return None if hasattr(builtins, name) else _Found(None, f"there is nothing of the name {name}")
+        if found.value is MISSING:
+            return _Found(None, f"{name} has no value yet")
+        return self._member(found, attributes, content)
 
-    def _member(self, value: Any, attributes: Sequence[str], place: tuple[Any, str, str]) -> Optional[tuple[Any, str, Any, str]]:
+    def _member(self, found: _Found, attributes: Sequence[str], content: Content) -> Optional[_Found]:
         """Follow attributes as long as they lead through modules of the project."""
-        key, shown, folder = place
         for attribute in attributes:
-            if not _is_module(value) or not is_project_module(value.__name__):
+            if not _is_module(found.value) or not is_project_module(found.value.__name__):
                 break
             if attribute == "__dict__":  # any name of the module may be read from there
                 break
             if attribute.startswith("__") and attribute.endswith("__"):
                 return None
-            module, namespace = value, vars(value)
-            value = _module_member(module, attribute)
-            shown = f"{module.__name__}.{attribute}"
-            if value is _MISSING:
-                return None, f"there is no {shown}", _MISSING, ""
-            self._bindings.append((namespace, attribute, value))
-            key, folder = (id(namespace), attribute), os.path.dirname(getattr(module, "__file__", None) or "")
-        if shown.rpartition(".")[2] in _MODULE_ITEMS:
-            return None
-        return key, shown, value, folder
+            module, namespace = found.value, vars(found.value)
+            value, shown = module_member(module, attribute), f"{module.__name__}.{attribute}"
+            if value is MISSING:
+                return _Found(None, f"there is no {shown}")
+            content.still.append(_same_name(namespace, attribute, value))
+            place = Place(getattr(module, "__file__", None) or "", namespace, attribute)
+            found = _Found((id(namespace), attribute), shown, value, place)
+        return None if found.name.rpartition(".")[2] in _MODULE_ITEMS else found
 
     # --- data -----------------------------------------------------------------------------------------
 
-    def _in_data(self, node: Node, pyobj: Any) -> bytes:
-        label = f"@{len(node.edges)}"
-        node.edges.append((label, self._code(pyobj)))
-        return label.encode("ascii")
+    def _content(self, node: Node, changed: frozenset[object], attributes: frozenset[object]) -> Content:
+        """Return the content of a node where code changes these things."""
+        if node.place is None:
+            return node.content
+        key, value = self._values[node]
+        is_changed = functools.partial(self._is_changed, attributes)
+        is_state = key in changed or (not _is_atom(value) and ("value", id(value)) in changed)
+        if key[0] == "class" and not is_state:
+            is_state = any(self._is_changed_of(self._classes[key[1]], key[2], attribute) for attribute in attributes)
+        if key[0] == "attribute":
+            is_state = is_state or key[2] in attributes
+        kind = "state" if is_state else "data"
+        for content in self._contents.setdefault(node, []):
+            if content.kind == kind and all(is_changed(*asked) == told for asked, told in content.consulted.items()):
+                return content
+        content = self._encoded(node, value, kind, is_changed)
+        self._contents[node].append(content)
+        self._finish()
+        return content
 
-    def _data(self, value: _Value, is_state: bool = False) -> None:
-        node = value.node
-        text = DataText(functools.partial(self._in_data, node), value.folder)
-        if is_state:
-            node.kind, node.edges = "state", []
-            node.text = text.of_code_in(value.value)
-        else:
-            node.text = text.of(value.value)
-        for problem in text.problems:
-            self.unseen.add(f"{node.name}: {problem}; it counts by its type only", node.place)
-        # What counts by its type only is not looked at again; what merely holds such a thing may change beside it.
-        is_seen = not text.problems or node.text != type_text(value.value)
-        if is_seen and not isinstance(value.value, (str, int, float, complex, bytes, type(None))):
-            taken = None if is_state else snapshot(value.value)
-            self._watched.append((value, taken if taken is not None else _with_code(value)))
+    @staticmethod
+    def _is_changed(attributes: frozenset[object], cls: type, name: str) -> bool:
+        return name in attributes or any((id(base), name) in attributes for base in cls.__mro__)
 
-    # --- whether it still holds -------------------------------------------------------------------------
+    def _is_changed_of(self, cls: type, name: str, attribute: object) -> bool:
+        """Tell whether an attribute that code changes is this one of a class: of the class, one below or one above it."""
+        if not isinstance(attribute, tuple):
+            return attribute == name
+        other = self._classes.get(attribute[0])
+        return attribute[1] == name and other is not None and (issubclass(other, cls) or issubclass(cls, other))
 
-    def _note_file(self, filename: str) -> None:
-        if filename not in self._files:
-            self._files[filename] = file_stamp(filename)
+    def _encoded(self, node: Node, value: Any, kind: str, is_changed: Callable[[type, str], bool]) -> Content:
+        place = node.place or NOWHERE
+        content = Content(kind, shown=shown_value(value))
 
-    def bindings(self) -> list[tuple[dict[str, Any], str, Any]]:
-        """Return the names of modules that were looked up, each with what it stood for."""
-        return [(space, name, value) for space, name, value in self._bindings if value is not _MISSING]
+        def ask(cls: type, name: str) -> bool:
+            content.consulted[cls, name] = told = is_changed(cls, name)
+            return told
 
-    def holds(self) -> bool:
-        """Tell whether a new walk would find the same: no name was bound anew, no file or value changed."""
-        return (
-            all(space.get(name, _MISSING) is value for space, name, value in self._bindings)
-            and all(_content(cell) is value for cell, value in self._cells)
-            and all(
-                f.__code__ is code and f.__defaults__ is given and f.__kwdefaults__ is named for f, code, given, named in self._functions
-            )
-            and all(_is_as_before(value, taken) for value, taken in self._watched)
-            and all(file_stamp(name) is stamp for name, stamp in self._files.items())
-        )
+        encoder = Encoder(self._code_or_module, ask, place.filename)
+        token = encoder.of(value) if kind == "data" else encoder.code_in(value)
+        content.text = token if isinstance(token, bytes) else b"code"
+        if isinstance(token, Node):
+            content.edges.append(Edge("value", token))
+        if kind == "state":
+            content.text += type_text(value)
+        is_seen = not encoder.problems or token != type_text(value)
+        if kind == "state" or encoder.has_state or (encoder.problems and place.namespace is not None and not _is_module(value)):
+            self._add_statements(content, place, node, needed=not encoder.problems)
+        if not place.is_quiet:
+            content.problems = {
+                f"{node.name}: {problem}; it counts by its type only": node.line for problem in encoder.problems
+            } | content.problems
+        if kind == "state":
+            content.still.append(_same_code(value))
+        elif is_seen and not _is_atom(value):  # what counts by its type only is not looked at again
+            content.still.append(_same_value(value, lambda cls, name: content.consulted.get((cls, name), False)))
+        if place.filename:
+            self._note_file(content, place.filename)
+        return content
 
+    def _add_statements(self, content: Content, place: Place, node: Node, needed: bool) -> None:
+        """Add what binds and fills a value: statements of its module, or what its definition says."""
+        name, line = node.name, node.line
+        if place.made is not None:
+            content.text += b"made " + place.made
+            return
+        binding = None if place.namespace is None else binding_of(place.namespace, place.name)
+        if binding is None:
+            if needed:
+                content.problems[f"{name}: code changes it, and what binds it is not to be found; it counts by its type only"] = line
+            return
+        namespace, filename, bound, statements = binding
+        content.text += b"bound by" + b";".join(map(canonical_text, statements))
+        self._note_file(content, filename)
+        self._follow_names(content, names_of_statements(statements, bound), _Scope(name, None, namespace, {}, filename))
 
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    """What a function imports of an installed package."""
+    def _code_or_module(self, pyobj: Any) -> Node:
+        return self._external(pyobj) if _is_module(pyobj) else self._code(pyobj)
 
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Scope:
-    """Where the names of a definition are looked up."""
-
-    node: Node
-    namespace: dict[str, Any]
-    cells: dict[str, types.CellType]
-    folder: str
+    def _note_file(self, content: Content, filename: str) -> None:
+        content.files.add(filename)
+        if filename not in self._stamps:
+            self._stamps[filename] = file_stamp(filename)
 
 
 _MODULE_ITEMS: Final = frozenset({"__builtins__", "__doc__", "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__"})
 
 
-def _is_as_before(value: _Value, taken: bytes | tuple[bytes, list[Any]]) -> bool:
-    if isinstance(taken, bytes):
-        return snapshot(value.value) == taken
-    text, code = _with_code(value)
-    return text == taken[0] and len(code) == len(taken[1]) and all(map(operator.is_, code, taken[1]))
+# --- whether it still holds -----------------------------------------------------------------------------
 
 
-def _with_code(value: _Value) -> tuple[bytes, list[Any]]:
-    """Return data as text, and the code in it."""
-    code: list[Any] = []
+def _same_name(namespace: dict[str, Any], name: str, value: Any) -> Callable[[], bool]:
+    return lambda: namespace.get(name, MISSING) is value
 
-    def note(pyobj: Any) -> bytes:
-        code.append(pyobj)
-        return b"@"
 
-    text = DataText(note, value.folder)
-    return text.of_code_in(value.value) if value.node.kind == "state" else text.of(value.value), code
+def _same_value(value: Any, is_changed: Callable[[type, str], bool]) -> Callable[[], bool]:
+    taken = fingerprint(value, is_changed)
+    return lambda: bool(fingerprint(value, is_changed) == taken)
+
+
+def _same_code(value: Any) -> Callable[[], bool]:
+    taken = code_in(value)  # kept, so that no id is given anew
+    ids = set(map(id, taken))
+    return lambda: len(taken) >= 0 and set(map(id, code_in(value))) == ids
+
+
+def _unchanged_function(function: types.FunctionType) -> Callable[[], bool]:
+    code, given, named = function.__code__, function.__defaults__, function.__kwdefaults__
+    attributes = _unchanged_attributes(function)
+    return lambda: function.__code__ is code and function.__defaults__ is given and function.__kwdefaults__ is named and attributes()
+
+
+def _unchanged_attributes(pyobj: Any) -> Callable[[], bool]:
+    taken = dict(instance_attributes(pyobj))
+    return lambda: _are_same(instance_attributes(pyobj), taken)
+
+
+def _unchanged_class(cls: type) -> Callable[[], bool]:
+    taken, bases = dict(vars(cls)), cls.__bases__
+    return lambda: cls.__bases__ is bases and _are_same(vars(cls), taken)
+
+
+def _are_same(now: Any, taken: dict[str, Any]) -> bool:
+    return len(now) == len(taken) and all(now.get(name, MISSING) is item for name, item in taken.items())
+
+
+# --- objects --------------------------------------------------------------------------------------------
 
 
 def _is_module(value: Any) -> TypeGuard[types.ModuleType]:
     return issubclass(type(value), types.ModuleType)  # not isinstance: a proxy may raise when it is asked what it is
+
+
+def _is_atom(value: Any) -> bool:
+    return issubclass(type(value), _ATOMS)
 
 
 def _is_project_code(pyobj: Any) -> bool:
@@ -528,58 +614,56 @@ def _is_project_code(pyobj: Any) -> bool:
         return is_project_module(pyobj.__module__)
     if isinstance(pyobj, types.FunctionType):
         return is_project_file(pyobj.__code__.co_filename) or wrapped_of(pyobj) is not None
-    return not isinstance(pyobj, types.BuiltinFunctionType)
+    return wrapped_of(pyobj) is not None or isinstance(pyobj, (staticmethod, classmethod, property))
 
 
 def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:
-        return _MISSING
+        return MISSING
 
 
-def _import(reference: Reference, namespace: dict[str, Any]) -> tuple[Any, str]:
-    """Return what an import statement inside a function brings, and what is wrong if it brings nothing."""
-    imported = reference.imported
-    if imported is None:
-        raise AssertionError("BUG: nothing is imported")
-    name = imported.module
-    try:
-        if imported.level:
-            package = str(namespace.get("__package__") or "")
-            name = importlib.util.resolve_name("." * imported.level + imported.module, package)
-        if not _is_project_top(package_of(name)):
-            # By what is written, for it may be loaded or not.
-            return _Leaf(f"{name}:{imported.name}" if imported.name else name), ""
-        module = importlib.import_module(name)
-        return (_module_member(module, imported.name) if imported.name else module), f"there is no {name}.{imported.name}"
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # code of other people's modules
-        return _MISSING, f"importing {name or '.'} raises {type(error).__name__}: {error}"[:200]
+def _cell_made(scope: _Scope, name: str) -> Optional[bytes]:
+    """Return how the function around a definition makes what a closure cell holds; None if that is given to it."""
+    import ast
+
+    if scope.definition is None:
+        return None
+    for outer in enclosing_definitions(scope.filename, scope.definition):
+        arguments = [*outer.args.posonlyargs, *outer.args.args, outer.args.vararg, *outer.args.kwonlyargs, outer.args.kwarg]
+        if any(argument is not None and argument.arg == name for argument in arguments):
+            return None
+        body = outer.body if isinstance(outer.body, list) else []
+        found = [
+            statement
+            for statement in body
+            if any(isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load) for node in ast.walk(statement))
+        ]
+        if found:
+            return b";".join(map(canonical_text, found))
+    return None
 
 
-def _is_project_top(name: str) -> bool:
-    if name in sys.stdlib_module_names:
-        return False
-    if name in sys.modules:
-        return is_project_module(name)
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-        return True  # so that importing it says what is wrong
-    places: Iterable[str] = [spec.origin] if spec.origin else spec.submodule_search_locations or ()
-    return any(is_project_file(f"{place}{os.sep}") or is_project_file(place) for place in places)
+def _given_defaults(function: types.FunctionType, definition: Definition) -> dict[str, Any]:
+    """Return the defaults of a function's parameters by name, but for the constants that stand in its text."""
+    import ast
 
-
-def _module_member(module: types.ModuleType, name: str) -> Any:
-    if name in vars(module):
-        return vars(module)[name]
-    try:
-        return getattr(module, name)
-    except Exception:  # noqa: BLE001  # a module may compute its members
-        pass
-    try:
-        return importlib.import_module(f"{module.__name__}.{name}")
-    except (Exception, SystemExit):  # noqa: BLE001  # code of other people's modules
-        return _MISSING
+    if isinstance(definition, ast.ClassDef):
+        return {}
+    arguments = definition.args
+    every = [*arguments.posonlyargs, *arguments.args]
+    positional, named = function.__defaults__ or (), function.__kwdefaults__ or {}
+    plain = len(arguments.defaults) == len(positional)
+    names = [argument.arg for argument in every[len(every) - len(positional) :]]
+    is_constant = [plain and isinstance(default, ast.Constant) for default in arguments.defaults] or [False] * len(positional)
+    found = {name: item for name, item, constant in zip(names, positional, is_constant, strict=False) if not constant}
+    constants = {
+        argument.arg
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if isinstance(default, ast.Constant)
+    }
+    return found | {name: item for name, item in sorted(named.items()) if name not in constants}
 
 
 # --- definitions --------------------------------------------------------------------------------------------

@@ -22,7 +22,18 @@ if TYPE_CHECKING:
 
     FunctionNode: TypeAlias = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda]
 
-__all__ = ["class_definitions", "class_file", "file_stamp", "function_definitions", "name_of", "parse_file", "parsed_files"]
+__all__ = [
+    "class_definitions",
+    "class_file",
+    "enclosing_definitions",
+    "file_stamp",
+    "function_definitions",
+    "module_body",
+    "name_of",
+    "parse_file",
+    "parsed_files",
+    "spelled_paths",
+]
 
 _FILES_KEPT: Final = 64
 """Parsed files that are remembered: a program's own, without holding every notebook cell of a long day."""
@@ -109,21 +120,29 @@ class _Source:
         import ast
 
         self.lines = lines
+        self.body = ast.parse("".join(lines)).body
+        self.paths: set[str] = set()
+        self.around: dict[int, FunctionNode] = {}
+        """The function that a function stands in, by identity."""
         self.functions: dict[tuple[int, str], list[FunctionNode]] = {}
         self.classes: dict[str, list[ast.ClassDef]] = {}
-        stack: list[tuple[ast.AST, str]] = [(ast.parse("".join(lines)), "")]
+        stack: list[tuple[ast.AST, str, Optional[FunctionNode]]] = [(node, "", None) for node in reversed(self.body)]
         while stack:
-            node, prefix = stack.pop()
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node, prefix, outer = stack.pop()
+            if outer is not None and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                self.around[id(node)] = outer
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value[:1] == "/" and node.value.strip("/"):
+                self.paths.add(node.value)
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 self.functions.setdefault((_first_line(node), node.name), []).append(node)
-                prefix = f"{prefix}{node.name}.<locals>."
+                prefix, outer = f"{prefix}{node.name}.<locals>.", node
             elif isinstance(node, ast.Lambda):
                 self.functions.setdefault((node.lineno, "<lambda>"), []).append(node)
-                prefix = f"{prefix}<lambda>.<locals>."
+                prefix, outer = f"{prefix}<lambda>.<locals>.", node
             elif isinstance(node, ast.ClassDef):
                 self.classes.setdefault(prefix + node.name, []).append(node)
                 prefix = f"{prefix}{node.name}."
-            stack.extend((child, prefix) for child in ast.iter_child_nodes(node))
+            stack.extend((child, prefix, outer) for child in ast.iter_child_nodes(node))
 
 
 _sources: dict[str, _Source] = {}
@@ -142,6 +161,31 @@ def parse_file(filename: str) -> list[Definition]:
         return []
     functions = [node for nodes in source.functions.values() for node in nodes]
     return [*functions, *(node for nodes in source.classes.values() for node in nodes)]
+
+
+def module_body(filename: str) -> list[ast.stmt]:
+    """Return the statements of a file, none if it cannot be read or parsed."""
+    try:
+        return _source_of(filename, filename, {}).body
+    except (CodeKeyError, MemoryError):
+        return []
+
+
+def enclosing_definitions(filename: str, definition: Definition) -> Iterator[FunctionNode]:
+    """Yield the functions that a definition stands in, the innermost first."""
+    source = _sources.get(filename)
+    outer = source.around.get(id(definition)) if source is not None else None
+    while source is not None and outer is not None:
+        yield outer
+        outer = source.around.get(id(outer))
+
+
+def spelled_paths(filename: str) -> set[str]:
+    """Return the absolute paths that stand in a file as they are."""
+    try:
+        return _source_of(filename, filename, {}).paths
+    except (CodeKeyError, MemoryError):
+        return set()
 
 
 def file_stamp(filename: str) -> object:

@@ -21,17 +21,30 @@ from pylightnix._syntax import without_stage_decorator
 if TYPE_CHECKING:
     import ast
 
+    from pylightnix._definitions import FunctionNode
     from pylightnix._syntax import Definition
 
-__all__ = ["Imported", "Names", "Reference", "names_of"]
+__all__ = ["CHANGING_METHODS", "Imported", "Names", "Reference", "names_of", "names_of_statements"]
 
-_CHANGING_METHODS: Final = frozenset(
+CHANGING_METHODS: Final = frozenset(
     {
-        *("add", "append", "appendleft", "clear", "difference_update", "discard", "extend", "extendleft", "insert"),
-        *("intersection_update", "pop", "popitem", "popleft", "remove", "reverse", "setdefault", "sort"),
-        *("symmetric_difference_update", "update"),
+        *("add", "append", "appendleft", "clear", "difference_update", "discard", "extend", "extendleft", "fill", "insert"),
+        *("intersection_update", "itemset", "move_to_end", "pop", "popitem", "popleft", "put", "remove", "resize", "reverse"),
+        *("rotate", "set", "setdefault", "sort", "subtract", "symmetric_difference_update", "update", "__delitem__", "__setitem__"),
     }
 )
+"""A method of one of these names is taken to change its object."""
+_CHANGING_FUNCTIONS: Final = frozenset(
+    {
+        *("copyto", "delattr", "delitem", "heapify", "heappop", "heappush", "heappushpop", "heapreplace", "insort", "insort_left"),
+        *("insort_right", "place", "putmask", "setattr", "setitem", "shuffle"),
+    }
+)
+"""A function of one of these names is taken to change its first argument."""
+_CONSTRUCTORS: Final = frozenset({"__attrs_post_init__", "__init__", "__new__", "__post_init__", "__setstate__"})
+_LOADING_METHODS: Final = frozenset({"__class_getitem__", "__init_subclass__", "__prepare__", "__set_name__"})
+"""Methods that run while classes are made."""
+_CONTAINERS: Final = frozenset({"bytearray", "dict", "list", "set"})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -58,6 +71,8 @@ class Reference:
     """False if all that is done with it is known: a module that is only imported, `eval` of a constant text."""
     line: int = 0
     """Where it is used first."""
+    runs: bool = True
+    """False if it is used only while the definition is made: by decorators, annotations, the body of a class."""
 
     @property
     def text(self) -> str:
@@ -71,14 +86,28 @@ class Names:
     references: tuple[Reference, ...]
     """Sorted, without doubles."""
     changed: frozenset[tuple[str, ...]]
-    """Paths of what the definition changes."""
+    """Paths of what the definition changes when it runs."""
+    changed_parameters: frozenset[str] = frozenset()
+    """Names of the definition's own parameters that it changes."""
+    changed_attributes: frozenset[str] = frozenset()
+    """Names of attributes that it changes, of whatever object."""
+    own_changed_attributes: frozenset[str] = frozenset()
+    """Names of attributes that the methods of a class change of their own object, after it was made."""
 
 
 @functools.lru_cache(maxsize=4096)  # as the text of a definition is: nodes of parsed files stay as they are
-def names_of(definition: Definition) -> Names:
+def names_of(definition: Definition, is_metaclass: bool = False) -> Names:
     """Return what a definition refers to. The defaults of its own parameters, which are values by now, are left out."""
-    reader = _Reader()
+    reader = _Reader(_LOADING_METHODS | {"__new__", "__init__"} if is_metaclass else _LOADING_METHODS)
     reader.read(without_stage_decorator(definition))
+    return reader.names()
+
+
+@functools.lru_cache(maxsize=4096)
+def names_of_statements(statements: tuple[ast.AST, ...], name: str) -> Names:
+    """Return what statements of a module refer to, beyond the name that they bind or fill."""
+    reader = _Reader(_LOADING_METHODS)
+    reader.read_statements(statements, name)
     return reader.names()
 
 
@@ -94,6 +123,11 @@ class _Scope:
     """Declared ``global``."""
     passed: set[str] = field(default_factory=set)
     """Declared ``nonlocal``."""
+    at_load: bool = False
+    """Whether what stands here runs while the definition is made."""
+    parameters: tuple[str, ...] = ()
+    is_method: bool = False
+    is_constructor: bool = False
 
     def home(self) -> _Scope:
         """Return where ``:=`` binds: comprehensions are passed by."""
@@ -127,10 +161,14 @@ class _Use:
 class _Reader:
     """Reads one definition. An explicit stack, for expressions may be a thousand levels deep."""
 
-    def __init__(self) -> None:
-        self._outside = _Scope("outside", None)
-        # Names that an expression brings, not a statement: import_module("helpers").
+    def __init__(self, loading: frozenset[str]) -> None:
+        self._loading = loading
+        self._outside = _Scope("outside", None, at_load=True)
+        # Names that an expression brings, not a statement: globals()["scale"], import_module("helpers").
+        self._anywhere = _Scope("outside", None)
         self._unbound = _Scope("function", self._outside)
+        self._root: Optional[_Scope] = None
+        self._attributes: list[tuple[_Scope, Optional[tuple[str, ...]], str]] = []
         self._uses: list[tuple[_Scope, tuple[str, ...], _Use]] = []
         self._changes: list[tuple[_Scope, tuple[str, ...]]] = []
         self._assigned: list[tuple[_Scope, str, str, int]] = []
@@ -138,6 +176,14 @@ class _Reader:
 
     def read(self, definition: Definition) -> None:
         self._define(definition, self._outside, is_root=True)
+        self._drain()
+
+    def read_statements(self, statements: Iterable[ast.AST], name: str) -> None:
+        self._outside.bound.add(name)
+        self._push(statements, self._outside)
+        self._drain()
+
+    def _drain(self) -> None:
         while self._stack:
             node, scope, needed = self._stack.pop()
             self._node(node, scope, needed)
@@ -153,12 +199,27 @@ class _Reader:
             imported = binder.imports.get(path[0]) if binder is not None else None
             if binder is None or imported is not None or binder.kind == "class":
                 is_needed = use.needed and (binder is None or imported is not None)
-                first = found.setdefault((path, imported), Reference(path, imported, is_needed, use.is_open, use.line))
-                if is_needed and not first.needed:
-                    found[path, imported] = replace(first, needed=True)
-        changed = frozenset(path for scope, path in self._changes if scope.binder(path[0]) is None)
+                first = found.setdefault((path, imported), Reference(path, imported, is_needed, use.is_open, use.line, runs=False))
+                now = replace(first, needed=first.needed or is_needed, runs=first.runs or not scope.at_load)
+                found[path, imported] = now if now != first else first
         ordered = sorted(found, key=lambda key: (key[0], key[1] is not None, key[1] or Imported(0, "", "")))
-        return Names(tuple(found[key] for key in ordered), changed)
+        references = tuple(found[key] for key in ordered)
+        later = [(path, scope.binder(path[0])) for scope, path in self._changes if not scope.at_load]
+        changed = frozenset(path for path, binder in later if binder is None)
+        root = self._root
+        parameters = frozenset(path[0] for path, binder in later if root is not None and binder is root and path[0] in root.parameters)
+        return Names(references, changed, parameters, *self._changed_attributes())
+
+    def _changed_attributes(self) -> tuple[frozenset[str], frozenset[str]]:
+        every: set[str] = set()
+        own: set[str] = set()
+        for scope, base, attribute in self._attributes:
+            binder = scope.binder(base[0]) if base is not None and len(base) == 1 else None
+            is_own = base is not None and binder is not None and binder.is_method and binder.parameters[:1] == base
+            if scope.at_load or (is_own and binder is not None and binder.is_constructor):
+                continue
+            (own if is_own else every).add(attribute)
+        return frozenset(every), frozenset(own)
 
     # --- nodes ----------------------------------------------------------------------------------------
 
@@ -173,7 +234,7 @@ class _Reader:
         elif isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)):
             self._place(node, scope, needed)
         elif isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-            inner = _Scope("comprehension", scope)
+            inner = _Scope("comprehension", scope, at_load=scope.at_load)
             self._push([node.generators[0].iter], scope)
             self._push([child for child in ast.iter_child_nodes(node) if child is not node.generators[0]], inner)
             self._push([node.generators[0].target, *node.generators[0].ifs], inner)
@@ -184,10 +245,11 @@ class _Reader:
             self._push([node.target, node.value], scope)
             self._push([node.annotation], scope, needed=False)
         elif isinstance(node, ast.Call):
-            if isinstance(node.func, ast.Attribute) and node.func.attr in _CHANGING_METHODS:
-                self._change(node.func.value, scope)
+            self._call(node, scope)
             if not self._constant_call(node, scope, needed):
                 self._push(ast.iter_child_nodes(node), scope, needed)
+        elif not needed and isinstance(node, ast.Constant):
+            self._push(_quoted(node.value), scope, needed)
         elif isinstance(node, ast.Assign) and self._module_kept(node, scope):
             pass
         elif isinstance(node, ast.Compare) and _path(node.comparators[-1]) is not None and isinstance(node.ops[-1], (ast.In, ast.NotIn)):
@@ -206,6 +268,8 @@ class _Reader:
 
         if not isinstance(node.ctx, ast.Load):
             self._change(node if isinstance(node, ast.Name) else node.value, scope)
+            if isinstance(node, ast.Attribute):
+                self._attributes.append((scope, _path(node.value), node.attr))
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             scope.bound.add(node.id)
             scope.imports.pop(node.id, None)
@@ -237,7 +301,7 @@ class _Reader:
             return False
         self._helper(node, scope, line)
         if not is_module:
-            self._use(self._outside, (text, *rest), _Use(needed, line))
+            self._use(self._anywhere, (text, *rest), _Use(needed, line))
             return True
         self._module(text, rest, line)
         return True
@@ -296,6 +360,18 @@ class _Reader:
         self._push(nodes, scope, needed)
         return True
 
+    def _call(self, node: ast.Call, scope: _Scope) -> None:
+        """Read what a call changes: the object of a method, or the first argument of a function."""
+        import ast
+
+        if isinstance(node.func, ast.Attribute) and node.func.attr in CHANGING_METHODS:
+            self._change(node.func.value, scope)
+        called = _path(node.func)
+        if called is None or not node.args:
+            return
+        if called[-1] in _CHANGING_FUNCTIONS or (called[0] in _CONTAINERS and called[-1] in CHANGING_METHODS):
+            self._change(node.args[0], scope)
+
     def _change(self, node: ast.expr, scope: _Scope) -> None:
         import ast
 
@@ -304,6 +380,8 @@ class _Reader:
         path = _path(node)
         if path is not None:
             self._changes.append((scope, path))
+        if isinstance(node, ast.Attribute):
+            self._attributes.append((scope, _path(node.value), node.attr))
 
     def _binding(self, node: ast.AST, scope: _Scope) -> None:
         import ast
@@ -345,20 +423,38 @@ class _Reader:
                 scope.bound.add(node.name)
             self._push(node.decorator_list, scope)
         if isinstance(node, ast.ClassDef):
-            inner = _Scope("class", scope, bound={"__module__", "__qualname__"})
+            inner = _Scope("class", scope, bound={"__module__", "__qualname__"}, at_load=scope.at_load)
             self._push([*node.bases, *node.keywords], scope)
         else:
             every = [*node.args.posonlyargs, *node.args.args, node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
             arguments = [argument for argument in every if argument is not None]
-            inner = _Scope("function", scope, bound={"__class__", *(argument.arg for argument in arguments)})
+            inner = self._function_scope(node, scope, tuple(argument.arg for argument in arguments))
             self._push([argument.annotation for argument in arguments], scope, needed=False)
             if not is_root:
                 self._push([*node.args.defaults, *node.args.kw_defaults], scope)
+        self._root = inner if is_root else self._root
         if isinstance(node, ast.Lambda):
             self._push([node.body], inner)
         else:
             self._push([*getattr(node, "type_params", []), *node.body], inner)
             self._push([getattr(node, "returns", None)], scope, needed=False)
 
+    def _function_scope(self, node: FunctionNode, scope: _Scope, parameters: tuple[str, ...]) -> _Scope:
+        name = getattr(node, "name", "")
+        at_load = scope.at_load if scope.kind in ("function", "comprehension") else scope.kind == "class" and name in self._loading
+        found = _Scope("function", scope, bound={"__class__", *parameters}, at_load=at_load, parameters=parameters)
+        found.is_method, found.is_constructor = scope.kind == "class", scope.kind == "class" and name in _CONSTRUCTORS
+        return found
+
 
 _TYPE_PARAMETERS: Final = frozenset({"ParamSpec", "TypeVar", "TypeVarTuple"})
+
+
+def _quoted(text: Any) -> list[ast.expr]:
+    """Return the expression of an annotation that is written as text."""
+    import ast
+
+    try:
+        return [ast.parse(text, mode="eval").body] if isinstance(text, str) else []
+    except (SyntaxError, ValueError, RecursionError):
+        return []

@@ -108,7 +108,7 @@ def without_stage_decorator(definition: Definition) -> Definition:
     import ast
     import copy
 
-    if isinstance(definition, ast.Lambda):
+    if not isinstance(definition, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return definition
     kept = [decorator for decorator in definition.decorator_list if _decorator_name(decorator) not in _STAGE_DECORATORS]
     if len(kept) == len(definition.decorator_list):

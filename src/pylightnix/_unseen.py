@@ -1,17 +1,17 @@
-"""What a walk over code cannot see: a sentence each, and the line of the user's file that leads there.
+"""Lines of users' files, and which functions of Python find code by a name made at run time.
 
-Also which functions of Python find code by a name made at run time. Must not know how code is followed.
+Must not know how code is followed.
 """
 
 from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Optional
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
-__all__ = ["Place", "Unseen", "finder_name"]
+__all__ = ["Line", "finder_name"]
 
 _FINDERS: Final = frozenset(
     {
@@ -26,31 +26,11 @@ _FOUND_IN: Final = frozenset(name.partition(".")[0] for name in _FINDERS)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Line:
     """A line of a file."""
 
     filename: str
-    line: int
-
-
-@dataclass(slots=True)
-class Unseen:
-    """Sentences, each with its place where that is known."""
-
-    _places: dict[str, Optional[Place]] = field(default_factory=dict)
-
-    def add(self, sentence: str, place: Optional[Place] = None) -> None:
-        """Add a sentence. One that is there already keeps its place."""
-        self._places[sentence] = self._places.get(sentence) or place
-
-    def place(self, sentence: str) -> Optional[Place]:
-        return self._places[sentence]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
+    number: int
 
 
 def finder_name(value: Any, attributes: Sequence[str] = ()) -> str:

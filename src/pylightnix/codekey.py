@@ -1,6 +1,6 @@
 """What code a function is: a digest that is blind to formatting, comments and docstrings, and what went into it.
 
-This is key 1: the normalised syntax trees of the functions and classes named and of all that they reach by name
+This is key 2: the normalised syntax trees of the functions and classes named and of all that they reach by name
 in the project's own files, the values of the data that they reach, and how these refer to each other.
 Installed packages and the standard library count by name. The digest is the same in every process, on
 every machine and from Python 3.11 to 3.13, where source text, `ast.dump`, bytecode and pickles are not.
@@ -23,11 +23,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Optional
 
-from pylightnix._codewalk import CodeWalk, Node
-from pylightnix._components import reach_hashes
+from pylightnix._codegraph import Node, View, entry_digest, hashes, own_hash
+from pylightnix._codewalk import CodeWalk
 from pylightnix._definitions import name_of
 from pylightnix._origins import package_of, package_versions
-from pylightnix._unseen import Place
+from pylightnix._unseen import Line
 from pylightnix.errors import CodeKeyError, Misuse
 from pylightnix.types import Hash
 
@@ -37,8 +37,10 @@ Track = Literal["closure", "strict", "packages", "function"]
 """What counts as the code of a function: all that it reaches; the same, and what cannot be seen is an error;
 all and the versions of the packages it reaches; or the function alone."""
 
-_DOMAIN: Final = b"pylightnix-code-1\0"
-_KEPT: Final = 512
+_DOMAIN: Final = b"pylightnix-code-2\0"
+_KEPT: Final = 4096
+_NODES_KEPT: Final = 50_000
+"""A graph that has grown larger is begun anew, which lets go of the values that it holds."""
 
 
 class UnseenCode(UserWarning):
@@ -136,8 +138,8 @@ def code_manifest(pyobjs: Iterable[Any]) -> CodeManifest:
 def reached_values(pyobjs: Iterable[Any]) -> dict[str, Any]:
     """Return the values of modules that functions and classes reach, by module and name. Functions, classes and modules are left out."""
     found: dict[str, Any] = {}
-    for walk in _found(_listed(pyobjs)).walks:
-        for namespace, name, value in walk.bindings():
+    for walk, view in _found(_listed(pyobjs)).views:
+        for namespace, name, value in walk.bindings(view):
             module = str(namespace.get("__name__"))
             loaded = sys.modules.get(module)
             if loaded is not None and vars(loaded) is namespace and not isinstance(value, types.ModuleType) and not callable(value):
@@ -156,27 +158,28 @@ def source_digest(pyobj: Any) -> Hash:
     return found.digest
 
 
-_told: Final[set[tuple[Optional[Place], str]]] = set()
+_told: Final[set[tuple[Optional[Line], str]]] = set()
 
 
 def _warn(function: Any, found: _Found) -> None:
     """Warn once of each thing that a digest cannot cover, at the line that leads there."""
     for sentence in found.unseen():
-        place = next((place for walk in found.walks if sentence in walk.unseen and (place := walk.unseen.place(sentence))), None)
+        contents = (content for _, view in found.views for content in view.values())
+        line = next((line for content in contents if (line := content.problems.get(sentence))), None)
         code = getattr(function, "__code__", None)
-        if place is None and code is not None:
-            place = Place(code.co_filename, code.co_firstlineno)
-        if (place, sentence) in _told:
+        if line is None and code is not None:
+            line = Line(code.co_filename, code.co_firstlineno)
+        if (line, sentence) in _told:
             continue
-        _told.add((place, sentence))
+        _told.add((line, sentence))
         import warnings
 
         what = f"{name_of(function)} reaches what its digest does not cover: {sentence}"
         advice = "name it directly, pass sourcedeps=[…], or say options=Options(version=…)"
-        if place is None:
+        if line is None:
             warnings.warn(f"{what}; {advice}", UnseenCode, stacklevel=4)
         else:
-            warnings.warn_explicit(f"{what}; {advice}", UnseenCode, place.filename, place.line)
+            warnings.warn_explicit(f"{what}; {advice}", UnseenCode, line.filename, line.number)
 
 
 def _listed(pyobjs: Iterable[Any]) -> list[Any]:
@@ -194,26 +197,30 @@ class _Found:
 
     asked: tuple[Any, ...]
     digest: Hash
-    walks: tuple[CodeWalk, ...]
+    views: tuple[tuple[CodeWalk, View], ...]
     versions: tuple[str, ...]
     known: Optional[CodeManifest] = None
 
     def manifest(self) -> CodeManifest:
         if self.known is None:
-            nodes = [node for walk in self.walks for node in walk.nodes]
-            entries = {f"version {text!r}": CodeEntry("version", _own(b"version", text.encode()).hex(), text) for text in self.versions}
-            self.known = CodeManifest(self.digest, entries | _entries(nodes), self.unseen(), package_versions(_packages(nodes)))
+            entries = {f"version {text!r}": CodeEntry("version", own_hash(b"version", text.encode()).hex(), text) for text in self.versions}
+            for _, view in self.views:
+                entries |= _entries(view)
+            packages = package_versions(_packages(view for _, view in self.views))
+            self.known = CodeManifest(self.digest, entries, self.unseen(), packages)
         return self.known
 
     def unseen(self) -> tuple[str, ...]:
-        return tuple(sorted({problem for walk in self.walks for problem in walk.unseen}))
+        return _unseen(view for _, view in self.views)
 
     def holds(self) -> bool:
-        return all(walk.holds() for walk in self.walks)
+        return all(walk.holds(view) for walk, view in self.views)
 
 
 _known: dict[tuple[int, ...], _Found] = {}
 _knowing: Final = threading.Lock()
+_walks: dict[bool, CodeWalk] = {}
+_walking: Final = threading.Lock()
 
 
 def _found(pyobjs: Sequence[Any]) -> _Found:
@@ -223,7 +230,7 @@ def _found(pyobjs: Sequence[Any]) -> _Found:
     # With the objects themselves in hand no other can have got an id of theirs.
     if found is not None and found.holds():
         return found
-    found = _made(pyobjs)
+    found = _made_in_shared(pyobjs)
     with _knowing:
         _known.pop(key, None)
         _known[key] = found
@@ -232,31 +239,56 @@ def _found(pyobjs: Sequence[Any]) -> _Found:
     return found
 
 
-def _made(pyobjs: Sequence[Any]) -> _Found:
-    walks = {follow: CodeWalk(follow) for follow in (True, False)}
+def _made_in_shared(pyobjs: Sequence[Any]) -> _Found:
+    """Walk on from what other digests found, if that still holds."""
+    # Not by waiting: a walk may import modules, and these may ask for digests themselves.
+    if not _walking.acquire(blocking=False):
+        return _made(pyobjs, {})
+    try:
+        if any(walk.size > _NODES_KEPT for walk in _walks.values()):
+            _walks.clear()
+        is_new = not _walks
+        try:
+            found = _made(pyobjs, _walks)
+            if is_new or found.holds():
+                return found
+        except BaseException:
+            _walks.clear()
+            if is_new:
+                raise
+        _walks.clear()
+        return _made(pyobjs, _walks)
+    finally:
+        _walking.release()
+
+
+def _made(pyobjs: Sequence[Any], walks: dict[bool, CodeWalk]) -> _Found:
     parts: list[tuple[bool, Node] | bytes] = []
+    roots: dict[bool, list[Node]] = {True: [], False: []}
     versions: list[str] = []
-    packaged: list[Any] = []
+    is_packaged = False
     for pyobj in pyobjs:
         terms = _terms_of(pyobj)
         follow = terms.track != "function"
+        walk = walks.setdefault(follow, CodeWalk(follow))
         if terms.version is not None:
             versions.append(terms.version)
-            parts.append(_own(b"version", terms.version.encode("utf-8", "surrogatepass")))
-        asked = [*([pyobj] if terms.version is None else []), *terms.sourcedeps]
-        nodes = [walks[follow].root(item) for item in asked]
+            parts.append(own_hash(b"version", terms.version.encode("utf-8", "surrogatepass")))
+        nodes = [walk.root(item) for item in [*([pyobj] if terms.version is None else []), *terms.sourcedeps]]
         parts += [(follow, node) for node in nodes]
-        if terms.track == "strict" and walks[follow].unseen:
-            raise CodeKeyError(name_of(pyobj), f"it reaches what cannot be seen: {'; '.join(sorted(walks[follow].unseen))}")
-        if terms.track == "packages":
-            packaged.append(pyobj)
-    hashes = {follow: _hashes(walk.nodes) for follow, walk in walks.items()}
+        roots[follow] += nodes
+        if terms.track == "strict" and (unseen := _unseen([walk.view(nodes)])):
+            raise CodeKeyError(name_of(pyobj), f"it reaches what cannot be seen: {'; '.join(unseen)}")
+        is_packaged = is_packaged or terms.track == "packages"
+    views = {follow: walks[follow].view(nodes) for follow, nodes in roots.items() if nodes}
+    hashed = {follow: hashes(view) for follow, view in views.items()}
     digest = hashlib.sha256(_DOMAIN)
     for part in parts:
-        digest.update((part if isinstance(part, bytes) else hashes[part[0]][part[1]]) + b"\0")
-    if packaged:
-        digest.update(json.dumps(package_versions(_packages(walks[True].nodes)), sort_keys=True).encode())
-    return _Found(tuple(pyobjs), Hash(digest.hexdigest()), tuple(walk for walk in walks.values() if walk.nodes), tuple(versions))
+        digest.update((part if isinstance(part, bytes) else hashed[part[0]][part[1]]) + b"\0")
+    if is_packaged:
+        digest.update(json.dumps(package_versions(_packages(views.values())), sort_keys=True).encode())
+    seen = tuple((walks[follow], view) for follow, view in views.items())
+    return _Found(tuple(pyobjs), Hash(digest.hexdigest()), seen, tuple(versions))
 
 
 def _innermost(pyobj: Any) -> Any:
@@ -278,30 +310,21 @@ def _terms_of(pyobj: Any) -> CodeTerms:
     return CodeTerms(version, track, tuple(item for terms in found for item in terms.sourcedeps))
 
 
-def _own(kind: bytes, text: bytes) -> bytes:
-    return hashlib.sha256(kind + b"\0" + text).digest()
+def _unseen(views: Iterable[View]) -> tuple[str, ...]:
+    return tuple(sorted({problem for view in views for content in view.values() for problem in content.problems}))
 
 
-def _own_of(node: Node) -> bytes:
-    # A value reached by name counts as itself, whatever that name is.
-    return _own(node.kind.encode("ascii"), node.text)
-
-
-def _hashes(nodes: Sequence[Node]) -> dict[Node, bytes]:
-    numbers = {node: number for number, node in enumerate(nodes)}
-    edges = [[(label, numbers[target]) for label, target in node.edges] for node in nodes]
-    return dict(zip(nodes, reach_hashes([_own_of(node) for node in nodes], edges), strict=True))
-
-
-def _entries(nodes: Sequence[Node]) -> dict[str, CodeEntry]:
+def _entries(view: View) -> dict[str, CodeEntry]:
     found: dict[str, CodeEntry] = {}
-    for node, own in sorted(((node, _own_of(node).hex()) for node in nodes), key=lambda pair: (pair[0].name, pair[1])):
+    named = [(node, content, entry_digest(node, view)) for node, content in view.items() if node.name]
+    for node, content, own in sorted(named, key=lambda item: (item[0].name, item[2])):
         name, number = node.name, 2
         while name in found and found[name].digest != own:
             name, number = f"{node.name} #{number}", number + 1
-        found[name] = CodeEntry(node.kind, own, node.shown)
+        found[name] = CodeEntry(content.kind, own, content.shown)
     return found
 
 
-def _packages(nodes: Sequence[Node]) -> set[str]:
-    return {package_of(node.text.decode("ascii", "replace").partition(":")[0]) for node in nodes if node.kind == "external"}
+def _packages(views: Iterable[View]) -> set[str]:
+    externals = (content.text for view in views for content in view.values() if content.kind == "external")
+    return {package_of(text.decode("ascii", "replace").partition(":")[0]) for text in externals}

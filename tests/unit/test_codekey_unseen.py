@@ -103,10 +103,10 @@ def test_line_is_that_of_the_helper_that_does_it(project: Project) -> None:
 
 
 def test_line_of_data_is_that_of_its_first_use(project: Project) -> None:
-    module = project.load("X = iter([1])\ndef stage():\n    y = 1\n    return y, X\n")
+    module = project.load("import sqlite3\nX = sqlite3.connect(':memory:')\ndef stage():\n    y = 1\n    return y, X\n")
     with pytest.warns(UnseenCode, match="main.X: it is of the type") as caught:
         source_digest(module.stage)
-    assert [(Path(one.filename).name, one.lineno) for one in caught] == [("main.py", 4)]
+    assert [(Path(one.filename).name, one.lineno) for one in caught] == [("main.py", 5)]
 
 
 @pytest.mark.parametrize(
