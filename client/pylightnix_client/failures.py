@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Optional
 
 import click
@@ -87,6 +87,12 @@ def report(error: BaseException) -> Report:
 
 def build_report(error: BaseException) -> Report:
     """Return the report of a failed build: always with the exit status of one, whoever raised what."""
+    found = _build_report(error)
+    notes = [note for note in getattr(error, "__notes__", ()) if note not in (found.traceback or "")]
+    return replace(found, message="\n".join([found.message, *notes]))
+
+
+def _build_report(error: BaseException) -> Report:
     if isinstance(error, BuildError):
         return Report(error.code, str(error), EXIT_BUILD_FAILED, user_traceback(error.exception), tuple(map(str, error.outpaths)))
     if isinstance(error, PylightnixException) and not isinstance(error, RemoteFailure):

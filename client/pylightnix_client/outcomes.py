@@ -12,6 +12,7 @@ import msgspec
 from pylightnix.embedded import Outcome
 from pylightnix.errors import BuildError, PylightnixException
 from pylightnix.events import PlanStep, StepKind
+from pylightnix.missing_files import advise
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors_on_wire import error_from_failed_row
 from pylightnix.store.kept import point_to
@@ -56,6 +57,7 @@ def failure(row: m.FailedRow, trusted: bool, raised: Optional[BaseException] = N
         point_to(error, lambda path: places.get(os.path.basename(path), path))
         if isinstance(error, BuildError):
             error.outpaths = [Path(path) for path in places.values()]
+    advise(error)
     return error
 
 

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Optional
 
 from pylightnix.context import DirectContext, LazyContext
 from pylightnix.errors import CodeKeyError, InvalidOutput
-from pylightnix.outputs import output_paths
-from pylightnix.storage import current_storage
+from pylightnix.outputs import absolute_outputs, output_paths
+from pylightnix.storage import current_storage, fstmpdir
 from pylightnix.store.commit import TakenOutput
 from pylightnix.store.faults import reach
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.owner import is_owner_name
 from pylightnix.store.takeover import take_over
 from pylightnix.types import DRef, Matcher, RealizeArg, Realizer, RRef, StorageSettings
+from pylightnix.workfolder import working_folder
 
 if TYPE_CHECKING:
     from pylightnix.codekey import CodeManifest
@@ -51,7 +52,7 @@ def call_realizer(
     transitive: Callable[[], Mapping[DRef, Sequence[RRef]]],
     arguments: RealizeArg,
 ) -> Any:
-    """Run a realizer and return what it answers.
+    """Run a realizer in a working folder of its own, and return what it answers, relative paths of outputs made absolute.
 
     Args:
         realizer: raises whatever it likes.
@@ -61,8 +62,8 @@ def call_realizer(
         transitive: gives those of all its dependencies; called only if the realizer looks at more than `direct`.
         arguments: its last argument.
     """
-    with not_in_forked_child(), current_storage(S):
-        return realizer(S, dref, LazyContext(direct, transitive), arguments)
+    with not_in_forked_child(), current_storage(S), working_folder(fstmpdir(S)):
+        return absolute_outputs(realizer(S, dref, LazyContext(direct, transitive), arguments))
 
 
 def call_matcher(matcher: Matcher, S: StorageSettings, rrefs: list[RRef]) -> Any:

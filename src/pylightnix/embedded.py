@@ -333,6 +333,9 @@ class _Driver:
             yield
 
     def _failed(self, dref: DRef, error: BaseException) -> Failed:
+        from pylightnix.missing_files import advise
+
+        advise(error)
         self._observe(BuildFailed(dref, error))
         return Failed(dref, error)
 

@@ -277,16 +277,23 @@ class NotRealized(Misuse):
 
 
 class PromiseException(PylightnixException):
-    """Outputs lack files that their config promises. `failed` lists (output folder, self-path)."""
+    """Outputs lack files that their config promises.
+
+    `failed` lists (output folder, self-path); `left` names what the realizer left in its working folder instead.
+    """
 
     code = "broken-promise"
 
-    def __init__(self, dref: DRef, failed: Iterable[tuple[Path, list[Any]]]) -> None:
-        self.dref, self.failed = dref, list(failed)
+    def __init__(self, dref: DRef, failed: Iterable[tuple[Path, list[Any]]], left: Iterable[str] = ()) -> None:
+        self.dref, self.failed, self.left = dref, list(failed), list(left)
         missing = "; ".join(f"{'/'.join(map(str, sp[1:]))} in {o}" for o, sp in self.failed)
-        super().__init__(
-            f"{dref} promises files that its realizer did not leave: {missing}; write them, or drop the self-reference from the config"
-        )
+        if self.left:
+            instead = ", ".join([*(f"`{name}`" for name in self.left[:5]), *(["…"] if len(self.left) > 5 else [])])
+            instead = instead.encode("utf-8", "backslashreplace").decode()
+            advice = f" (left {instead} in the working folder); write into the output folder, not to relative paths"
+        else:
+            advice = "; write them, or drop the self-reference from the config"
+        super().__init__(f"{dref} promises files that its realizer did not leave: {missing}{advice}")
 
 
 class InvalidOutput(Misuse):

@@ -14,8 +14,9 @@ from pylightnix.config import cfgsp
 from pylightnix.errors import InvalidOutput, PromiseException, shown
 from pylightnix.registry import written_config
 from pylightnix.types import Context, DRef, Output, Path, RealizeArg, Realizer, RealizerO, RefPath, StorageSettings
+from pylightnix.workfolder import left_files
 
-__all__ = ["output_paths", "output_realizer", "output_validate"]
+__all__ = ["absolute_outputs", "output_paths", "output_realizer", "output_validate"]
 
 
 def _is_kept(folder: str, selfpath: RefPath) -> bool:
@@ -34,7 +35,7 @@ def output_validate(dref: DRef, o: Output[Path], S: Optional[StorageSettings] = 
     promises = [selfpath for _, selfpath in cfgsp(written_config(dref, S))]
     broken = [(folder, selfpath) for folder in o.val for selfpath in promises if not _is_kept(folder, selfpath)]
     if broken:
-        raise PromiseException(dref, broken)
+        raise PromiseException(dref, broken, left_files())
     return list(o.val)
 
 
@@ -61,6 +62,13 @@ class OutputRealizer:
 def output_realizer(f: RealizerO) -> Realizer:
     """Return a realizer that calls `f`, unwraps the `Output` it returns, and checks promises."""
     return OutputRealizer(f)
+
+
+def absolute_outputs(answer: Any) -> Any:
+    """Return what a realizer returned with relative paths made absolute, while its working folder is still that of the process."""
+    if not isinstance(answer, (list, tuple)) or not all(isinstance(item, (str, os.PathLike)) for item in answer):
+        return answer
+    return [os.path.abspath(os.fspath(item)) for item in answer]
 
 
 def output_paths(dref: DRef, answer: Any) -> list[str]:

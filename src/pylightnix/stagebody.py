@@ -6,12 +6,14 @@ Must not know how stages are declared or registered.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from pylightnix.attrs import Unroller
 from pylightnix.build import Build, build_outpaths, stored_config
 from pylightnix.errors import Misuse, shown
+from pylightnix.workfolder import sample_folder
 
 if TYPE_CHECKING:
     import inspect
@@ -66,7 +68,11 @@ class StageBody:
         run(self.nouts, lambda rindex: self.sample(b, unroller, rindex))
 
     def sample(self, b: Build, unroller: Unroller, rindex: int) -> None:
-        """Make output number `rindex`."""
+        """Make output number `rindex`, in a working folder of its own if it is one of several."""
+        with sample_folder(rindex) if self.nouts > 1 else nullcontext():
+            self._sample(b, unroller, rindex)
+
+    def _sample(self, b: Build, unroller: Unroller, rindex: int) -> None:
         parameters = parameters_of(self.f)
         takes_rest = _takes_rest(parameters)
         folder = build_outpaths(b)[rindex]

@@ -56,8 +56,11 @@ def storagename() -> str:
 
 
 def mkSS(root: AnyPath, stordir: Optional[AnyPath] = None, tmpdir: Optional[AnyPath] = None) -> StorageSettings:
-    """Return settings for the store at `root`, its folders optionally set apart. Touches no file."""
-    return StorageSettings(Path(root), None if stordir is None else Path(stordir), None if tmpdir is None else Path(tmpdir))
+    """Return settings for the store at `root`, its folders optionally set apart. Touches no file.
+
+    Relative paths are made absolute, for a build works in another folder.
+    """
+    return StorageSettings(*(None if part is None else Path(os.path.abspath(part)) for part in (root, stordir, tmpdir)))
 
 
 def root_in(folder: AnyPath) -> str:

@@ -93,12 +93,12 @@ def test_an_inner_function_travels_by_value(worker: Worker) -> None:
 def test_arguments_settings_and_surroundings_are_those_ordered(tmp_path: Path) -> None:
     environment = replace(capture_environment(), umask=0o027)
     environment.variables["SAMPLE"] = "value"
-    facts = "tuple(S), str(dref), dict(context), rarg['given'], os.getcwd(), os.environ['SAMPLE'], sys.stdin.read(), "
+    facts = "tuple(S), str(dref), dict(context), rarg['given'], os.path.dirname(os.getcwd()), os.environ['SAMPLE'], sys.stdin.read(), "
     facts += "os.getpid() == os.getsid(0) == os.getpgid(0)"
     with Worker(tmp_path / "w", environment=environment) as worker:
         run = worker.build(realizers.evaluated, args=arguments(text=f"[{facts}]", given={"a": 1}))
         settings = (str(tmp_path / "w/store"), str(tmp_path / "w/store/store-v1"), run.folder)
-        assert value(run) == [settings, A_DREF, {}, {"a": 1}, "/", "value", "", True]
+        assert value(run) == [settings, A_DREF, {}, {"a": 1}, run.folder, "value", "", True]
         assert stat.S_IMODE(os.stat(os.path.join(run.outputs[0], "out.txt")).st_mode) == 0o640
 
 

@@ -322,6 +322,7 @@ ADDED = {
     "either.realizeManyE": ["dry_run"],
     "fetchurl": OF_FETCHES,
     "fetchurl2": OF_FETCHES,
+    "PromiseException": ["left"],
 }
 """Parameters that ours has besides, after those that were promised and with a default. Whoever passes none notices nothing."""
 

@@ -23,6 +23,7 @@ from pylightnix.stages._process import run_program
 from pylightnix.stages.node import problem_with_entry
 from pylightnix.storage import fstmpdir
 from pylightnix.types import Context, DRef, Path, RealizeArg, RefPath, StorageSettings
+from pylightnix.workfolder import this_build
 
 __all__ = ["CommandRealizer", "command"]
 
@@ -58,8 +59,12 @@ def run_command(b: Build) -> None:
     env = {name: _resolved(b, item) for name, item in described.get("env", {}).items()}
     inputs = {name: _resolved(b, item) for name, item in described.get("inputs", {}).items()}
     folder = tempfile.mkdtemp(prefix="command-", dir=fstmpdir(b.S))
-    work = os.path.join(folder, "work")
-    os.mkdir(work)
+    if (here := this_build()) is not None:
+        work = here.path
+        here.given.update(inputs)
+    else:
+        work = os.path.join(folder, "work")
+        os.mkdir(work)
     for name, target in inputs.items():
         os.symlink(target, os.path.join(work, name))
     run_program(argv, env=env, cwd=work, log=os.path.join(folder, "log"))

@@ -64,4 +64,4 @@ def point_to(error: BaseException, moved: Callable[[str], str]) -> None:
         point_to(error.exception, moved)
     elif isinstance(error, PromiseException) and _broken(error):
         error.failed = [(Path(moved(folder)), selfpath) for folder, selfpath in _broken(error)]
-        error.args = PromiseException(error.dref, error.failed).args  # the message
+        error.args = PromiseException(error.dref, error.failed, vars(error).get("left") or ()).args  # the message

@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Optional
 
 from pylightnix.errors import Misuse
+from pylightnix.workfolder import absolute_variables, program_folder
 
 __all__ = ["Environment", "build_environment_key", "capture_environment", "worker_key"]
 
@@ -51,15 +52,22 @@ def capture_environment(declared: Iterable[str] = ()) -> Environment:
         raise Misuse("sys.executable is empty, so nobody else can start this Python; set it to the path of a Python program")
     kept = set(declared)
     variables = {name: value for name, value in os.environ.items() if name in kept or not _is_left_behind(name)}
-    if variables.get("PYTHONPATH"):
-        variables["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, variables["PYTHONPATH"].split(os.pathsep)))
+    folder = program_folder()
+    if folder is not None:
+        variables.update(absolute_variables(variables, folder))
     return Environment(
         interpreter=os.path.abspath(sys.executable),
         # An empty entry means the working folder. One that is twice is found at its first place only.
-        import_path=tuple(dict.fromkeys(os.path.abspath(entry) for entry in sys.path)),
+        import_path=tuple(dict.fromkeys(_absolute_entries(folder))),
         umask=_umask(),
         variables=variables,
     )
+
+
+def _absolute_entries(folder: Optional[str]) -> Iterator[str]:
+    for entry in sys.path:
+        if folder is not None or os.path.isabs(entry):  # relative to a folder that was removed is nothing
+            yield os.path.normpath(os.path.join(folder or "/", entry))
 
 
 def _is_left_behind(name: str) -> bool:

@@ -22,6 +22,7 @@ from pylightnix.attempt import context_below, not_in_forked_child
 from pylightnix.context import LazyContext
 from pylightnix.errors import Misuse
 from pylightnix.nesting import running_realizer
+from pylightnix.outputs import absolute_outputs
 from pylightnix.samples import run_by, samples_of
 from pylightnix.stages.command import CommandRealizer
 from pylightnix.storage import current_storage, fstmpdir
@@ -34,6 +35,7 @@ from pylightnix.worker.code import checked_code
 from pylightnix.worker.outputs import kept_names, output_names
 from pylightnix.worker.sampling import SideBySide
 from pylightnix.worker.surroundings import flush_output
+from pylightnix.workfolder import working_folder
 
 __all__ = ["BuildOrder", "parse_order", "run_build"]
 
@@ -133,8 +135,8 @@ def _realize(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) 
             realizer = run_by(realizer, run)
         arguments = unpack(order.args) if order.args is not None else {}
         context = LazyContext(order.context, lambda: context_below(order.context, S))
-        with not_in_forked_child():
-            answer = realizer(S, order.dref, context, arguments)
+        with not_in_forked_child(), working_folder(order.folder):
+            answer = absolute_outputs(realizer(S, order.dref, context, arguments))
     tmp = fstmpdir(StorageSettings(S.root, S.storage, None))
     return output_names(order.dref, order.folder, tmp, answer), manifest
 
