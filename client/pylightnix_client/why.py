@@ -95,7 +95,8 @@ class Comparing:
             configs = drefcfg_(new, self._S).val, drefcfg_(old, self._S).val
             changes = config_changes(*configs)
             if not changes:
-                unknown = "its code is not what it was, and what of it is not recorded; build it, then ask again"
+                which = "was" if before is None else "is"
+                unknown = f"its code changed; what its code {which} is not recorded, so nothing more can be told"
                 return way + (self._code_reason(code, before) or unknown)
             change = changes[0]
             if change.deps is None:

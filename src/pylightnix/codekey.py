@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import sys
 import threading
 import types
@@ -37,7 +38,9 @@ Track = Literal["closure", "strict", "packages", "function"]
 """What counts as the code of a function: all that it reaches; the same, and what cannot be seen is an error;
 all and the versions of the packages it reaches; or the function alone."""
 
-_DOMAIN: Final = b"pylightnix-code-2\0"
+_KEY: Final = 2
+"""Version of the rules by which code counts."""
+_DOMAIN: Final = b"pylightnix-code-%d\0" % _KEY
 _KEPT: Final = 4096
 _NODES_KEPT: Final = 50_000
 """A graph that has grown larger is begun anew, which lets go of the values that it holds."""
@@ -83,6 +86,8 @@ class CodeManifest:
     """What was reached and could not be seen, a sentence each."""
     packages: Mapping[str, str]
     """Versions of the distributions that were reached, by name."""
+    key: int = _KEY
+    """Version of the rules by which code counts; digests of two versions are never equal."""
 
     def is_data(self, name: str) -> bool:
         """Tell whether the digest covers the value of that name."""
@@ -95,7 +100,13 @@ class CodeManifest:
     @functools.cached_property
     def _json(self) -> str:
         entries = {name: [entry.kind, entry.digest, entry.shown] for name, entry in self.entries.items()}
-        found = {"digest": self.digest, "entries": entries, "unresolved": list(self.unresolved), "packages": dict(self.packages)}
+        found = {
+            "digest": self.digest,
+            "entries": entries,
+            "unresolved": list(self.unresolved),
+            "packages": dict(self.packages),
+            "key": self.key,
+        }
         return json.dumps(found, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -109,7 +120,8 @@ class CodeManifest:
             found = json.loads(text)
             entries = {str(name): CodeEntry(*map(str, entry)) for name, entry in found["entries"].items()}
             packages = {str(name): str(version) for name, version in found["packages"].items()}
-            return cls(Hash(found["digest"]), entries, tuple(map(str, found["unresolved"])), packages)
+            # Manifests of the first version do not have it.
+            return cls(Hash(found["digest"]), entries, tuple(map(str, found["unresolved"])), packages, int(found.get("key", 1)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Misuse(f"expected the manifest of a digest of code as JSON, found {text[:80]!r}") from error
 
@@ -316,13 +328,23 @@ def _unseen(views: Iterable[View]) -> tuple[str, ...]:
 
 def _entries(view: View) -> dict[str, CodeEntry]:
     found: dict[str, CodeEntry] = {}
-    named = [(node, content, entry_digest(node, view)) for node, content in view.items() if node.name]
-    for node, content, own in sorted(named, key=lambda item: (item[0].name, item[2])):
-        name, number = node.name, 2
-        while name in found and found[name].digest != own:
-            name, number = f"{node.name} #{number}", number + 1
-        found[name] = CodeEntry(content.kind, own, content.shown)
+    named = [(_name_in_file(node.name), content, entry_digest(node, view)) for node, content in view.items() if node.name]
+    for name, content, own in sorted(named, key=lambda item: (item[0], item[2])):
+        free, number = name, 2
+        while free in found and found[free].digest != own:
+            free, number = f"{name} #{number}", number + 1
+        found[free] = CodeEntry(content.kind, own, content.shown)
     return found
+
+
+def _name_in_file(name: str) -> str:
+    """Return a name of the program that runs as it is where others import it: `q.scale` for `__main__.scale` of q.py."""
+    if not name.startswith("__main__."):
+        return name
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    module = spec.name.removesuffix(".__main__") if spec is not None else os.path.basename(getattr(main, "__file__", None) or "")
+    return f"{module.removesuffix('.py') or '__main__'}.{name.partition('.')[2]}"
 
 
 def _packages(views: Iterable[View]) -> set[str]:

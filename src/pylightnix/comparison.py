@@ -5,7 +5,7 @@ Pure: compares values that others have read. Must not know stores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Optional
 
@@ -70,18 +70,39 @@ def code_change(new: CodeManifest, old: CodeManifest) -> Optional[str]:
 
     What both reach is looked at first: what is reached anew is so because something else was changed.
     """
+    if new.key != old.key:
+        return f"the key's version changed: code counts by version {new.key}, and did by version {old.key}"
     for kind, name, before, now in code_changes(old, new):
         return f"the {kind} {name}" + (f" is {now}, and was {before}" if now != before else " changed")
-    for name in sorted(new.entries.keys() - old.entries.keys()):
+    pairs = _pairs(old, new)
+    for name in sorted(new.entries.keys() - {name for _, name in pairs}):
         return f"the {new.entries[name].kind} {name} is reached, and was not"
-    for name in sorted(old.entries.keys() - new.entries.keys()):
+    for name in sorted(old.entries.keys() - {name for name, _ in pairs}):
         return f"the {old.entries[name].kind} {name} was reached, and is not any more"
     return None
 
 
 def code_changes(old: CodeManifest, new: CodeManifest) -> Iterator[tuple[str, str, str, str]]:
     """Yield kind, name, and how old and new value are shown, of what two digests both cover and that differs."""
-    for name in sorted(new.entries.keys() & old.entries.keys()):
-        entry, before = new.entries[name], old.entries[name]
-        if entry.digest != before.digest:
-            yield entry.kind, name, before.shown, entry.shown
+    for before, now in _pairs(old, new):
+        entry, former = new.entries[now], old.entries[before]
+        if entry.digest != former.digest:
+            yield entry.kind, now, former.shown, entry.shown
+
+
+def _pairs(old: CodeManifest, new: CodeManifest) -> list[tuple[str, str]]:
+    """Return the old and the new name of what two digests both cover, by the new name.
+
+    A name is the same in another module, too: a script is `__main__` when it runs, and code moves.
+    """
+    pairs = [(name, name) for name in new.entries.keys() & old.entries.keys()]
+    gone, come = (_by_own_name(one, one.entries.keys() - other.entries.keys()) for one, other in ((old, new), (new, old)))
+    pairs += [(gone[key][0], come[key][0]) for key in gone.keys() & come.keys() if len(gone[key]) == len(come[key]) == 1]
+    return sorted(pairs, key=lambda pair: pair[1])
+
+
+def _by_own_name(manifest: CodeManifest, names: Iterable[str]) -> dict[tuple[str, str], list[str]]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(name for name in names if manifest.entries[name].kind != "external"):
+        found.setdefault((manifest.entries[name].kind, name.rpartition(".")[2]), []).append(name)
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,3 +53,24 @@ def test_code_that_differs_is_named() -> None:
     assert code_change(manifest(f=f, a=g), manifest(f=g)) == "the function f changed", "what called it comes first"
     assert code_change(manifest(f=f, a=g), manifest(f=f)) == "the function a is reached, and was not"
     assert code_change(manifest(f=f), manifest(f=f, a=g)) == "the function a was reached, and is not any more"
+
+
+def test_name_in_another_module_is_the_same_name() -> None:
+    f, g = ("function", "1", ""), ("function", "2", "")
+    script, module = manifest(**{"__main__.f": f, "__main__.g": f}), manifest(**{"q.f": g, "q.g": f})
+    assert code_change(module, script) == "the function q.f changed"
+    assert code_change(script, module) == "the function __main__.f changed"
+    assert code_change(manifest(**{"q.f": f}), manifest(**{"p.f": f})) is None, "it was moved"
+    assert code_change(manifest(**{"q.f": f, "r.f": f}), manifest(**{"p.f": f})) == "the function q.f is reached, and was not"
+    assert code_change(manifest(**{"q.f": ("data", "1", "3")}), manifest(**{"p.f": f})) == "the data q.f is reached, and was not"
+    packages = [manifest(**{name: ("external", name, "")}) for name in ("a.b:loads", "a.c:loads")]
+    assert code_change(*packages) == "the external a.b:loads is reached, and was not"
+
+
+def test_other_version_of_the_key_is_told_before_all_else() -> None:
+    f = ("function", "1", "")
+    old = replace(manifest(f=f), key=1)
+    assert code_change(replace(manifest(g=f), key=2), old) == "the key's version changed: code counts by version 2, and did by version 1"
+    recorded = json.loads(old.to_json())
+    del recorded["key"]
+    assert CodeManifest.from_json(json.dumps(recorded)).key == 1, "manifests of the first version do not have it"
