@@ -23,7 +23,7 @@ from pylightnix.protocol.errors import TooMany
 from pylightnix.refs import undref
 from pylightnix_client.board import Board, Row
 from pylightnix_client.operation import Happening
-from pylightnix_client.progress import INTERRUPTED, Progress, human_seconds, told_again, told_missed
+from pylightnix_client.progress import INTERRUPTED, Progress, human_seconds, told_again, told_missed, told_waits
 from pylightnix_client.session import waiting_text
 
 __all__ = ["LiveProgress"]
@@ -107,6 +107,10 @@ class LiveProgress(Progress):
         super().begin(attached, builds)
         with self._lock:
             self._board.begin(attached.done, attached.total, builds)
+
+    def waits(self, who: str) -> None:
+        """Say who holds the store."""
+        self._say(told_waits(who), "bold")
 
     def asks_again(self, error: PylightnixException) -> None:
         """Say that the same is asked again, and forget what ran."""

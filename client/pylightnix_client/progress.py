@@ -29,7 +29,17 @@ from pylightnix_client.output import Answers, note
 from pylightnix_client.plain import plain_line
 from pylightnix_client.session import waiting_text
 
-__all__ = ["INTERRUPTED", "JsonProgress", "Progress", "TextProgress", "event_fields", "human_seconds", "told_again", "told_missed"]
+__all__ = [
+    "INTERRUPTED",
+    "JsonProgress",
+    "Progress",
+    "TextProgress",
+    "event_fields",
+    "human_seconds",
+    "told_again",
+    "told_missed",
+    "told_waits",
+]
 
 INTERRUPTED: Final = "interrupted: cancelling what was asked for, what was finished is kept; press Ctrl-C again to leave at once"
 _NAMED: Final = 3
@@ -51,6 +61,11 @@ def told_again(error: PylightnixException) -> str:
     from pylightnix.protocol.errors import Draining
 
     return f"the daemon {'is stopping' if isinstance(error, Draining) else 'has gone'}; asking again"
+
+
+def told_waits(who: str) -> str:
+    """Return what people are told while others hold the store."""
+    return f"waiting for {plain_line(who)}, which holds the store"
 
 
 def told_missed(events: int) -> str:
@@ -99,6 +114,9 @@ class Progress(Onlooker):
     def asks_again(self, error: PylightnixException) -> None:
         """Say that the same is asked again."""
 
+    def waits(self, who: str) -> None:
+        """Say who holds the store, which must let it go before a daemon can have it."""
+
     def hear(self, happening: Happening) -> None:
         """Take in what the daemon says."""
         self._asks_again = False
@@ -129,6 +147,10 @@ class JsonProgress(Progress):
         """Say where an operation is that others began."""
         super().begin(attached, builds)
         self._tell({"kind": "attached", "done": attached.done, "total": attached.total})
+
+    def waits(self, who: str) -> None:
+        """Say who holds the store."""
+        self._tell({"kind": "waiting", "for": who})
 
     def asks_again(self, error: PylightnixException) -> None:
         """Say that the same is asked again."""
@@ -197,6 +219,10 @@ class TextProgress(Progress):
         running = [f"{undref(DRef(line.dref))[1]} for {human_seconds(max(0.0, now - line.started))}" for line in builds if line.started]
         said = [f"building {', '.join(running[:_NAMED])}{' …' if len(running) > _NAMED else ''}"] if running else []
         note(", ".join([f"{attached.done}/{attached.total} done", *said]))
+
+    def waits(self, who: str) -> None:
+        """Say who holds the store."""
+        note(told_waits(who))
 
     def asks_again(self, error: PylightnixException) -> None:
         """Say that the same is asked again."""

@@ -1,7 +1,8 @@
 """Starting a daemon on a store that has none, for as long as somebody needs it.
 
 It is a program of its own, in a session of its own, and ends by itself. Several commands may start one at a
-time: one daemon gets the store, and all go to that. Must not know what is asked of it.
+time: one daemon gets the store, and all go to that. While others work in the store without a daemon, it is waited for
+them, however long that takes: they make progress. Must not know what is asked of the daemon.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Final, Optional
 
 from pylightnix.errors import StoreBusy
 from pylightnix.storage import fsroot, fsstorage, fstmpdir, store_layout
-from pylightnix.store.locks import LOCK_WAIT_SECONDS
-from pylightnix.store.ownership import daemon_socket
+from pylightnix.store.layout import StoreLayout
+from pylightnix.store.locks import LOCK_WAIT_SECONDS, command_of, holding_pids, is_stopped
+from pylightnix.store.ownership import DAEMON_ROLE, daemon_socket, lock_says
 from pylightnix.types import StorageSettings
 from pylightnix_client.errors import DaemonNotStarted
 
@@ -25,62 +28,143 @@ IDLE_SECONDS: Final = 5
 """How long such a daemon stays when nobody wants anything of it."""
 _START_SECONDS: Final = 60.0
 """How long it may take until it listens."""
+_GATE_SECONDS: Final = 2
+"""How long it may keep newcomers out of the store, waiting for those who are in there."""
 _PAUSE_SECONDS: Final = 0.05
+_PATIENCE_SECONDS: Final = 8.0
+"""How long to let those in the store alone until it is tried again."""
+_SILENCE_SECONDS: Final = 0.5
+"""How long to wait without a word."""
+
+Waiting = Callable[[str], None]
 
 
-def daemon_at(S: StorageSettings, jobs: Optional[int] = None) -> str:
+def _nobody(who: str) -> None:
+    """Tell nobody who is waited for."""
+
+
+def daemon_at(S: StorageSettings, jobs: Optional[int] = None, waiting: Waiting = _nobody) -> str:
     """Return the socket of the daemon that owns a store, and start one if there is none.
 
     Args:
         S: which store; absolute.
         jobs: how many builds a daemon runs at a time that is started here.
+        waiting: is called with whom it is waited for, once that takes a while, and again when it is for others.
 
     Raises:
-        DaemonNotStarted: there is none and none comes up. Nothing of it is left.
+        DaemonNotStarted: there is none and none comes up, or whoever holds the store is stopped. Nothing of it is left.
     """
     layout = store_layout(S)
-    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    patience = _Patience(layout, waiting)
     while True:
         socket = daemon_socket(layout)
         if socket is not None:
             return socket
-        trouble = _start(S, jobs)
-        if trouble is not None and (trouble.status != StoreBusy.exit_status or time.monotonic() >= deadline):
+        trouble = _start(S, jobs, patience)
+        if trouble is not None and trouble.status == StoreBusy.exit_status:
+            # Others work in it; or another daemon has just got it and does not listen yet, or is about to leave it.
+            patience.let_others(trouble)
+        elif trouble is not None:
             raise trouble
-        if trouble is not None:
-            # Another one has just got the store and does not listen yet, or is about to leave it.
-            time.sleep(_PAUSE_SECONDS)
-        elif daemon_socket(layout) is None and time.monotonic() >= deadline:
+        elif daemon_socket(layout) is None and patience.is_over():
             raise DaemonNotStarted(layout.state, "it started and is gone again", _log_of(layout.state))
 
 
-def _start(S: StorageSettings, jobs: Optional[int]) -> Optional[DaemonNotStarted]:
+class _Patience:
+    """Waiting for those who hold a store."""
+
+    def __init__(self, layout: StoreLayout, waiting: Waiting) -> None:
+        self._layout, self._waiting = layout, waiting
+        self._begun = self._moved = time.monotonic()
+        self._told: Sequence[int] = ()
+
+    def is_over(self) -> bool:
+        """Tell whether it is long since anybody was seen in the store who makes progress."""
+        return time.monotonic() - self._moved >= LOCK_WAIT_SECONDS
+
+    def look(self) -> list[int]:
+        """Return who holds the store now, and say so if it takes a while."""
+        pids = holding_pids(self._layout)
+        now = time.monotonic()
+        if any(not is_stopped(pid) for pid in pids):
+            self._moved = now
+        said = lock_says(self._layout)
+        if said.get("role") == DAEMON_ROLE and said.get("pid") in pids and not said.get("ending"):
+            return pids  # a daemon that will listen in a moment
+        if pids and pids != self._told and now - self._begun >= _SILENCE_SECONDS:
+            self._told = pids
+            self._waiting(", ".join(f"{command_of(pid) or 'a program'}, process {pid}" for pid in pids))
+        return pids
+
+    def let_others(self, trouble: DaemonNotStarted) -> None:
+        """Wait until others hold the store than now, or a daemon does, but not for long: it is to be tried again.
+
+        Raises:
+            DaemonNotStarted: they were waited for in vain.
+        """
+        pids, until = self.look(), time.monotonic() + _PATIENCE_SECONDS
+        while daemon_socket(self._layout) is None:
+            if self.is_over():
+                raise self._stopped() or trouble
+            time.sleep(_PAUSE_SECONDS)
+            if not pids or self.look() != pids or time.monotonic() >= until:
+                return
+
+    def _stopped(self) -> Optional[DaemonNotStarted]:
+        pid = next((pid for pid in holding_pids(self._layout) if is_stopped(pid)), None)
+        if pid is None:
+            return None
+        waited = f"{time.monotonic() - self._begun:.0f} s"
+        who = f"{command_of(pid) or 'a program'}, process {pid}, holds the store and is stopped"
+        return DaemonNotStarted(self._layout.state, f"{who}; waited {waited}; let it go on with kill -CONT {pid}, or end it")
+
+
+def _start(S: StorageSettings, jobs: Optional[int], patience: _Patience) -> Optional[DaemonNotStarted]:
     """Start a daemon; return when it listens, or what it says of why it does not."""
     state = store_layout(S).state
     # -P: the folder that this was called from is not for the daemon to import from.
-    command = [sys.executable, "-P", "-m", "pylightnixd", "--exit-when-idle", str(IDLE_SECONDS)]
+    command = [sys.executable, "-P", "-m", "pylightnixd", "--exit-when-idle", str(IDLE_SECONDS), "--wait", str(_GATE_SECONDS)]
     command += ["--jobs", str(jobs)] if jobs is not None else []
     variables = {"PYLIGHTNIX_ROOT": fsroot(S), "PYLIGHTNIX_STORAGE": fsstorage(S), "PYLIGHTNIX_TMP": fstmpdir(S)}
     if S.storage is None and S.tmpdir is None:
         command += ["--store", fsroot(S)]  # where everything is in its usual place, `ps` shows which store it is
     try:
-        ended = subprocess.run(
+        child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=_START_SECONDS,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,
             env={**os.environ, **variables},
         )
-    except subprocess.TimeoutExpired:
-        return DaemonNotStarted(state, f"it did not listen within {_START_SECONDS:g} s", _log_of(state))
     except OSError as error:
         return DaemonNotStarted(state, f"cannot run {sys.executable}: {error.strerror or error}")
-    if ended.returncode == 0:
+    with child:
+        try:
+            said = _words_of(child, patience)
+        except BaseException:  # Ctrl-C among them
+            child.kill()
+            raise
+    if said is None:
+        return DaemonNotStarted(state, f"it did not listen within {_START_SECONDS:g} s", _log_of(state))
+    if child.returncode == 0:
         return None
-    said = (ended.stderr or ended.stdout).decode("utf-8", "replace").strip().removeprefix("pylightnixd: ")
-    return DaemonNotStarted(state, said or f"it ended with status {ended.returncode}", _log_of(state), ended.returncode)
+    text = said.decode("utf-8", "replace").strip().removeprefix("pylightnixd: ")
+    return DaemonNotStarted(state, text or f"it ended with status {child.returncode}", _log_of(state), child.returncode)
+
+
+def _words_of(child: subprocess.Popen[bytes], patience: _Patience) -> Optional[bytes]:
+    """Return what a process that ends soon has said; None if it does not end."""
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            out, errors = child.communicate(timeout=_SILENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            patience.look()
+        else:
+            return errors or out
+    child.kill()
+    return None
 
 
 def _log_of(state: str) -> Optional[str]:

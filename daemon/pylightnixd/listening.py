@@ -109,7 +109,11 @@ def listen_at(path: str) -> socket.socket:
 def _remove_stale(path: str) -> None:
     try:
         mode = os.lstat(path).st_mode
+        if stat.S_ISLNK(mode):  # of a daemon that listened elsewhere and was killed
+            mode = os.stat(path).st_mode
     except FileNotFoundError:
+        if os.path.islink(path):
+            os.unlink(path)
         return
     if not stat.S_ISSOCK(mode):
         raise SocketTrouble(path, "something that is no socket is there")

@@ -74,9 +74,10 @@ TAG: Final = _Quantity("tag", parse_tag)
 @click.option("--log-size", type=BYTES, metavar="BYTES", help="Kill builds that say more; with K, M or G. Default: 256M. 0 is no end.")
 @click.option("--exit-when-idle", type=SECONDS, metavar="SECONDS", help="End after so long without client and operation. Default: never.")
 @click.option("--drain", type=SECONDS, metavar="SECONDS", help="How long builds may go on after SIGTERM. Default: 30.")
+@click.option("--wait", type=SECONDS, metavar="SECONDS", help="How long to wait for a store that others work in. Default: 10.")
 @click.option("--foreground", is_flag=True, help="Do not detach.")
 @click.version_option(__version__, prog_name="pylightnixd")
-def main(config: Optional[str], foreground: bool, **options: Any) -> None:
+def main(config: Optional[str], foreground: bool, wait: Optional[float], **options: Any) -> None:
     """Own a store and realize stages for many clients at once, each build once."""
     _refuse_empty({**options, "config": None if config is None else config.removeprefix("-")})
     try:
@@ -100,7 +101,8 @@ def main(config: Optional[str], foreground: bool, **options: Any) -> None:
             cpus = min(made.budget.cpus, inherited.builds_max)
             if cpus < made.budget.cpus:
                 click.echo(f"pylightnixd: {cpus} CPU slots rather than {made.budget.cpus}, for few files may be open (ulimit -n)", err=True)
-            return replace(made, open_files=inherited.open_files, budget=replace(made.budget, cpus=cpus))
+            wait_seconds = _or(wait, made.wait_seconds)
+            return replace(made, open_files=inherited.open_files, budget=replace(made.budget, cpus=cpus), wait_seconds=wait_seconds)
 
         settings = read()
         make_folders(settings.layout)
@@ -190,7 +192,10 @@ def _serve(settings: Settings, read: Callable[[], Settings], fds: list[int], rea
 
     def ready() -> None:
         if ready_fd is not None:
-            os.write(ready_fd, b"ready")
+            try:
+                os.write(ready_fd, b"ready")
+            except BrokenPipeError:
+                pass  # who started it has gone; others may want it
             os.close(ready_fd)
         else:
             click.echo(f"pylightnixd {__version__}: serving {settings.layout.state} at {settings.socket_path}", err=True)

@@ -29,6 +29,8 @@ from pylightnix.protocol.server import ServerConnection
 from pylightnix.store.access import user_name
 from pylightnix.store.build_logs import logs_folder
 from pylightnix.store.layout import StoreLayout
+from pylightnix.store.locks import LOCK_WAIT_SECONDS, say_ending
+from pylightnix.store.ownership import DAEMON_ROLE
 from pylightnix.store.store import open_store_alone
 from pylightnix.worker.linux import become_subreaper
 from pylightnixd.builds import Builds
@@ -57,7 +59,7 @@ DRAIN_SECONDS: Final = 30.0
 AT_ONCE_SECONDS: Final = 5.0
 """How long threads that hash outputs hold up the end of a daemon that is to end at once."""
 FEATURES: Final[tuple[str, ...]] = ()
-FIXED: Final = ("layout", "socket_path", "socket_is_ours", "grace_seconds", "fetch", "open_files")
+FIXED: Final = ("layout", "socket_path", "socket_is_ours", "grace_seconds", "fetch", "open_files", "wait_seconds")
 """Settings that hold for a daemon's whole life."""
 
 
@@ -77,6 +79,8 @@ class Settings:
     """How long a running build outlives the last operation that wanted it."""
     drain_seconds: float = DRAIN_SECONDS
     """How long what is under way may go on after the daemon was told to end."""
+    wait_seconds: float = LOCK_WAIT_SECONDS
+    """How long to wait for others that work in the store."""
     open_files: Optional[tuple[int, int]] = None
     """The soft and the hard limit on open files of the processes of builds; None for this process's."""
     exit_when_idle_seconds: Optional[float] = None
@@ -103,7 +107,7 @@ async def serve(
         StoreError: the store cannot be had, or the socket cannot be made.
     """
     become_subreaper()
-    with open_store_alone(settings.layout, "pylightnixd", settings.socket_path) as store:
+    with open_store_alone(settings.layout, DAEMON_ROLE, settings.socket_path, settings.wait_seconds) as store:
         server = _Server(settings, HeldStore.of(store), notifier, reread or (lambda: settings))
         await server.run(listen(), ready)
 
@@ -264,6 +268,7 @@ class _Server:
     async def _drain(self, requests: Requests, builds: Builds) -> None:
         """Let what is under way end, up to the deadline or a second signal."""
         requests.draining = True
+        say_ending(self.settings.layout, DAEMON_ROLE, self.settings.socket_path)
         self.notifier.tell("STOPPING=1", f"STATUS=ending; {requests.under_way} operations are under way")
         for session in list(self.sessions.values()):
             session.notify("draining", DrainingNotice(retry_after=RETRY_AFTER_SECONDS))

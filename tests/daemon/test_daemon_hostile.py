@@ -22,6 +22,7 @@ from pylightnix import PylightnixException
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import MessageInvalid, NotYours, TooMany
 from pylightnix.protocol.limits import CONNECTIONS_PER_USER_MAX, UNGREETED_PER_USER_MAX
+from pylightnix.store.locks import LOCK_WAIT_SECONDS
 from pylightnix.travel import pack_realizer
 from pylightnixd.report import parse_report
 
@@ -418,9 +419,11 @@ def test_a_stale_socket(daemon: Daemon, tmp_path: Path) -> None:
     assert not os.path.lexists(path)
 
 
-@pytest.mark.slow  # it waits for the store
 def test_a_second_daemon_on_a_store(daemon: Daemon) -> None:
+    begun = time.monotonic()
     ended = run_daemon(Path(daemon.root))
+    assert time.monotonic() - begun < LOCK_WAIT_SECONDS, "it waited for a store that it cannot get"
+    assert f"at {daemon.socket_path}; use that one, or end it first: kill {daemon.process.pid}" in ended.stderr
     assert ended.returncode == 75
     assert str(daemon.process.pid) in ended.stderr
     assert "pylightnixd" in ended.stderr

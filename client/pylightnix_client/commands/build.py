@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
@@ -12,10 +12,10 @@ from pylightnix_client.session import Session
 
 if TYPE_CHECKING:
     from pylightnix.embedded import Outcome
-    from pylightnix.errors import PylightnixException
     from pylightnix.types import Closure, DRef, RRef, StorageSettings
     from pylightnix_client.log_ends import LogEnd
     from pylightnix_client.output import Answers
+    from pylightnix_client.progress import Progress
 
 __all__ = ["build_command"]
 
@@ -90,7 +90,7 @@ def build_command(
     # Users' code in this process shares the terminal: a display that draws would be in its way.
     with showing(answers, live=not (no_daemon or dry_run)) as progress:
         wishes = {"force_rebuild": force, "keep_going": keep_going, "observe": progress}
-        outcome = _realize(closure, S, jobs, no_daemon, dry_run, wishes, progress.again)
+        outcome = _realize(closure, S, jobs, no_daemon, dry_run, wishes, progress)
     logs = ends_of_logs(session, [dref for dref, _ in outcome.failed], progress.builds)
     return _conclude(answers, outcome, closure, S, logs, dry_run=dry_run, out_link=out_link)
 
@@ -102,7 +102,7 @@ def _realize(
     no_daemon: bool,
     is_dry: bool,
     wishes: dict[str, Any],
-    again: Callable[[PylightnixException], None],
+    progress: Progress,
 ) -> Outcome:
     from pylightnix.remote import here_only, realize_closure
     from pylightnix_client.planned import dry_run
@@ -115,7 +115,7 @@ def _realize(
             return dry_run(embedded.realize_closure, closure, **wishes) if is_dry else embedded.realize_closure(closure, **wishes)
     if is_dry:
         return dry_run(realize_closure, closure, **wishes)  # which needs no daemon, and is not worth starting one
-    return realize_closure(closure, find=lambda layout: daemon_at(S, jobs), jobs=jobs, again=again, **wishes)
+    return realize_closure(closure, find=lambda layout: daemon_at(S, jobs, progress.waits), jobs=jobs, again=progress.again, **wishes)
 
 
 def _conclude(

@@ -32,7 +32,7 @@ from typing import Final, Optional
 from pylightnix._version import __version__
 from pylightnix.errors import StoreBusy, StoreFull, StoreIOError, StoreReadOnly
 from pylightnix.store.layout import StoreLayout
-from pylightnix.store.ownership import daemon_socket, lock_says
+from pylightnix.store.ownership import DAEMON_ROLE, daemon_socket, lock_says, serving_daemon
 from pylightnix.types import DRef
 
 __all__ = [
@@ -41,10 +41,14 @@ __all__ = [
     "build_key",
     "build_lock",
     "close_lock_file",
+    "command_of",
     "exclusive_lock",
     "forget_after_fork",
     "holders",
+    "holding_pids",
+    "is_stopped",
     "open_lock_file",
+    "say_ending",
     "shared_lock",
     "try_build_lock",
     "try_flock",
@@ -122,24 +126,33 @@ def try_flock(fd: int, operation: int) -> bool:
     return True
 
 
-def _flock_until(layout: StoreLayout, fd: int, operation: int, started: float, wait_seconds: float) -> None:
+def _flock_until(layout: StoreLayout, fd: int, operation: int, started: float, wait_seconds: float, role: str = "") -> None:
     # flock has no timeout of its own and an alarm signal belongs to the program, hence the polling.
     while not try_flock(fd, operation):
         if operation == fcntl.LOCK_SH and (socket := daemon_socket(layout)) is not None:
             raise StoreOwned(layout.state, holders(layout), socket)
+        if role == DAEMON_ROLE and (serving := serving_daemon(layout)) is not None:
+            raise _served_already(layout, *serving)
         waited = time.monotonic() - started
         if waited >= wait_seconds:
             raise StoreBusy(layout.state, holders(layout), wait_seconds)
         time.sleep(min(_POLL_SECONDS, wait_seconds - waited))
 
 
-def _acquire(layout: StoreLayout, operation: int, wait_seconds: float, started: float) -> int:
+def _served_already(layout: StoreLayout, pid: int, socket: str) -> StoreOwned:
+    error = StoreOwned(layout.state, holders(layout), socket)
+    who = ", ".join(error.holders) or f"process {pid}"
+    error.args = (f"the store {layout.state} has a daemon already: {who}, at {socket}; use that one, or end it first: kill {pid}",)
+    return error
+
+
+def _acquire(layout: StoreLayout, operation: int, wait_seconds: float, started: float, role: str = "") -> int:
     gate = open_lock_file(layout.gate)
     try:
-        _flock_until(layout, gate, operation, started, wait_seconds)
+        _flock_until(layout, gate, operation, started, wait_seconds, role)
         fd = open_lock_file(layout.lock)
         try:
-            _flock_until(layout, fd, operation, started, wait_seconds)
+            _flock_until(layout, fd, operation, started, wait_seconds, role)
         except BaseException:
             close_lock_file(fd)
             raise
@@ -200,12 +213,13 @@ def exclusive_lock(layout: StoreLayout, role: str, wait_seconds: float = LOCK_WA
     """Be alone in the store. The lock file then says who is: role, process id, version, and where to connect.
 
     Raises:
-        StoreBusy: others held it for all of `wait_seconds`, or this process itself holds it shared.
+        StoreBusy: others held it for all of `wait_seconds`, or this process itself holds it shared. At once where a
+            daemon is to have it and another one serves the store.
     """
     with _mutex:
         started = time.monotonic()
         _wait_for_own_calls(layout, wait_seconds)
-        fd = _acquire(layout, fcntl.LOCK_EX, wait_seconds, started)
+        fd = _acquire(layout, fcntl.LOCK_EX, wait_seconds, started, role)
         try:
             os.ftruncate(fd, 0)
             os.pwrite(fd, _said(role, socket), 0)
@@ -215,8 +229,17 @@ def exclusive_lock(layout: StoreLayout, role: str, wait_seconds: float = LOCK_WA
             close_lock_file(fd)
 
 
-def _said(role: str, socket: Optional[str]) -> bytes:
-    return json.dumps({"role": role, "pid": os.getpid(), "socket": socket, "version": __version__}).encode()
+def _said(role: str, socket: Optional[str], **more: object) -> bytes:
+    return json.dumps({"role": role, "pid": os.getpid(), "socket": socket, "version": __version__, **more}).encode()
+
+
+def say_ending(layout: StoreLayout, role: str, socket: Optional[str]) -> None:
+    """Say in the lock file, which this process holds exclusively, that it will let go: who wants it next waits for that."""
+    fd = os.open(layout.lock, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.pwrite(fd, _said(role, socket, ending=True), 0)
+    finally:
+        os.close(fd)
 
 
 def _wait_for_own_calls(layout: StoreLayout, wait_seconds: float) -> None:
@@ -228,6 +251,12 @@ def _wait_for_own_calls(layout: StoreLayout, wait_seconds: float) -> None:
 
 def holders(layout: StoreLayout) -> list[str]:
     """Name the processes that hold the store's lock, as far as the kernel tells."""
+    alone = _exclusive_holder(layout)
+    return [f"{alone.get(pid, '')}{_describe(pid)}" for pid in holding_pids(layout)]
+
+
+def holding_pids(layout: StoreLayout) -> list[int]:
+    """Return the other processes that hold the store's lock, as far as the kernel tells."""
     try:
         info = os.stat(layout.lock)
         with open("/proc/locks", encoding="ascii") as file:
@@ -236,8 +265,7 @@ def holders(layout: StoreLayout) -> list[str]:
         return []
     device = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
     pids = {int(words[4]) for words in lines if len(words) > 5 and words[1] == "FLOCK" and words[5] == device}
-    alone = _exclusive_holder(layout)
-    return [f"{alone.get(pid, '')}{_describe(pid)}" for pid in sorted(pids - {0, os.getpid()})]
+    return sorted(pids - {0, os.getpid()})
 
 
 def _exclusive_holder(layout: StoreLayout) -> dict[int, str]:
@@ -249,12 +277,26 @@ def _exclusive_holder(layout: StoreLayout) -> dict[int, str]:
         return {}  # nobody does, or it died while it wrote this
 
 
-def _describe(pid: int) -> str:
+def command_of(pid: int) -> str:
+    """Return the command line of a process, or how it begins; empty if it has none."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            command = file.read(200).rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
+            return file.read(200).rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
     except OSError:
-        command = ""
+        return ""
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process was stopped, by Ctrl-Z for example, and so makes no progress."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
+    except OSError:
+        return False
+
+
+def _describe(pid: int) -> str:
+    command = command_of(pid)
     return f"process {pid} ({command})" if command else f"process {pid}"
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Optional
 
 from pylightnix.store.layout import StoreLayout
 
-__all__ = ["DAEMON_ROLE", "LINK_NAME", "daemon_socket", "link_target", "lock_says", "use_socket"]
+__all__ = ["DAEMON_ROLE", "LINK_NAME", "daemon_socket", "link_target", "lock_says", "serving_daemon", "use_socket"]
 
 DAEMON_ROLE: Final = "pylightnixd"
 """What the lock file calls the daemon."""
@@ -35,6 +35,21 @@ def lock_says(layout: StoreLayout) -> dict[str, Any]:
     finally:
         os.close(fd)
     return said if isinstance(said, dict) else {}
+
+
+def serving_daemon(layout: StoreLayout) -> Optional[tuple[int, str]]:
+    """Return the process and the socket of the daemon that has the store and keeps it; None if there is none, or it is ending."""
+    said = lock_says(layout)
+    pid, path = said.get("pid"), said.get("socket")
+    if said.get("role") != DAEMON_ROLE or said.get("ending") or not isinstance(pid, int) or not isinstance(path, str):
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None  # it was killed, and said nothing more
+    except PermissionError:
+        pass
+    return (pid, path) if _answers(path) else None
 
 
 def use_socket(layout: StoreLayout, path: str) -> None:

@@ -241,19 +241,22 @@ def open_store(layout: StoreLayout) -> Iterator[Store]:
 
 
 @contextmanager
-def open_store_alone(layout: StoreLayout, role: str, socket: Optional[str] = None) -> Iterator[Store]:
+def open_store_alone(
+    layout: StoreLayout, role: str, socket: Optional[str] = None, wait_seconds: float = LOCK_WAIT_SECONDS
+) -> Iterator[Store]:
     """Open a store for as long as the block runs, and keep every other process out of it.
 
     Args:
         layout: the store.
         role: who is asking, for those who find it locked.
         socket: where they may connect instead, if this process serves the store.
+        wait_seconds: how long to wait for others that work in it.
 
     Raises:
         What `open_store` raises.
     """
     check_access(layout)
-    with exclusive_lock(layout, role, socket=socket):
+    with exclusive_lock(layout, role, wait_seconds, socket):
         with translated_errors(layout, "opening the store"):
             index = _open_index(layout)
             if index.format() > FORMAT:
