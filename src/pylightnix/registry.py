@@ -104,7 +104,13 @@ def mkregistry(S: Optional[StorageSettings] = None) -> Registry:
 
 
 def tlregistry(M: Optional[Registry] = None) -> Optional[Registry]:
-    """Return `M` if given, else the current registry, else None."""
+    """Return `M` if given, else the current registry, else None.
+
+    Raises:
+        Misuse: `M` is something else.
+    """
+    if M is not None and not isinstance(M, Registry):
+        raise Misuse(f"expected for r a registry, found {shown(M)}; pass on the one that instantiate gives to your stage")
     return M if M is not None else _registry.get()
 
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 import stat
+from collections.abc import Callable
 from typing import Any, Optional
 
 import pytest
@@ -23,14 +24,20 @@ from pylightnix import (
     StorageSettings,
     current_registry,
     drefcfg_,
+    fetchlocal,
+    fetchurl,
+    fetchurl2,
     instantiate,
     match_some,
     mkconfig,
     mkdrv,
     mkregistry,
     realize1,
+    redefine,
     rref2path,
     selfref,
+    source,
+    unpack,
 )
 from pylightnix.codekey import pyobjhash
 from pylightnix.stages import command, mknode
@@ -376,3 +383,39 @@ def test_what_cannot_be_run_is_refused_at_once(S: StorageSettings, arguments: di
     with pytest.raises(Misuse, match=problem):
         command(**arguments, r=r)
     assert r.builders == {}
+
+
+# --- steering values --------------------------------------------------------------------------------------
+
+
+def test_steering_values_that_are_none_are_refused_at_the_call(S: StorageSettings, tmp_path: pathlib.Path) -> None:
+    url, sha256, r = "https://h/f.tar", "0" * 64, mkregistry(S)
+    calls: dict[str, Callable[..., Any]] = {
+        "'unpack,remove', 'unpack' or 'as-is'": lambda: fetchurl(url, sha256, mode="asis", r=r),
+        "for name a text": lambda: fetchurl(url, sha256, name=bad(3), r=r),
+        "for force_download True or False": lambda: fetchurl(url, sha256, force_download=bad("no"), r=r),
+        "for check_promises True or False": lambda: fetchlocal(sha256, "/f", check_promises=bad("yes"), r=r),
+        "for path the path": lambda: fetchlocal(sha256, bad(3), r=r),
+        "for r a registry": lambda: fetchurl2(url, sha256, r=bad("r")),
+        "for aunpack_args a list": lambda: unpack("/f", aunpack_args="-x", r=r),
+        "unpack expects for name a text": lambda: unpack("/f", name=bad(3), r=r),
+        "source expects for name a text": lambda: source(tmp_path, name=bad(3), r=r),
+        "for env a dict": lambda: command(["ls"], bad(["A=b"]), r=r),
+        "for inputs a dict": lambda: command(["ls"], inputs=bad("x"), r=r),
+        "expects a list of outputs": lambda: command(["ls"], outputs=bad(None), r=r),
+        "list of the program": lambda: command(bad({"ls"}), r=r),
+        "command expects for name a text": lambda: command(["ls"], name=bad(3), r=r),
+        "for cfgdict a dict": lambda: mknode(r, bad([1])),
+        "for artifacts a dict": lambda: mknode(r, {}, bad(["file"])),
+        "expects the registry first": lambda: mknode(bad({"a": 1}), bad(r)),
+        "mknode expects for name a text": lambda: mknode(r, {}, name=bad(3)),
+        "for new_config a function": lambda: redefine(lambda r: mknode(r, {}), bad({"a": 1})),
+    }
+    for said, call in calls.items():
+        with pytest.raises(Misuse, match=said):
+            call()
+
+
+def bad(value: Any) -> Any:
+    """Return a value of a type that the signature forbids."""
+    return value

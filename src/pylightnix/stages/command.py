@@ -20,7 +20,7 @@ from pylightnix.matchers import match_only
 from pylightnix.refs import isdref, isrefpath, isselfpath, mkrefpath, selfref
 from pylightnix.registry import Registry, mkdrv
 from pylightnix.stages._process import run_program
-from pylightnix.stages.node import problem_with_entry
+from pylightnix.stages.node import checked_mapping, checked_name, problem_with_entry
 from pylightnix.storage import fstmpdir
 from pylightnix.types import Context, DRef, Path, RealizeArg, RefPath, StorageSettings
 from pylightnix.workfolder import this_build
@@ -108,17 +108,21 @@ def command(
 
     Building raises a `BuildError` that holds a `CommandFailed` if the program does not exit with status 0.
     """
-    if isinstance(argv, str) or not argv:
+    if isinstance(argv, (str, bytes)) or not isinstance(argv, Sequence) or not argv:
         raise Misuse(f"command expects a list of the program and its arguments, found {argv!r:.100}; for a shell line: ['sh', '-c', line]")
     if isinstance(outputs, str):
         raise Misuse(f"command expects a list of outputs, found the text {outputs!r}; write [{outputs!r}]")
+    if not isinstance(outputs, Sequence):
+        raise Misuse(f"command expects a list of outputs, found {outputs!r:.100}; write ['out']")
+    env = checked_mapping("command", "env", env, "{'NAME': 'value'}")
+    inputs = checked_mapping("command", "inputs", inputs, "{'name': dref}")
     described = {
         "argv": [_checked(f"argv[{i}]", item) for i, item in enumerate(argv)],
         "env": {_variable(key): _checked(f"env[{key!r}]", item) for key, item in env.items()},
         "inputs": {_entry("input", key): _path(f"inputs[{key!r}]", item) for key, item in inputs.items()},
         "outputs": [[selfref, *_components(item)] for item in outputs],
     }
-    return mkdrv(mkconfig({"name": name, _KEY: described}), match_only(), CommandRealizer(), r)
+    return mkdrv(mkconfig({"name": checked_name("command", name, "command"), _KEY: described}), match_only(), CommandRealizer(), r)
 
 
 def _path(where: str, item: object) -> list[str] | str:

@@ -19,7 +19,7 @@ from pylightnix.matchers import match_only
 from pylightnix.refs import selfref
 from pylightnix.registry import Registry, mkdrv
 from pylightnix.stages._fetching import FetchedRealizer, FetchRealizer, LendFile
-from pylightnix.stages.node import problem_with_entry
+from pylightnix.stages.node import checked_name, problem_with_entry
 from pylightnix.types import DRef
 from pylightnix.unpack_limits import UnpackLimits, checked_limits
 
@@ -88,7 +88,7 @@ def fetchurl(
     for each in (url, *_list("fetchurl", mirrors)):
         check_url(each)
     file = _file_name("fetchurl", filename, file_name_of(url))
-    config = {**kwargs, "name": "fetchurl" if name is None else name, "url": url, **checksums, "mode": mode}
+    config = {**kwargs, "name": checked_name("fetchurl", name, "fetchurl"), "url": url, **checksums, "mode": mode}
     realizer = FetchRealizer(
         urls=tuple(mirrors),
         path=local_path_of(check_url(url)),
@@ -158,7 +158,7 @@ def fetchurl2(
     for each in (*(() if local is not None else (url,)), *_list("fetchurl2", mirrors)):
         check_url(each)
     file = _file_name("fetchurl2", filename, os.path.basename(local) if local is not None else file_name_of(url))
-    config = {"name": "fetchurl2" if name is None else name, **checksums, "out": [selfref, file], **kwargs}
+    config = {"name": checked_name("fetchurl2", name, "fetchurl2"), **checksums, "out": [selfref, file], **kwargs}
     realizer = FetchRealizer(
         urls=tuple(mirrors) if local is not None else (url, *mirrors),
         path=local,
@@ -206,6 +206,9 @@ def fetchlocal(
     if (path is None) == (envname is None):
         raise Misuse(f"fetchlocal expects exactly one of path and envname, found {'none' if path is None else 'both'}")
     if path is not None:
+        given: object = path  # whatever the annotation says
+        if not isinstance(given, (str, os.PathLike)):
+            raise Misuse(f"fetchlocal expects for path the path of a file, found {given!r:.100}")
         where = os.fspath(path)
         source = {"path": where}
     else:
@@ -217,7 +220,7 @@ def fetchlocal(
     if not checksums:
         raise Misuse("fetchlocal expects the sha256 of the file, found None")
     file = _file_name("fetchlocal", filename, os.path.basename(where))
-    config = {**kwargs, "name": "fetchlocal" if name is None else name, **source, **checksums, "mode": mode}
+    config = {**kwargs, "name": checked_name("fetchlocal", name, "fetchlocal"), **source, **checksums, "mode": mode}
     # The working folder of the build may be another one.
     realizer = FetchRealizer(
         path=os.path.abspath(where),

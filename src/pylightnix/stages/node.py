@@ -36,6 +36,28 @@ def problem_with_entry(name: object) -> Optional[str]:
     return None
 
 
+def checked_name(what: str, name: object, default: str) -> str:
+    """Return the name of a derivation, `default` for None.
+
+    Raises:
+        Misuse: it is no text. Which texts are names is the config's business.
+    """
+    if name is None or isinstance(name, str):
+        return default if name is None else name
+    raise Misuse(f"{what} expects for name a text, found {name!r:.100}")
+
+
+def checked_mapping(what: str, name: str, found: object, example: str) -> Mapping[Any, Any]:
+    """Return an argument that must be a dict.
+
+    Raises:
+        Misuse: it is none.
+    """
+    if not isinstance(found, Mapping):
+        raise Misuse(f"{what} expects for {name} a dict, found {found!r:.100}; write {name}={example}")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class NodeRealizer:
     """Writes bytes that it holds, after comparing them with the digests in the config."""
@@ -76,9 +98,11 @@ def mknode(
     Raises:
         Misuse: an artifact's name is not one of a plain file, or `cfgdict` has the item ``__artifacts__``.
     """
-    if _KEY in cfgdict:
+    if isinstance(r, Mapping):
+        raise Misuse("mknode expects the registry first, found a dict; write mknode(r, {…}), or mknode(None, {…}) for the current one")
+    if _KEY in checked_mapping("mknode", "cfgdict", cfgdict, "{'item': 'value'}"):
         raise Misuse(f"mknode writes the config item {_KEY!r} itself, found it in the config given; remove it there")
-    for entry, data in artifacts.items():
+    for entry, data in checked_mapping("mknode", "artifacts", artifacts, "{'file': b'bytes'}").items():
         problem = problem_with_entry(entry)
         if problem:
             raise Misuse(f"mknode expects artifacts with the names of plain files, found {entry!r}: {problem}")
@@ -86,5 +110,5 @@ def mknode(
             raise Misuse(f"mknode expects bytes for the artifact {entry!r}, found {kind_of(data)}; text becomes bytes with .encode()")
     kept = tuple(sorted((entry, bytes(data)) for entry, data in artifacts.items()))
     digests = {entry: hashlib.sha256(data).hexdigest() for entry, data in kept}
-    config = mkconfig({**cfgdict, "name": name, _KEY: digests})
+    config = mkconfig({**cfgdict, "name": checked_name("mknode", name, "mknode"), _KEY: digests})
     return mkdrv(config, match_only(), NodeRealizer(kept), r)

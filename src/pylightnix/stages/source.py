@@ -18,7 +18,7 @@ from pylightnix.errors import InvalidSource, Misuse, SourceChanged
 from pylightnix.matchers import match_only
 from pylightnix.refs import selfref
 from pylightnix.registry import Registry, mkdrv, tlregistry
-from pylightnix.stages.node import problem_with_entry
+from pylightnix.stages.node import checked_name, problem_with_entry
 from pylightnix.storage import store_layout
 from pylightnix.types import Context, DRef, Path, RealizeArg, StorageSettings
 
@@ -84,11 +84,12 @@ def source(
     """
     from pylightnix.sources import Memo, source_digest
 
+    own_name = checked_name("source", name, "source")
     where, own = _located(path)
     patterns = _patterns(exclude)
     _refuse_store(where, patterns, r)
     digest = source_digest(where, patterns, Memo())
-    config = mkconfig({"name": "source" if name is None else name, "out": [selfref, own], _KEY: digest})
+    config = mkconfig({"name": own_name, "out": [selfref, own], _KEY: digest})
     return mkdrv(config, match_only(), SourceRealizer(where, patterns), r)
 
 

@@ -123,6 +123,9 @@ def redefine(
         NoRegistry: there is none, neither as ``r`` nor current.
         Misuse: the old stage returns no DRef.
     """
+    for name, given in (("stage", stage), ("new_config", new_config)):
+        if not callable(given):
+            raise Misuse(f"redefine expects for {name} a function, found {given!r:.100}")
     return Redefined(stage, new_config, new_matcher, new_realizer)
 
 

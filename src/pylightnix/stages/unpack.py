@@ -18,6 +18,7 @@ from pylightnix.fetch.checksums import parse_checksum
 from pylightnix.matchers import match_only
 from pylightnix.refs import isrefpath, isselfpath
 from pylightnix.registry import Registry, mkdrv
+from pylightnix.stages.node import checked_name
 from pylightnix.types import Context, DRef, Path, RealizeArg, RefPath, StorageSettings
 from pylightnix.unpack_limits import UnpackLimits, checked_limits
 
@@ -126,13 +127,15 @@ def unpack(
     """
     if (path is None) == (refpath is None):
         raise Misuse(f"unpack expects one of path and refpath, found {'none' if path is None else 'both'}")
+    if isinstance(aunpack_args, str) or not isinstance(aunpack_args, Sequence):
+        raise Misuse(f"unpack expects for aunpack_args a list, found {aunpack_args!r:.100}; it is ignored, leave it out")
     if aunpack_args:
         import warnings
 
         problem = f"unpack ignores aunpack_args={list(aunpack_args)!r:.100}: it calls no external program; leave them out"
         warnings.warn(problem, UserWarning, stacklevel=2)
     items = {
-        "name": "unpack" if name is None else name,
+        "name": checked_name("unpack", name, "unpack"),
         "path": None if path is None else _absolute(path),
         "refpath": None if refpath is None else _refpath(refpath),
         "aunpack_args": list(aunpack_args) or None,
