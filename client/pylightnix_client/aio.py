@@ -23,7 +23,7 @@ from pylightnix.errors import Misuse, PylightnixException
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import NoSuchClaim, OperationCancelled, TooMany
 from pylightnix.types import Closure, DRef, RealizeArg
-from pylightnix_client.connecting import PATIENCE_SECONDS, Queue, Where, connect, is_trusted, socket_of
+from pylightnix_client.connecting import PATIENCE_SECONDS, Queue, Where, connect, is_trusted, silence, socket_of
 from pylightnix_client.errors import DaemonGone
 from pylightnix_client.exchange import CREDIT, Ask, Dialogue, Exchange, whole_log
 
@@ -92,7 +92,7 @@ class AsyncClient:
                     client._dialogue.answer(number)  # raises if it was refused
                     await client._receive(lambda: client._dialogue.welcome is not None)
             if client._dialogue.welcome is None:
-                raise DaemonGone(path, f"did not answer within {deadline_seconds:g} s")
+                raise silence(connection, path, deadline_seconds)
             client.welcome = client._dialogue.welcome
         except BaseException:
             connection.close()

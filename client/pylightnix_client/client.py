@@ -19,7 +19,7 @@ from pylightnix.errors import MissingRealization, PylightnixException
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import NoSuchClaim, OperationCancelled, TooMany
 from pylightnix.types import Closure, DRef, RealizeArg, RRef
-from pylightnix_client.connecting import PATIENCE_SECONDS, Queue, Where, connect, is_trusted, socket_of
+from pylightnix_client.connecting import PATIENCE_SECONDS, Queue, Where, connect, is_trusted, silence, socket_of
 from pylightnix_client.errors import DaemonGone
 from pylightnix_client.exchange import Ask, Dialogue, Exchange, query_rows, registration, whole_log
 
@@ -138,7 +138,7 @@ class Client:
         try:
             data = self._socket.recv(_RECEIVE_BYTES)
         except TimeoutError as error:
-            raise DaemonGone(self.path, f"did not answer within {seconds:g} s") from error
+            raise silence(self._socket, self.path, seconds or 0.0) from error
         except ConnectionError:
             data = b""  # it was killed with something of ours unread
         except OSError as error:

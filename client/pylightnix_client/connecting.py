@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable
 from typing import Final, Optional, TypeAlias, Union
 
+from pylightnix.errors import PylightnixException
 from pylightnix.protocol.errors import TooMany
 from pylightnix.storage import store_layout
 from pylightnix.store.layout import StoreLayout
+from pylightnix.store.locks import is_stopped
 from pylightnix.store.ownership import LINK_NAME, daemon_socket, link_target
 from pylightnix.types import StorageSettings
-from pylightnix_client.errors import DaemonFull, NoDaemon, SocketRefused
+from pylightnix_client.errors import DaemonFull, DaemonGone, DaemonStopped, NoDaemon, SocketRefused
 
-__all__ = ["PATIENCE_SECONDS", "Queue", "Where", "connect", "is_trusted", "socket_of"]
+__all__ = ["PATIENCE_SECONDS", "Queue", "Where", "connect", "is_trusted", "silence", "socket_of"]
 
 PATIENCE_SECONDS: Final = 60.0
 """How long to ask a daemon again that has as many connections of this user as it takes."""
@@ -127,10 +129,24 @@ class Queue:
         return (refusal.retry_after or _RETRY_SECONDS) * random.uniform(*_JITTER)
 
 
+def silence(connection: socket.socket, path: str, seconds: float) -> PylightnixException:
+    """Return the error of a daemon that has not answered for so long."""
+    try:
+        pid = _peer(connection)[0]
+    except OSError:
+        pid = 0
+    return DaemonStopped(path, pid, seconds) if pid and is_stopped(pid) else DaemonGone(path, f"did not answer within {seconds:g} s")
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    """Return the process, the user and the group at the other end."""
+    pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return pid, uid, gid
+
+
 def is_trusted(connection: socket.socket, where: Where) -> bool:
     """Tell whether the daemon may have objects unpickled here: whether it is root's, this user's, or the store owner's."""
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    uid = struct.unpack("3i", data)[1]
+    uid = _peer(connection)[1]
     trusted = {0, os.geteuid()}
     where = _place(where)
     if isinstance(where, StoreLayout):

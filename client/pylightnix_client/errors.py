@@ -15,6 +15,7 @@ __all__ = [
     "DaemonGone",
     "DaemonLeft",
     "DaemonNotStarted",
+    "DaemonStopped",
     "InvalidArgument",
     "LeftAlone",
     "LinkRefused",
@@ -127,6 +128,19 @@ class DaemonGone(PylightnixException):
     def __init__(self, where: str, problem: str) -> None:
         self.where, self.problem = where, problem
         super().__init__(f"the daemon at {where} {problem}; what it had finished is kept, so ask again")
+
+
+class DaemonStopped(PylightnixException):
+    """The daemon's process is stopped, by Ctrl-Z or SIGSTOP: it answers nobody until it goes on."""
+
+    code = "daemon-stopped"
+    exit_status = 69
+
+    def __init__(self, where: str, pid: int, waited_seconds: float) -> None:
+        self.where, self.pid, self.waited_seconds = where, pid, waited_seconds
+        super().__init__(
+            f"the daemon at {where}, process {pid}, is stopped; waited {waited_seconds:g} s; let it go on with kill -CONT {pid}, or end it"
+        )
 
 
 class DaemonFull(TooMany):

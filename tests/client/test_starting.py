@@ -150,3 +150,17 @@ def test_programs_go_on_while_daemons_come_and_go(alone: Program) -> None:
             assert "BUG" not in daemons.end_daemon(daemon)
         _, errors = program.communicate(timeout=120)
         assert program.returncode == 0, errors
+
+
+@pytest.mark.slow  # it waits for a daemon that does not go on
+def test_a_stopped_daemon_is_named(alone: Program) -> None:
+    daemon = daemons.start_daemon(str(alone.store), "--drain", "1")
+    try:
+        daemon.send_signal(signal.SIGSTOP)
+        for command in (("build", "stages.py", "--json"), ("ps", "--json")):
+            ran = alone(*command)
+            assert (ran.status, ran.last["code"]) == (69, "daemon-stopped")
+            assert f"process {daemon.pid}, is stopped; waited 10 s; let it go on with kill -CONT {daemon.pid}" in ran.last["message"]
+    finally:
+        daemon.send_signal(signal.SIGCONT)
+        daemons.end_daemon(daemon)
