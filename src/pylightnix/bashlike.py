@@ -89,7 +89,7 @@ def _realization_folder(r: RRef, S: Optional[StorageSettings]) -> Path:
     return folder
 
 
-def catref(r: Union[RRef, Path, RefPath], fn: Sequence[str] = (), S: Optional[StorageSettings] = None) -> list[str]:
+def catref(r: Union[RRef, Path, RefPath, os.PathLike[str]], fn: Sequence[str] = (), S: Optional[StorageSettings] = None) -> list[str]:
     """Return the lines of a file, each with its newline.
 
     Args:
@@ -101,6 +101,8 @@ def catref(r: Union[RRef, Path, RefPath], fn: Sequence[str] = (), S: Optional[St
         Misuse: there is no such file.
         AmbiguousMatch, NotRealized: the derivation of the refpath has several realizations, or none.
     """
+    if isinstance(r, os.PathLike):
+        return list(_lines(os.path.join(r, *fn)))
     if isrref(r):
         return list(catrref_(RRef(str(r)), fn, S))
     if isrefpath(r):
@@ -158,7 +160,7 @@ def rmref(r: Union[RRef, DRef], S: Optional[StorageSettings] = None) -> None:
 # --- looking around -----------------------------------------------------------------------------------
 
 
-def shell(r: Union[RRef, DRef, Build, Path, str, None] = None, S: Optional[StorageSettings] = None) -> None:
+def shell(r: Union[RRef, DRef, Build, str, os.PathLike[str], None] = None, S: Optional[StorageSettings] = None) -> None:
     """Run `SHELL` (else ``/bin/sh``) in a folder, and wait for its end.
 
     Args:
@@ -174,12 +176,12 @@ def shell(r: Union[RRef, DRef, Build, Path, str, None] = None, S: Optional[Stora
     subprocess.run([os.environ.get("SHELL") or "/bin/sh"], cwd=_shell_folder(r, S), check=False)
 
 
-def shellref(r: Union[RRef, DRef, Build, Path, str, None] = None, S: Optional[StorageSettings] = None) -> None:
+def shellref(r: Union[RRef, DRef, Build, str, os.PathLike[str], None] = None, S: Optional[StorageSettings] = None) -> None:
     """Do as `shell`, which is its newer name."""
     shell(r, S)
 
 
-def _shell_folder(r: Union[Build, str, None], S: Optional[StorageSettings]) -> str:
+def _shell_folder(r: Union[Build, str, os.PathLike[str], None], S: Optional[StorageSettings]) -> str:
     if r is None:
         return fsstorage(S)
     if isinstance(r, Build):
@@ -188,9 +190,9 @@ def _shell_folder(r: Union[Build, str, None], S: Optional[StorageSettings]) -> s
         return _realization_folder(RRef(r), S)
     if isdref(r):
         return _derivation_folder(DRef(r), S)
-    if isinstance(r, str) and os.path.isdir(r):
-        return r
-    if isinstance(r, str) and os.path.isfile(r):
+    if isinstance(r, (str, os.PathLike)) and os.path.isdir(r):
+        return os.fspath(r)
+    if isinstance(r, (str, os.PathLike)) and os.path.isfile(r):
         return os.path.dirname(os.path.abspath(r))
     raise Misuse(f"shell expects a reference, a build, a folder or a file, found {shown(r)}")
 

@@ -180,7 +180,9 @@ class CycleError(Misuse):
 
     def __init__(self, path: Sequence[str]) -> None:
         self.path = list(path)
-        super().__init__(f"derivations depend on each other in a circle: {' -> '.join(self.path)}; remove one of these dependencies")
+        super().__init__(
+            f"derivations depend on each other in a circle: {' -> '.join(map(str, self.path))}; remove one of these dependencies"
+        )
 
 
 class InvalidStorage(Misuse):

@@ -30,7 +30,7 @@ def dirrm(path: str, ignore_not_found: bool = True) -> None:
     """
     from pylightnix.store.removal import remove_tree
 
-    doomed = f"{path.rstrip('/')}.{secrets.token_hex(6)}.tmp"
+    doomed = f"{os.fspath(path).rstrip('/')}.{secrets.token_hex(6)}.tmp"
     try:
         os.rename(path, doomed)
     except FileNotFoundError:
@@ -113,7 +113,7 @@ def dircp(src: str, dst: str, make_rw: bool = False) -> None:
 
     if os.path.lexists(dst):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), dst)
-    draft = f"{dst.rstrip('/')}.{secrets.token_hex(6)}.tmp"
+    draft = f"{os.fspath(dst).rstrip('/')}.{secrets.token_hex(6)}.tmp"
     try:
         shutil.copytree(src, draft, symlinks=True)
         if make_rw:

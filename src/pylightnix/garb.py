@@ -67,7 +67,8 @@ def gc_exceptions(keep_paths: Iterable[str], S: Optional[StorageSettings] = None
         OSError: a folder in them cannot be read, so what it keeps is not known.
     """
     found: set[Union[DRef, RRef]] = set()
-    for path in keep_paths:
+    # One path is meant as a list of it: the letters of a text are no paths.
+    for path in [keep_paths] if isinstance(keep_paths, (str, os.PathLike)) else keep_paths:
         if not os.path.lexists(path):
             raise Misuse(f"gc expects folders whose links say what is to be kept, found nothing at {path}")
         for candidate in (path, *_links_below(path, S)):

@@ -118,7 +118,7 @@ def reserved(folder: str, name: str) -> Path:
 
 
 def _link_target(p: str) -> str:
-    return os.readlink(p) if os.path.islink(p) else p
+    return os.readlink(p) if os.path.islink(p) else os.fspath(p)
 
 
 def path2dref(p: str) -> Optional[DRef]:

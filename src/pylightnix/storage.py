@@ -184,7 +184,7 @@ def assert_valid_storage(S: Optional[StorageSettings] = None) -> None:
 
 
 def fsinit(
-    ss: Union[AnyPath, StorageSettings, None] = None,
+    ss: Union[str, os.PathLike[str], StorageSettings, None] = None,
     check_not_exist: bool = False,
     remove_existing: bool = False,
     use_as_default: bool = True,

@@ -12,8 +12,31 @@ from collections.abc import Callable
 from typing import IO, Any
 
 import pytest
+from tests.stores import stage
 
-from pylightnix import Path, SPath
+from pylightnix import (
+    Path,
+    SPath,
+    StorageSettings,
+    allrrefs,
+    catref,
+    dircp,
+    dirrm,
+    dirsize,
+    dref2path,
+    gc,
+    gc_exceptions,
+    instantiate,
+    kahntsort,
+    linkrref,
+    path2dref,
+    path2rref,
+    realize1,
+    rref2dref,
+    shell,
+    spack,
+    sunpack,
+)
 
 
 def read_and_close(file: IO[str]) -> str:
@@ -135,3 +158,34 @@ def test_other_attributes_are_missing(name: str) -> None:
 
 def test_completion_offers_both() -> None:
     assert {"exists", "parent", "with_suffix", "startswith", "glob"} <= set(dir(Path("x")))
+
+
+# --- pathlib's paths, where ours are expected -----------------------------------------------------------
+
+
+@pytest.mark.embedded_only("what a path is does not depend on who builds")
+def test_functions_take_pathlibs_paths(S: StorageSettings, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rref = realize1(instantiate(stage, S=S))
+    link = linkrref(rref, destdir=str(tmp_path), format="link", S=S)
+    kinds: list[Any] = [pathlib.Path, Path, str]
+    for kind in kinds:
+        assert path2rref(kind(link)) == rref
+        assert path2dref(kind(dref2path(rref2dref(rref), S))) == rref2dref(rref)
+        assert catref(kind(tmp_path / "link"), ["out.txt"]) == catref(kind(tmp_path / "link" / "out.txt")) == ["stage"]
+        assert gc_exceptions([kind(tmp_path)], S) == gc_exceptions(kind(tmp_path), S) == ([], [rref]), "one is meant as a list of it"
+        dircp(kind(link), kind(tmp_path / "copy"), make_rw=True)
+        assert dirsize(kind(tmp_path / "copy")) > 0
+        dirrm(kind(tmp_path / "copy"))
+        assert not (tmp_path / "copy").exists()
+        monkeypatch.setenv("SHELL", "/bin/true")
+        shell(kind(tmp_path), S)
+        shell(kind(tmp_path / "link" / "out.txt"), S)
+        spack([rref], kind(tmp_path / "archive"), S)
+        sunpack(kind(tmp_path / "archive"), S)
+        gc(kind(tmp_path), interactive=False, verbose=False, S=S)
+    assert list(allrrefs(S)) == [rref]
+
+
+def test_a_circle_of_anything_has_no_order() -> None:
+    numbers: Any = [1, 2, 3]
+    assert kahntsort(numbers, lambda n: {n % 3 + 1}) is None
