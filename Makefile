@@ -19,12 +19,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow slow-sample faults bench check static format-check lint types examples docs format wheel clean
+.PHONY: help demo test quick slow slow-sample faults bench check static format-check lint types examples docs format wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     run the example pipeline and show where its results are"
 	@echo "make test     run the fast tests"
+	@echo "make quick    the tests of the library alone, without daemons: two minutes"
 	@echo "make check    everything a change must pass: format, lint, types, tests, documentation examples"
 	@echo "make slow     the long tests"
 	@echo "make faults   kill what works, at every step and at random moments, and look for what was lost"
@@ -52,9 +53,14 @@ demo: $(VENV)/.stamp-demo
 # Compiled first, for most tests start interpreters, and where no bytecode may be written each of them would compile all.
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m compileall -q $(PYTHON_ROOTS)
-	$(BIN)/python -m pytest -n $(TEST_JOBS) $(PYTEST_ARGS)
+	$(BIN)/python tests/run.py -n $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
 
 # --- for those who change the code ------------------------------------------------------------
+
+# The loop while editing: the library's own tests, on stores without a daemon.
+quick: $(VENV)/.stamp-test
+	$(BIN)/python -m compileall -q $(PYTHON_ROOTS)
+	$(BIN)/python tests/run.py -n $(TEST_JOBS) --dist worksteal --quick tests/unit tests/property $(PYTEST_ARGS)
 
 # All that is installed for the first is there for the second, so that no example is skipped in it.
 check: static
@@ -88,7 +94,7 @@ slow-sample: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow --collect-only -q \
 	| grep -v -e '^tests/benchmarks/' -e '^tests/property/test_.*machine' -e '^tests/property/test_planner' -e '^tests/faults/test_daemon_killed' \
 	| awk -F'::' '/::/ && !seen[$$1]++' \
-	| tr '\n' '\0' | xargs -0 $(BIN)/python -m pytest -n $(TEST_JOBS) -m slow --durations=0 $(PYTEST_ARGS)
+	| tr '\n' '\0' | xargs -0 $(BIN)/python tests/run.py -n $(TEST_JOBS) -m slow --durations=0 $(PYTEST_ARGS)
 
 faults: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/faults $(PYTEST_ARGS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import settings
+from tests.client.daemons import environment
 from tests.stores import AS_ROOT, OTHER_UID, new_store
-from tests.zygote import Zygote, said
+from tests.zygote import Forked, said, zygote
 
 from pylightnix import StorageSettings, fsinit, setregistry
 
@@ -32,8 +33,21 @@ def _no_default_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYLIGHTNIX_TMP", raising=False)
 
 
+STOP_SECONDS: Final = 60.0
 _OF_THE_LIBRARY: Final = ("tests/unit/", "tests/property/")
 """Where a test that uses a store runs through a daemon, too, or says why it cannot."""
+
+
+settings.register_profile("tests", deadline=None)  # a machine under load is no failure
+settings.register_profile("quick", parent=settings.get_profile("tests"), max_examples=20)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="tests of the language on embedded stores only; fewer examples for properties")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("quick" if config.getoption("--quick") else "tests")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -49,14 +63,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     if len(metafunc.definition._fixtureinfo.name2fixturedefs["S"]) != 1:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: a fixture S of its own would be the same store both times")
-    metafunc.parametrize("S", ["embedded", "daemon"] if only is None else ["embedded"], indirect=True)
-
-
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    """What forks daemons."""
-    with Zygote() as running:
-        yield running
+    embedded = only is not None or metafunc.config.getoption("--quick")
+    metafunc.parametrize("S", ["embedded"] if embedded else ["embedded", "daemon"], indirect=True)
 
 
 @pytest.fixture
@@ -65,20 +73,20 @@ def own_or_served(
 ) -> Iterator[Callable[[str], StorageSettings]]:
     """Makes stores below the test's folder, by name: this process's own or, where the test runs through a daemon, each with its own."""
     through_daemon = "daemon" in getattr(request.node, "callspec", _NO_PARAMETERS).params.values()
-    pids: dict[int, str] = {}
+    daemons: list[tuple[Forked, str]] = []
 
     def make(name: str) -> StorageSettings:
         settings = new_store(tmp_path / name)
         if through_daemon:
-            running: Zygote = request.getfixturevalue("zygote")
             log = str(tmp_path_factory.mktemp("daemon") / "log")
-            pids[running.start(str(settings.root), log)] = log
+            daemons.append((zygote().serve(str(settings.root), log, environment()), log))
         return settings
 
     yield make
-    for pid, log in pids.items():
-        os.kill(pid, signal.SIGTERM)
-        assert request.getfixturevalue("zygote").wait(pid) == 0, said(log)
+    for daemon, _ in daemons:
+        daemon.terminate()
+    for daemon, log in daemons:
+        assert daemon.wait(STOP_SECONDS) == 0, said(log)
         assert "BUG" not in said(log), said(log)
         assert "Traceback" not in said(log), said(log)
 

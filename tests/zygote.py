@@ -1,55 +1,26 @@
-"""Daemons at a small price: a process with everything imported forks one whenever a test wants it.
-
-line in               line out        what it does
-start <root> <log>    <pid>           a child becomes `pylightnixd --foreground`, its standard error in the file <log>
-wait <pid>            <status>        waits for a child's end
-"""
+"""Processes at a small price: what `tests/prepared.py` forks, with the face of `subprocess.Popen`."""
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
+import select
+import signal
+import socket
 import subprocess
 import sys
-from types import TracebackType
-from typing import Optional
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final, Optional
 
-from tests.client.daemons import environment
 from tests.waiting import wait_until
 
-START_SECONDS = 30.0
-_RUN = "from tests.zygote import main; main()"
-
-
-class Zygote:
-    """The process that forks daemons; ends with the ``with`` block."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), text=True
-        )
-
-    def __enter__(self) -> Zygote:
-        return self
-
-    def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
-        self._process.communicate(timeout=START_SECONDS)
-
-    def _ask(self, *words: str) -> str:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(" ".join(words) + "\n")
-        self._process.stdin.flush()
-        return self._process.stdout.readline().strip()
-
-    def start(self, root: str, log: str) -> int:
-        """Start a daemon on a store, wait until it serves, and return its process."""
-        pid = int(self._ask("start", root, log))
-        wait_until(lambda: ": serving " in said(log), lambda: said(log))
-        return pid
-
-    def wait(self, pid: int) -> int:
-        """Wait for the end of a daemon; return its exit status."""
-        return int(self._ask("wait", str(pid)))
+REPOSITORY: Final = Path(__file__).resolve().parents[1]
+START_SECONDS: Final = 30.0
+ANSWER_BYTES: Final = 64
 
 
 def said(log: str) -> str:
@@ -61,33 +32,115 @@ def said(log: str) -> str:
         return ""
 
 
-def main() -> None:
-    import pylightnixd.main
-    import pylightnixd.server
+class Forked:
+    """A process that the zygote forked."""
 
-    assert pylightnixd.server is not None
-    for line in sys.stdin:
-        what, *words = line.split()
-        if what == "start":
-            print(_start(*words), flush=True)
-        else:
-            print(os.waitstatus_to_exitcode(os.waitpid(int(words[0]), 0)[1]), flush=True)
+    def __init__(self, zygote: Zygote, pid: int) -> None:
+        self.pid = pid
+        self.returncode: Optional[int] = None
+        self._zygote = zygote
+        self._pidfd = os.pidfd_open(pid)
+        weakref.finalize(self, os.close, self._pidfd)
+
+    def poll(self) -> Optional[int]:
+        """Return the exit status, or None while it runs."""
+        if self.returncode is None and select.select([self._pidfd], [], [], 0)[0]:
+            self.returncode = self._zygote.reap(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: Optional[float] = None) -> int:
+        """Wait for its end and return the exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs still.
+        """
+        if self.returncode is None and not select.select([self._pidfd], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        status = self.poll()
+        assert status is not None
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
-def _start(root: str, log: str) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 70
-    try:
-        from pylightnixd.main import main as serve
+class Zygote:
+    """The process that forks. It ends with this one."""
 
-        os.setsid()
-        null, file = os.open(os.devnull, os.O_RDWR), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        for fd, target in ((null, 0), (null, 1), (file, 2)):
-            os.dup2(fd, target)
-        serve.main(["--store", root, "--foreground", "--drain", "0.2", "--jobs", "2"], standalone_mode=False)
-        status = 0
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path = os.pathsep.join(str(REPOSITORY / part) for part in ("src", "client", "daemon"))
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYLIGHTNIX", "PYTHON"))}
+        environment |= {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "tests" / "prepared.py")], stdin=theirs.fileno(), env=environment, start_new_session=True
+        )
+        theirs.close()
+
+    def end(self) -> None:
+        self._socket.close()
+        self._process.wait(START_SECONDS)
+
+    def _ask(self, order: Mapping[str, object], fds: Sequence[int] = ()) -> int:
+        socket.send_fds(self._socket, [json.dumps(order).encode()], fds)
+        answer = self._socket.recv(ANSWER_BYTES)
+        assert answer, "the zygote has ended"
+        return int(answer)
+
+    def start(
+        self,
+        program: str,
+        *arguments: str,
+        environment: Mapping[str, str],
+        folder: str,
+        streams: tuple[int, int, int],
+        pass_fds: Sequence[int] = (),
+        warnings: Sequence[str] = (),
+        spare_workers: bool = True,
+    ) -> Forked:
+        """Fork `pylightnix` or `pylightnixd`; `streams` are its standard input, output and error."""
+        order = {
+            "do": "start",
+            "program": program,
+            "arguments": arguments,
+            "environment": dict(environment),
+            "folder": folder,
+            "keep": list(pass_fds),
+            "warnings": list(warnings),
+            "new_session": program == "pylightnixd",
+            "spare_workers": spare_workers,
+        }
+        return Forked(self, self._ask(order, [*streams, *pass_fds]))
+
+    def reap(self, pid: int) -> int:
+        """Return the exit status of a process that has ended."""
+        return self._ask({"do": "wait", "pid": pid})
+
+    def serve(self, root: str, log: str, environment: Mapping[str, str]) -> Forked:
+        """Start a daemon on a store, wait until it serves, and return its process. It writes to the file `log`."""
+        with open(os.devnull, "r+b") as null, open(log, "ab") as file:
+            process = self.start(
+                "pylightnixd",
+                *("--store", root, "--foreground", "--drain", "0.2", "--jobs", "2"),
+                environment=environment,
+                folder=os.getcwd(),
+                streams=(null.fileno(), null.fileno(), file.fileno()),
+            )
+        wait_until(lambda: ": serving " in said(log) or process.poll() is not None, lambda: said(log))
+        assert process.returncode is None, said(log)
+        return process
+
+
+@cache
+def zygote() -> Zygote:
+    """Return this process's zygote."""
+    started = Zygote()
+    atexit.register(started.end)
+    return started

@@ -64,7 +64,7 @@ def _run(program: str, argument: str) -> tuple[float, float]:
 @pytest.mark.slow
 def test_trivial_stages_beside_a_fork_loop(tmp_path: FsPath) -> None:
     root = str(tmp_path / "store")
-    daemon = start_daemon(root)
+    daemon = start_daemon(root, prepared=False)
     try:
         bare, _ = _run(LOOP, str(tmp_path / "bare"))
         rows = [("cold", *_run(PROGRAM, root))] + [("warm", *_run(PROGRAM, root)) for _ in range(3)]

@@ -50,7 +50,7 @@ def test_large_closure(tmp_path: FsPath) -> None:
 @pytest.mark.slow
 def test_large_closure_through_a_daemon(tmp_path: FsPath) -> None:
     _measured(FEW, tmp_path)
-    daemon = start_daemon(str(tmp_path))
+    daemon = start_daemon(str(tmp_path), prepared=False)
     try:
         with open(f"/proc/{daemon.pid}/stat", "rb") as stat:
             begun = _cpu_seconds(stat.read())

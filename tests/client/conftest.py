@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import IO, Any, Optional
 
 import pytest
+from tests.zygote import zygote
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 60
@@ -79,6 +81,11 @@ class Ran:
         return self.objects[-1]
 
 
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "surrogateescape")
+
+
 @dataclass
 class Program:
     """`pylightnix`, ready to run."""
@@ -94,25 +101,34 @@ class Program:
         path = os.pathsep.join(str(REPOSITORY / part) for part in ("src", "client", "daemon"))
         return {**kept, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYLIGHTNIX_ROOT": str(self.store), "COLUMNS": "120"}
 
-    def command(self, *arguments: str) -> list[str]:
+    def _arguments(self, *arguments: str) -> tuple[str, ...]:
         if arguments[:1] == ("build",) and not self.daemon:
-            arguments = ("build", "--no-daemon", *arguments[1:])
-        return [sys.executable, "-W", "error", "-m", "pylightnix_client", *arguments]
+            return ("build", "--no-daemon", *arguments[1:])
+        return arguments
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-W", "error", "-m", "pylightnix_client", *self._arguments(*arguments)]
 
     def start(self, *arguments: str, **extra: Any) -> subprocess.Popen[bytes]:
         options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": self.folder, "env": self.environment}
         return subprocess.Popen(self.command(*arguments), **{**options, **extra})
 
     def __call__(self, *arguments: str, env: Optional[dict[str, str]] = None) -> Ran:
-        child = subprocess.run(
-            self.command(*arguments),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            cwd=self.folder,
-            env={**self.environment, **(env or {})},
-            timeout=SECONDS,
-        )
-        return Ran(child.returncode, child.stdout.decode("utf-8", "surrogateescape"), child.stderr.decode("utf-8", "surrogateescape"))
+        """Run the command in a fork that has everything imported. What takes an interpreter of its own is for `start`."""
+        with open(os.devnull, "rb") as null, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            child = zygote().start(
+                "pylightnix",
+                *self._arguments(*arguments),
+                environment={**self.environment, **(env or {})},
+                folder=str(self.folder),
+                streams=(null.fileno(), stdout.fileno(), stderr.fileno()),
+                warnings=["error"],
+            )
+            try:
+                status = child.wait(SECONDS)
+            finally:
+                child.kill()
+            return Ran(status, *(_text(file) for file in (stdout, stderr)))
 
     def write(self, name: str, text: str) -> Path:
         path = self.folder / name

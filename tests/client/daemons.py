@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.stores import new_store
+from tests.waiting import wait_until
+from tests.zygote import Forked, zygote
 
 from pylightnix import (
     Build,
@@ -44,35 +46,52 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(parts), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def start_daemon(root: str, *options: str) -> subprocess.Popen[str]:
-    """Start a daemon on a store and wait until it serves. Whoever calls ends it."""
-    daemon = subprocess.Popen(
-        [sys.executable, "-m", "pylightnixd", "--store", root, "--foreground", *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        text=True,
-    )
-    assert daemon.stderr is not None
-    said = []
-    for line in daemon.stderr:
-        said.append(line)
-        if ": serving " in line:
-            return daemon
-    daemon.stderr.close()
-    daemon.wait()
-    raise AssertionError(f"the daemon ended at once: {said}")
+class StartedDaemon:
+    """A daemon that serves, and what it says."""
+
+    def __init__(self, process: Forked | subprocess.Popen[bytes], log: IO[str]) -> None:
+        self.process, self._log = process, log
+        self.pid = process.pid
+
+    @property
+    def said(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def send_signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def terminate(self) -> None:
+        self.process.terminate()
 
 
-def end_daemon(daemon: subprocess.Popen[str]) -> str:
-    """End a daemon as a supervisor would, and return what else it said."""
+def start_daemon(root: str, *options: str, prepared: bool = True) -> StartedDaemon:
+    """Start a daemon on a store and wait until it serves. Whoever calls ends it. One that is to be measured is not `prepared`."""
+    log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # the daemon's, for as long as it lives
+    arguments = ("--store", root, "--foreground", *options)
+    with open(os.devnull, "r+b") as null:
+        streams = (null.fileno(), null.fileno(), log.fileno())
+        process: Forked | subprocess.Popen[bytes]
+        if prepared:
+            process = zygote().start("pylightnixd", *arguments, environment=environment(), folder=os.getcwd(), streams=streams)
+        else:
+            command = [sys.executable, "-m", "pylightnixd", *arguments]
+            process = subprocess.Popen(command, stdin=streams[0], stdout=streams[1], stderr=streams[2], env=environment())
+    daemon = StartedDaemon(process, log)
+    wait_until(lambda: ": serving " in daemon.said or process.poll() is not None, lambda: daemon.said)
+    assert process.returncode is None, f"the daemon ended at once: {daemon.said}"
+    return daemon
+
+
+def end_daemon(daemon: StartedDaemon) -> str:
+    """End a daemon as a supervisor would, and return what it said."""
     daemon.terminate()
     try:
-        return daemon.communicate(timeout=SECONDS)[1]
+        daemon.process.wait(SECONDS)
     finally:
-        daemon.kill()
-        daemon.wait()
+        daemon.process.kill()
+        daemon.process.wait()
+    return daemon.said
 
 
 @contextmanager

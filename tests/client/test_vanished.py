@@ -203,7 +203,7 @@ class Served:
 
     def __init__(self, S: StorageSettings, daemon: bool) -> None:
         self.S, self._daemon = S, daemon
-        self._running: Optional[subprocess.Popen[str]] = None
+        self._running: Optional[daemons.StartedDaemon] = None
 
     def __enter__(self) -> StorageSettings:
         if self._daemon:

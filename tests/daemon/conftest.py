@@ -16,6 +16,7 @@ import pytest
 from tests.daemon.wire_client import WireClient
 from tests.soundness import check_sound
 from tests.stores import new_store
+from tests.zygote import Forked, zygote
 
 from pylightnix import RRef
 
@@ -33,7 +34,9 @@ class Daemon:
         env: Optional[Mapping[str, str]] = None,
         wrapper: tuple[str, ...] = (),
         pass_fds: tuple[int, ...] = (),
+        prepared: bool = True,
     ) -> None:
+        """Start it; `prepared`, with its first workers forked already, unless the test is about that."""
         self.S = new_store(root)
         self.plans = new_store(root.parent / f"{root.name}-plans")
         """A store that nobody owns, in which a test makes the closures that it submits."""
@@ -44,17 +47,35 @@ class Daemon:
         """The exit statuses with which it may end."""
         self._heard = threading.Condition()
         self._silent = False
-        command = [*wrapper, sys.executable, "-m", "pylightnixd", "--store", self.root, "--foreground", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, env=env, pass_fds=pass_fds, text=True)
-        assert self.process.stderr is not None
-        self._reader = threading.Thread(target=self._read, args=(self.process.stderr,))
+        reading, writing = os.pipe()
+        try:
+            self.process = self._start(("--store", self.root, "--foreground", *options), env, wrapper, pass_fds, writing, prepared)
+        finally:
+            os.close(writing)
+        self._reader = threading.Thread(target=self._read, args=(os.fdopen(reading, encoding="utf-8"),))
         self._reader.start()
 
+    @staticmethod
+    def _start(
+        arguments: tuple[str, ...],
+        env: Optional[Mapping[str, str]],
+        wrapper: tuple[str, ...],
+        pass_fds: tuple[int, ...],
+        stderr: int,
+        prepared: bool,
+    ) -> Forked | subprocess.Popen[bytes]:
+        if wrapper or env is not None or not prepared:  # what only an interpreter of its own can show
+            return subprocess.Popen([*wrapper, sys.executable, "-m", "pylightnixd", *arguments], stderr=stderr, env=env, pass_fds=pass_fds)
+        with open(os.devnull, "r+b") as null:
+            streams = (null.fileno(), null.fileno(), stderr)
+            return zygote().start("pylightnixd", *arguments, environment=os.environ, folder=os.getcwd(), streams=streams, pass_fds=pass_fds)
+
     def _read(self, stderr: IO[str]) -> None:
-        for line in stderr:
-            with self._heard:
-                self.lines.append(line)
-                self._heard.notify_all()
+        with stderr:
+            for line in stderr:
+                with self._heard:
+                    self.lines.append(line)
+                    self._heard.notify_all()
         with self._heard:
             self._silent = True
             self._heard.notify_all()
@@ -108,24 +129,20 @@ class Daemon:
         return self
 
     def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM if error is None else signal.SIGKILL)
         try:
-            if self.process.poll() is None:
-                self.signal(signal.SIGTERM if error is None else signal.SIGKILL)
-            try:
-                status = self.wait()
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.wait()
-                status = None
-            if error is not None:
-                error.add_note(f"the daemon ended with {status} and had said:\n{self.said}")
-            else:
-                assert status in self.good_ends, f"status {status}: {self.said}"
-                assert "BUG" not in self.said, self.said
-                assert "Traceback" not in self.said, self.said
-        finally:
-            if self.process.stderr is not None:
-                self.process.stderr.close()
+            status = self.wait()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.wait()
+            status = None
+        if error is not None:
+            error.add_note(f"the daemon ended with {status} and had said:\n{self.said}")
+        else:
+            assert status in self.good_ends, f"status {status}: {self.said}"
+            assert "BUG" not in self.said, self.said
+            assert "Traceback" not in self.said, self.said
 
 
 def is_alive(pid: int) -> bool:

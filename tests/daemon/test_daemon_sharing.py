@@ -238,9 +238,10 @@ def test_a_lost_worker_takes_its_builds_and_nobody_elses(daemon: Daemon, client:
         assert client.wait(mine).state == "cancelled"
 
 
-def test_a_retired_worker_ends_with_its_last_build(daemon: Daemon, client: WireClient, gate: stages.Gate, gated: Closure) -> None:
+def test_a_retired_worker_ends_with_its_last_build(tmp_path: Path, gate: stages.Gate, gated: Closure) -> None:
     env = environment()
-    with daemon.client() as other:
+    with Daemon(tmp_path / "store", "--jobs", "2", prepared=False) as daemon, daemon.client() as client, daemon.client() as other:
+        daemon.wait_ready()
         waiting = other.submit(gated, env)
         gate.wait_hello()
         (retired,) = children_of(daemon.process.pid)
@@ -253,5 +254,5 @@ def test_a_retired_worker_ends_with_its_last_build(daemon: Daemon, client: WireC
         gate.go()
         assert other.wait(waiting).built == 1
         wait_dead(retired)
-    assert client.build(stages.many(daemon.plans, 2), env)[1].ok
-    daemon.stop_soundly(set())
+        assert client.build(stages.many(daemon.plans, 2), env)[1].ok
+        daemon.stop_soundly(set())
