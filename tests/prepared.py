@@ -15,11 +15,13 @@ It imports nothing of `tests`, so that its forks find the tests' modules as new 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import importlib
 import io
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -153,18 +155,21 @@ def _run_main(program: str, arguments: Sequence[str]) -> int:
 class SpareWorker:
     """A forked process that becomes a worker when the daemon starts one: what the daemon sees of a process that it started."""
 
-    def __init__(self, pid: int, orders: socket.socket) -> None:
-        self.pid, self._orders = pid, orders
+    def __init__(self, pid: int, address: str) -> None:
+        self.pid, self._address = pid, address
         self.returncode: Optional[int] = None
-        self._pidfd = os.pidfd_open(pid)
+        self._pidfd = -1
 
     def begin(self, order: Mapping[str, Any], fds: Sequence[int]) -> bool:
         """Have it become the worker; return whether it still lives."""
-        try:
-            socket.send_fds(self._orders, [json.dumps(order).encode()], fds)
-        except OSError:
-            return False
-        self._orders.close()
+        # By name: a daemon closes the descriptors that it did not open itself.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as orders:
+            try:
+                orders.connect(self._address)
+                socket.send_fds(orders, [json.dumps(order).encode()], fds)
+            except OSError:
+                return False
+        self._pidfd = os.pidfd_open(self.pid)
         return True
 
     def poll(self) -> Optional[int]:
@@ -172,11 +177,12 @@ class SpareWorker:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
+                os.close(self._pidfd)
         return self.returncode
 
     def kill(self) -> None:
-        if self.returncode is None:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
     async def wait(self) -> int:
         import trio
@@ -189,20 +195,30 @@ class SpareWorker:
 
 
 def _spare_worker(base_path: Sequence[str]) -> SpareWorker:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    address = f"\0pylightnix-tests-{secrets.token_hex(16)}"
+    listener.bind(address)
+    listener.listen(1)
+    parent = os.getpid()
     pid = os.fork()
     if pid:
-        theirs.close()
-        return SpareWorker(pid, ours)
+        listener.close()
+        return SpareWorker(pid, address)
     try:
-        theirs.set_inheritable(False)
-        _close_others([theirs.fileno()])
+        _die_with_parent(signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+        _close_others([listener.fileno()])
         for fd in range(3):
             os.dup2(os.open(os.devnull, os.O_RDWR), fd)
-        message, fds, _, _ = socket.recv_fds(theirs, MESSAGE_BYTES, FDS_MAX)
+        orders, _ = listener.accept()
+        message, fds, _, _ = socket.recv_fds(orders, MESSAGE_BYTES, FDS_MAX)
         if not message:
-            os._exit(0)  # the daemon has ended, and wanted no more workers
+            os._exit(0)
         order = json.loads(message)
+        orders.close()
+        listener.close()
+        _die_with_parent(0)
         os.setsid()
         _settle(order, fds, base_path)
         sys.argv[:] = ["worker", *order["arguments"]]
@@ -213,6 +229,10 @@ def _spare_worker(base_path: Sequence[str]) -> SpareWorker:
     except BaseException:  # noqa: BLE001  # a fork must not go on as the zygote
         traceback.print_exc()
     os._exit(1)
+
+
+def _die_with_parent(number: int) -> None:
+    ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
 
 
 def _finds_our_package(environment: Mapping[str, str]) -> bool:

@@ -58,6 +58,11 @@ class StartedDaemon:
         self._log.seek(0)
         return self._log.read()
 
+    def last_words(self) -> str:
+        """Return what it said, once and for all."""
+        with self._log:
+            return self.said
+
     def send_signal(self, number: int) -> None:
         self.process.send_signal(number)
 
@@ -79,7 +84,7 @@ def start_daemon(root: str, *options: str, prepared: bool = True) -> StartedDaem
             process = subprocess.Popen(command, stdin=streams[0], stdout=streams[1], stderr=streams[2], env=environment())
     daemon = StartedDaemon(process, log)
     wait_until(lambda: ": serving " in daemon.said or process.poll() is not None, lambda: daemon.said)
-    assert process.returncode is None, f"the daemon ended at once: {daemon.said}"
+    assert process.returncode is None, f"the daemon ended at once: {daemon.last_words()}"
     return daemon
 
 
@@ -91,7 +96,7 @@ def end_daemon(daemon: StartedDaemon) -> str:
     finally:
         daemon.process.kill()
         daemon.process.wait()
-    return daemon.said
+    return daemon.last_words()
 
 
 @contextmanager
