@@ -116,6 +116,33 @@ def test_last_of_the_same_name_counts(room: Room) -> None:
     assert unpacked(room, zipped.getvalue(), "a.zip") == {"a": b"last"}
 
 
+def test_last_counts_whatever_it_is_but_full_folders_stay(room: Room) -> None:
+    a, folder, link = (entry("top/a"), b"a"), entry("top/a", tarfile.DIRTYPE), entry("top/a", tarfile.SYMTYPE, target="b")
+    b = (entry("top/b"), b"b")
+    cases: list[tuple[list[tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]], dict[str, bytes]]] = [
+        ([b, a, folder], {"b": b"b"}),
+        ([b, link, folder], {"b": b"b"}),
+        ([b, folder, a], {"b": b"b", "a": b"a"}),
+        ([b, folder, link], {"b": b"b", "a": b"b"}),
+        ([b, a, folder, (entry("top/a/c"), b"c")], {"b": b"b", "a/c": b"c"}),
+    ]
+    for entries, found in cases:
+        assert unpacked(room, tar_bytes(*entries)) == found
+    assert "as a folder as well" in str(room.refusal(tar_bytes(folder, (entry("top/a/c"), b"c"), a)))
+
+
+def test_set_id_bits_are_passed_over(room: Room) -> None:
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        info = zipfile.ZipInfo("top/a")
+        info.create_system, info.external_attr = 3, 0o106755 << 16
+        archive.writestr(info, b"a")
+    for data in (tar_bytes((entry("top/a", mode=0o6755), b"a"), entry("top/d", tarfile.DIRTYPE, mode=0o2755)), zipped.getvalue()):
+        made = room.unpack(data)
+        assert (made / "a").stat().st_mode & 0o7777 == 0o755
+        shutil.rmtree(made)
+
+
 def test_link_that_was_replaced_is_not_followed(room: Room) -> None:
     """A file takes the place of a link, and is not written through it; a link that leads out is refused though it would be replaced."""
     escape = entry("top/l", tarfile.SYMTYPE, target="../../beside")

@@ -3,7 +3,8 @@
 Rules:
 
 - Entries are made by directory file descriptors, and lie in folders that were made here: a link is never gone through.
-- A folder may be named again. A file or a link takes the place of one of the same name, as for tar: the last one counts.
+- A folder may be named again. Else an entry takes the place of one of the same name, as for tar: the last one counts. Only a folder
+  that holds something stays.
 - A link stays in the tree: its target is relative, and leads out neither by itself nor over other links.
 - What has no place in a tree is refused; nothing is renamed or repaired.
 """
@@ -67,7 +68,10 @@ class TreeDraft:
 
     def folder(self, path: bytes) -> None:
         """Make a folder, unless it is there."""
-        self._enter(self._parts(path))
+        parts = self._parts(path)
+        if parts:
+            self._make_room_for_folder(parts)
+        self._enter(parts)
 
     def link(self, path: bytes, target: bytes) -> None:
         """Make a symbolic link."""
@@ -163,13 +167,29 @@ class TreeDraft:
         self.tops.add(parts[0])
         yield folder_fd
 
+    def _make_room_for_folder(self, parts: Parts) -> None:
+        """Remove a file or link that has the name of a folder."""
+        folder_fd = self._enter(parts[:-1])
+        try:
+            info = os.stat(parts[-1], dir_fd=folder_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if not stat.S_ISDIR(info.st_mode):
+            self._replace(folder_fd, parts)
+
     def _replace(self, folder_fd: int, parts: Parts) -> None:
-        """Remove the file or link that has the name of a new entry."""
+        """Remove the file, link or empty folder that has the name of a new entry."""
         info = os.stat(parts[-1], dir_fd=folder_fd, follow_symlinks=False)
-        if stat.S_ISDIR(info.st_mode):
-            raise self._unpacking.failed("it stands twice in the archive, as a folder as well", _PACK_AGAIN)
-        os.unlink(parts[-1], dir_fd=folder_fd)
         self.replaced += 1
+        if stat.S_ISDIR(info.st_mode):
+            try:
+                os.rmdir(parts[-1], dir_fd=folder_fd)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise self._unpacking.failed("it stands twice in the archive, as a folder as well", _PACK_AGAIN) from error
+            return
+        os.unlink(parts[-1], dir_fd=folder_fd)
         if self._targets.pop(parts, None) is None:
             self.file_bytes -= info.st_size
         self._links.pop(parts, None)

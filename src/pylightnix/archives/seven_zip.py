@@ -160,8 +160,6 @@ def _check(member: Any, unpacking: Unpacking) -> None:
         return
     if member.is_socket or (member.st_fmt or stat.S_IFREG) != stat.S_IFREG:
         raise unpacking.failed("it is a special file; expected a file, a folder or a link", "leave it out when packing")
-    if (member.posix_mode or 0) & (stat.S_ISUID | stat.S_ISGID):
-        raise unpacking.failed("it has a set-user-id or set-group-id bit", "pack it again without (chmod ug-s)")
 
 
 class _Factory:

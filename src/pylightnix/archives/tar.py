@@ -34,7 +34,6 @@ _SPECIAL: Final = {
     b"M": "the rest of a file whose beginning is in another volume of the archive",
 }
 _ADVICE: Final = {b"M": "join the volumes first"}
-_SET_ID: Final = 0o6000
 
 _Pieces = list[tuple[int, int]]
 
@@ -153,8 +152,6 @@ class _Entry:
             left -= len(self._stream.take(min(left, _COPY_BYTES)))
 
     def _make_file(self, draft: TreeDraft) -> None:
-        if self.header.mode & _SET_ID:
-            raise self._unpacking.failed("it has a set-user-id or set-group-id bit", "pack it again without (chmod ug-s)")
         pieces, full_size = self._pieces()
         executable = bool(self.header.mode & 0o100)
         stored = self.header.size - (0 if pieces is None else self._map_bytes)

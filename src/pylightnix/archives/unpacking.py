@@ -66,7 +66,7 @@ def unpack_archive(
 
     Raises:
         UnpackFailed: it is damaged, cut short, none, too large, or holds what must not be made: names that have ``..``,
-            links that lead out, devices, set-id bits. The folder is as before.
+            links that lead out, devices. The folder is as before.
         ArchiveIOError: it cannot be read, or the folder not be written.
     """
     where = os.fspath(path)

@@ -76,8 +76,6 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, draft: TreeDraft, u
         draft.link(name, target)
     elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         raise unpacking.failed("it is a special file; expected a file, a folder or a link", "leave it out when packing")
-    elif mode & (stat.S_ISUID | stat.S_ISGID):
-        raise unpacking.failed("it has a set-user-id or set-group-id bit", "pack it again without (chmod ug-s)")
     else:
         executable = bool(mode & stat.S_IXUSR)
         with draft.file(name, executable=executable, size=info.file_size) as fd:

@@ -123,7 +123,7 @@ def unpack(
         Misuse: something is not of these shapes.
 
     Building raises a `BuildError` that holds an `UnpackFailed` if the archive is damaged, has another checksum, is too large, or
-    holds what must not be made: names with ``..``, links that lead out, devices, set-id bits. It names the entry.
+    holds what must not be made: names with ``..``, links that lead out, devices. It names the entry.
     """
     if (path is None) == (refpath is None):
         raise Misuse(f"unpack expects one of path and refpath, found {'none' if path is None else 'both'}")
