@@ -11,7 +11,7 @@ from pylightnix.storage import store_layout
 from pylightnix.types import DRef, RRef, StorageSettings
 from pylightnix_client.references import existing_realization
 
-__all__ = ["describe_derivation", "describe_realization"]
+__all__ = ["build_seconds", "describe_derivation", "describe_realization"]
 
 
 def describe_derivation(dref: DRef, S: StorageSettings) -> dict[str, Any]:
@@ -55,14 +55,15 @@ def describe_realization(rref: RRef, S: StorageSettings) -> dict[str, Any]:
             nar_bytes=info.nar_bytes,
             started=info.started,
             stopped=info.stopped,
-            seconds=_seconds(rref, S, info.stopped - info.started),
+            seconds=build_seconds(rref, S, info.stopped - info.started),
             builder=info.builder,
             host=info.host,
         )
     return found
 
 
-def _seconds(rref: RRef, S: StorageSettings, otherwise: float) -> Optional[float]:
+def build_seconds(rref: RRef, S: StorageSettings, otherwise: float) -> Optional[float]:
+    """Return how long the build of a realization took, which is `otherwise` where it left no stamps; None if that is unknown."""
     # The index has the latest start, the folder the stamps of the build that made it. When a later build made
     # the same bytes again, only the folder's belong together.
     stamped = rrefbdelta(rref, S)

@@ -5,12 +5,14 @@ Must import nothing but that tree and the protocol's.
 
 from __future__ import annotations
 
-from typing import Optional
+from collections.abc import Sequence
+from typing import Final, Optional
 
-from pylightnix.errors import PylightnixException
+from pylightnix.errors import InvalidReference, PylightnixException, shown
 from pylightnix.protocol.errors import TooMany
 
 __all__ = [
+    "AmbiguousReference",
     "DaemonFull",
     "DaemonGone",
     "DaemonLeft",
@@ -21,11 +23,57 @@ __all__ = [
     "LinkRefused",
     "NoDaemon",
     "NoSuchFile",
+    "NoSuchReference",
+    "NotBuilt",
     "OutputLost",
     "SocketRefused",
     "TargetFailed",
     "UnreadableFile",
 ]
+
+
+REFERENCE_FORMS: Final = (
+    "dref:… or rref:…, 4 or more digits of a hash, a path in the store such as a result link, FILE.py:STAGE, PACKAGE.MODULE:STAGE, "
+    "or the name of a stage"
+)
+"""How a reference may be given."""
+CANDIDATES_MAX: Final = 8
+"""How many of the things that a reference may mean are listed."""
+
+
+class NoSuchReference(InvalidReference):
+    """A text names nothing in the store, or nothing at all."""
+
+    def __init__(self, found: str, suggestion: str) -> None:
+        self.found, self.expected = found, REFERENCE_FORMS
+        super(InvalidReference, self).__init__(
+            f"nothing in the store is called {shown(found, 400)}{suggestion}\nexpected {REFERENCE_FORMS}"
+        )
+
+
+class AmbiguousReference(InvalidReference):
+    """A text names several things in the store. `candidates` are lines that say which, the newest first."""
+
+    code = "ambiguous-reference"
+
+    def __init__(self, found: str, candidates: Sequence[str]) -> None:
+        self.found, self.expected, self.candidates = found, "one of several", tuple(candidates)
+        listed = "".join(f"\n  {line}" for line in candidates[:CANDIDATES_MAX])
+        more = f"\n  and {len(candidates) - CANDIDATES_MAX} more" if len(candidates) > CANDIDATES_MAX else ""
+        super(InvalidReference, self).__init__(
+            f"{shown(found, 400)} may mean {len(candidates)} things; give one of these, the newest first:{listed}{more}"
+        )
+
+
+class NotBuilt(PylightnixException):
+    """What was named has no realization yet."""
+
+    code = "not-built"
+    exit_status = 66
+
+    def __init__(self, found: str, problem: str, target: str) -> None:
+        self.found, self.problem = found, problem
+        super().__init__(f"{found} is not built yet ({problem}); build it with: pylightnix build {target}")
 
 
 class InvalidArgument(PylightnixException):
@@ -44,10 +92,10 @@ class TargetFailed(PylightnixException):
     code = "target-failed"
     exit_status = 2
 
-    def __init__(self, target: str, doing: str, cause: BaseException) -> None:
+    def __init__(self, target: str, doing: str, cause: Optional[BaseException], advice: str = "nothing was built") -> None:
         self.target, self.doing = target, doing
         found = str(cause)
-        super().__init__(f"{target}: {doing} raised {type(cause).__name__}{': ' if found else ''}{found}; nothing was built")
+        super().__init__(f"{target}: {doing} raised {type(cause).__name__}{': ' if found else ''}{found}; {advice}")
 
 
 class LinkRefused(PylightnixException):

@@ -58,7 +58,8 @@ def load_file(path: str) -> ModuleType:
     """Import the Python file at `path`, once, and return its module.
 
     Its folder becomes the first of the import path, as if Python had been started with it. The module is named after
-    the file wherever that name is free, so that other modules (and other processes) import it as the same one.
+    the file wherever that name is free, so that other modules (and other processes) import it as the same one. A file
+    in a package (beside an ``__init__.py``) is imported as a part of that, from the folder in which the package lies.
 
     Raises:
         TargetNotFound: there is no such file.
@@ -67,6 +68,9 @@ def load_file(path: str) -> ModuleType:
     full = os.path.abspath(path)
     if not os.path.isfile(full):
         raise TargetNotFound(f"there is no file {path}")
+    packaged = _load_in_package(full, path)
+    if packaged is not None:
+        return packaged
     folder, base = os.path.split(full)
     name = _module_name(full, base[: -len(".py")])
     known = sys.modules.get(name)
@@ -86,10 +90,41 @@ def load_file(path: str) -> ModuleType:
     try:
         with users_code(path, "importing it"):
             spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         sys.modules.pop(name, None)
+        if isinstance(error, TargetFailed) and "attempted relative import" in str(error.__cause__):
+            raise TargetFailed(path, "importing it", error.__cause__, _advice_on_packages(full)) from error.__cause__
         raise
     return module
+
+
+def _load_in_package(full: str, path: str) -> Optional[ModuleType]:
+    """Import a file as the part of a package that it is; return None if it is in none, or the package's name is taken."""
+    root, parts = os.path.dirname(full), [os.path.basename(full)[: -len(".py")]]
+    while os.path.isfile(os.path.join(root, "__init__.py")):
+        root, package = os.path.split(root)
+        parts.insert(0, package)
+    names = parts[:-1] if parts[-1] == "__init__" else parts
+    if len(parts) < 2 or not all(map(str.isidentifier, names)) or names[0] in sys.stdlib_module_names:
+        return None
+    top = sys.modules.get(names[0])
+    if top is not None and not _is_file(top, os.path.join(root, names[0], "__init__.py")):
+        return None
+    _put_first(root)
+    if os.path.dirname(full) not in sys.path:
+        sys.path.append(os.path.dirname(full))  # for what imports its neighbours by their bare names
+    with users_code(path, "importing it"):
+        module = importlib.import_module(".".join(names))
+    return module if _is_file(module, full) else None
+
+
+def _advice_on_packages(full: str) -> str:
+    here = os.path.relpath(full, os.getcwd())
+    parts = here[: -len(".py")].split(os.sep)
+    init = os.path.join(os.path.dirname(here), "__init__.py")
+    if len(parts) > 1 and all(map(str.isidentifier, parts)):
+        return f"name it {'.'.join(parts)}:STAGE, or make {init}"
+    return f"make {init}, so that it is part of a package"
 
 
 def _module_name(full: str, stem: str) -> str:

@@ -25,6 +25,10 @@ class Answers:
         self.as_json = as_json
         self._fd = 1
 
+    def on_terminal(self) -> bool:
+        """Tell whether a person reads the answers."""
+        return os.isatty(self._fd)
+
     def text(self, line: str) -> None:
         """Write a line for people and shell scripts. File names that are not UTF-8 come out as they were."""
         self.raw((line + "\n").encode("utf-8", "surrogateescape"))

@@ -17,7 +17,7 @@ from pylightnix_client.errors import InvalidArgument
 from pylightnix_client.loading import LoadedStage, choose_stage, load_file, load_module, users_code
 from pylightnix_client.rebuild import ADVICE, can_rebuild, register_stored
 from pylightnix_client.references import resolve_reference
-from pylightnix_client.target import DRefTarget, FileTarget, Target
+from pylightnix_client.target import FileTarget, StoredTarget, Target
 
 __all__ = ["instantiate_targets"]
 
@@ -55,7 +55,7 @@ def instantiate_targets(
 
 
 def _find(target: Target, arguments: Mapping[str, Any], S: StorageSettings, force: bool) -> Found:
-    if isinstance(target, DRefTarget):
+    if isinstance(target, StoredTarget):
         dref = resolve_reference(target.text, S, kinds=("dref",))
         if force and not can_rebuild(drefcfg_(DRef(dref), S)):
             raise TargetNotFound(f"cannot build {dref} again, for {ADVICE}")

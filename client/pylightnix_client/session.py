@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pylightnix.types import StorageSettings
     from pylightnix_client.client import Client
 
-__all__ = ["CONNECT_SECONDS", "Session", "fixed_settings", "served_settings", "waiting_text"]
+__all__ = ["CONNECT_SECONDS", "Session", "fixed_settings", "hide_output_of_users", "served_settings", "waiting_text"]
 
 CONNECT_SECONDS: Final = 10.0
 """How long connecting to a daemon and its greeting may take."""
@@ -70,6 +70,16 @@ def _say_waiting(refusal: TooMany) -> None:
 def waiting_text(refusal: TooMany) -> str:
     """Return what people are told who wait for a free connection."""
     return f"the daemon has as many connections of yours as it takes ({refusal.limit}); waiting until one ends …"
+
+
+def hide_output_of_users() -> None:
+    """Send what users' code prints from now on to standard error, if a command of the program is running."""
+    import click
+
+    context = click.get_current_context(silent=True)
+    session = context.find_object(Session) if context is not None else None
+    if session is not None:
+        session.answers.divert()
 
 
 @dataclass(slots=True)

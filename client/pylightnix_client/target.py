@@ -1,4 +1,4 @@
-"""How a build target is spelt: ``file.py``, ``file.py:stage``, ``package.module:stage`` or a DRef.
+"""How a build target is spelt: ``file.py``, ``file.py:stage``, ``package.module``, ``package.module:stage``, or what the store knows.
 
 Purely textual, but for a look at the file system to word an error. Also the spelling of ``--arg``.
 """
@@ -16,9 +16,9 @@ from typing import Any, Final, Optional, TypeAlias, Union
 from pylightnix.errors import TargetNotFound
 from pylightnix_client.errors import InvalidArgument
 
-__all__ = ["DRefTarget", "FileTarget", "ModuleTarget", "Target", "parse_arguments", "parse_target"]
+__all__ = ["FileTarget", "ModuleTarget", "StoredTarget", "Target", "parse_arguments", "parse_target"]
 
-_FORMS: Final = "FILE.py, FILE.py:STAGE, PACKAGE.MODULE:STAGE or dref:…"
+_FORMS: Final = "FILE.py, FILE.py:STAGE, PACKAGE.MODULE, PACKAGE.MODULE:STAGE or dref:…"
 _MODULE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -38,34 +38,37 @@ class ModuleTarget:
 
     text: str
     module: str
-    stage: str
+    stage: Optional[str]
+    """As of a file."""
 
 
 @dataclass(frozen=True, slots=True)
-class DRefTarget:
-    """A derivation that the store knows already: a DRef, or how one begins."""
+class StoredTarget:
+    """A derivation that the store knows already: any reference to one."""
 
     text: str
 
 
-Target: TypeAlias = Union[FileTarget, ModuleTarget, DRefTarget]
+Target: TypeAlias = Union[FileTarget, ModuleTarget, StoredTarget]
 
 
 def parse_target(text: str) -> Target:
-    """Return what `text` names.
+    """Return what `text` names. A name without a colon is a module if there is one, else a stage that the store knows.
 
     Raises:
-        TargetNotFound: it is spelt like none of the four kinds.
+        TargetNotFound: it is spelt like none of these.
     """
     if text.startswith("dref:"):
-        return DRefTarget(text)
+        return StoredTarget(text)
     if text.startswith("rref:"):
         raise TargetNotFound(f"{text} is a realization, which is built already; expected {_FORMS}; its folder: pylightnix path {text}")
     if text.endswith(".py"):
         return FileTarget(text, text, None)
     where, colon, stage = text.rpartition(":")
+    if not text:
+        raise TargetNotFound(f"expected a target {_FORMS}, found an empty text")
     if not colon:
-        raise TargetNotFound(f"expected a target {_FORMS}, found {text!r}{_suggestion(text)}")
+        return ModuleTarget(text, text, None) if _is_module(text) else StoredTarget(text)
     if not stage.isidentifier():
         raise TargetNotFound(f"target {text!r}: expected the name of a stage after the colon, found {stage!r}")
     if where.endswith(".py"):
@@ -75,12 +78,11 @@ def parse_target(text: str) -> Target:
     return ModuleTarget(text, where, stage)
 
 
-def _suggestion(text: str) -> str:
-    if os.path.isfile(text + ".py"):
-        return f"; did you mean {text}.py?"
-    if _MODULE.fullmatch(text):
-        return f"; for a module say which stage: {text}:STAGE"
-    return ""
+def _is_module(text: str) -> bool:
+    """Tell whether `text` is spelt like a module; without a dot, whether there is one here. Imports nothing."""
+    if "." in text:
+        return _MODULE.fullmatch(text) is not None
+    return text.isidentifier() and (os.path.isfile(f"{text}.py") or os.path.isfile(os.path.join(text, "__init__.py")))
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Final, Optional
 
 from pylightnix.errors import NotRealized
+from pylightnix.events import StepKind
 from pylightnix.refs import undref
 from pylightnix_client.failures import Report, build_report
 from pylightnix_client.log_ends import LogEnd, tell_log_end
@@ -14,14 +15,39 @@ from pylightnix_client.output import Answers, note
 if TYPE_CHECKING:
     from pylightnix.embedded import Outcome
     from pylightnix.events import PlanStep
-    from pylightnix.types import DRef
+    from pylightnix.types import Closure, DRef, StorageSettings
+    from pylightnix_client.planned import Expectation
     from pylightnix_client.why import Answer
 
-__all__ = ["tell_failures", "tell_steps", "why_sentence"]
+__all__ = ["tell_failures", "tell_plan", "why_sentence"]
 
 
-def tell_steps(answers: Answers, outcome: Outcome, why: Callable[[PlanStep], Optional[Answer]] = lambda step: None) -> None:
-    """Answer with the steps of a dry run, and below each what `why` says of it."""
+_ORDER_OF_KINDS: Final = (StepKind.build, StepKind.unknown, StepKind.reuse, StepKind.failed, StepKind.refused, StepKind.skipped)
+
+
+def tell_plan(answers: Answers, outcome: Outcome, closure: Closure, S: StorageSettings, force: bool) -> None:
+    """Answer with the steps of a dry run, what is to be built with the reason below it, and say how much that is in all."""
+    from pylightnix_client.planned import expectation, reasons
+
+    expected = expectation(outcome.steps, S)
+    _tell_steps(answers, outcome, reasons(closure, outcome, S, force), expected)
+    if not answers.as_json:
+        note(_totals(outcome, expected))
+
+
+def _totals(outcome: Outcome, expected: Expectation) -> str:
+    from pylightnix_client.progress import human_seconds
+
+    words = {StepKind.build: "to build", StepKind.unknown: "perhaps to build", StepKind.reuse: "to reuse"}
+    counts = [(sum(step.kind is kind for step in outcome.steps), words.get(kind, kind.value)) for kind in _ORDER_OF_KINDS]
+    said = ", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do"
+    if not expected.seconds:
+        return said
+    rest = f", and {expected.unknown} of which no time is known" if expected.unknown else ""
+    return f"{said}; built one after the other, they took {human_seconds(sum(expected.seconds.values()))} before{rest}"
+
+
+def _tell_steps(answers: Answers, outcome: Outcome, why: Callable[[PlanStep], Optional[Answer]], expected: Expectation) -> None:
     errors, causes = dict(outcome.failed), dict(outcome.skipped)
     for step in outcome.steps:
         error = errors.get(step.dref)
@@ -37,6 +63,8 @@ def tell_steps(answers: Answers, outcome: Outcome, why: Callable[[PlanStep], Opt
             fields["because"] = causes[step.dref]
         if found is not None:
             fields |= {"older": found.older, "why": found.reason}
+        if step.dref in expected.seconds:
+            fields["seconds"] = expected.seconds[step.dref]
         answers.object("step", dref=step.dref, action=step.kind.value, reason=reason, **fields)
 
 

@@ -28,6 +28,10 @@ class Answer(NamedTuple):
     def objects(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines]
 
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.objects[-1]
+
 
 @contextmanager
 def _standard_file(fd: int, stream: Any) -> Iterator[Any]:

@@ -41,10 +41,11 @@ def test_json_lines(program: Any) -> None:
 def test_dry_run_builds_nothing(program: Any) -> None:
     ran = program("build", "stages.py", "--dry-run")
     assert ran.status == 0
-    assert [line.split()[0] for line in ran.lines] == ["build", "unknown"]
-    assert ran.stderr == ""
+    assert [line.split()[0] for line in ran.lines[::2]] == ["build", "build"]
+    assert [line.strip() for line in ran.lines[1::2]] == ["nothing of this name was realized before"] * 2
+    assert ran.stderr == "2 to build\n"
     steps = program("build", "stages.py", "--dry-run", "--json").objects
-    assert [(step["kind"], step.get("action")) for step in steps] == [("step", "build"), ("step", "unknown"), ("result", None)]
+    assert [(step["kind"], step.get("action")) for step in steps] == [("step", "build"), ("step", "build"), ("result", None)]
     assert all(step["reason"] for step in steps[:-1])
     program("build", "stages.py")
     done = program("build", "stages.py", "--dry-run", "--json")

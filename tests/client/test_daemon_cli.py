@@ -256,15 +256,16 @@ def test_an_operation_is_listed_attached_to_and_cancelled(
     assert build["operations"] == [name]
     assert build["resources"] == {"cpus": 1}
     assert {line.split()[0] for line in run("ps").stdout.splitlines()} == {"operation", "build"}
+    assert run("cancel", "stages.py:waits").stderr.startswith("error: there is no operation that is to build stages.py:waits;")
     attached = subprocess.Popen(
-        command(served.root, "attach", name, "--json"), stdout=subprocess.PIPE, cwd=folder, env=daemons.environment(), text=True
+        command(served.root, "attach", "waits", "--json"), stdout=subprocess.PIPE, cwd=folder, env=daemons.environment(), text=True
     )
     followed = subprocess.Popen(
         command(served.root, "log", build["build"], "-f"), stdout=subprocess.PIPE, cwd=folder, env=daemons.environment(), text=True
     )
     assert followed.stdout is not None
     assert followed.stdout.readline() == "it waits\n"
-    assert run("cancel", name).status == 0
+    assert run("cancel", build["dref"], "--json").objects == [{"kind": "cancelled", "operation": name}]
     told = json.loads(attached.communicate(timeout=daemons.SECONDS)[0].splitlines()[-1])
     assert (told["kind"], told["ok"], attached.returncode) == ("ended", False, 1)
     followed.communicate(timeout=daemons.SECONDS)
@@ -280,7 +281,7 @@ def test_ctrl_c_in_attach_leaves_the_operation_alone(
     waiting(3)
     name = next(item["operation"] for item in run("ps", "--json").objects if item["kind"] == "operation")
     attached = subprocess.Popen(
-        command(served.root, "attach", name),
+        command(served.root, "attach", name[:8]),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=folder,

@@ -88,7 +88,7 @@ def edit(pipeline: Any, old: str, new: str) -> None:
 def test_the_first_difference_is_named_before_and_after(pipeline: Any) -> None:
     assert [(step["action"], step.get("why")) for step in planned(pipeline, "high")] == [
         ("build", "nothing of this name was realized before"),
-        ("unknown", None),
+        ("build", "nothing of this name was realized before"),
     ]
     before = build(pipeline, "high")
     assert [step["action"] for step in planned(pipeline, "high")] == ["reuse", "reuse"]
@@ -100,7 +100,9 @@ def test_the_first_difference_is_named_before_and_after(pipeline: Any) -> None:
     ]:
         edit(pipeline, old, new)
         low, high = planned(pipeline, "high")
-        assert (low["action"], low["why"], high["action"]) == ("build", why, "unknown")
+        assert (low["action"], low["why"], high["action"]) == ("build", why, "build")
+        assert high["why"] == f"its dependency src is another derivation, {low['dref']}, of which {why}"
+        assert low["seconds"] >= 0
         after = build(pipeline, "high")
         said = pipeline("why-rebuild", after).stdout
         assert re.fullmatch(rf"unlike {before}: its dependency src is another derivation, dref:\w+-low, of which {re.escape(why)}\n", said)

@@ -10,7 +10,8 @@ from pylightnix.refs import undref
 from pylightnix.registry import mkdrv_
 from pylightnix.storage import current_storage, fsinit, mkSS
 from pylightnix.types import DRef, RRef, StorageSettings
-from pylightnix_client.references import existing_realization, reference_of_path, resolve_reference
+from pylightnix_client.errors import NotBuilt
+from pylightnix_client.references import existing_realization, locate, reference_of_path, resolve_reference
 
 
 @pytest.fixture
@@ -38,27 +39,28 @@ def test_beginnings(S: StorageSettings, dref: DRef) -> None:
 
 
 def test_beginning_of_nothing_and_of_several(S: StorageSettings) -> None:
-    with pytest.raises(InvalidReference, match="nothing in this store begins so"):
+    with pytest.raises(InvalidReference, match="nothing in the store is called '0123456789ab'"):
         resolve_reference("0123456789ab", S)
     drefs = [mkdrv_(mkconfig({"n": n}), S) for n in range(600)]  # some two of them share four digits, or none does
     beginnings = [undref(dref)[0][:4] for dref in drefs]
     shared = {text for text in beginnings if beginnings.count(text) > 1}
     for text in shared:
-        with pytest.raises(InvalidReference, match="begin so"):
+        with pytest.raises(InvalidReference, match="may mean 2 things"):
             resolve_reference(text, S)
 
 
 @pytest.mark.parametrize("text", ["", "abc", "xyz", "dref:", "dref:zz", "rref:12345678901234567890123456789012345", "no/such/path"])
 def test_what_is_no_reference(S: StorageSettings, text: str) -> None:
-    with pytest.raises(InvalidReference, match="hexadecimal digits or more, or a path in the store"):
+    with pytest.raises(InvalidReference, match="nothing in the store is called"):
         resolve_reference(text, S)
 
 
 def test_kind_is_checked(S: StorageSettings, dref: DRef) -> None:
-    with pytest.raises(InvalidReference, match="expected a realization"):
-        resolve_reference(dref, S, kinds=("rref",))
-    with pytest.raises(InvalidReference, match="expected a realization"):
-        resolve_reference(f"dref:{undref(dref)[0][:8]}", S, kinds=("rref",))
+    for text in (dref, f"dref:{undref(dref)[0][:8]}", "thing"):
+        with pytest.raises(NotBuilt, match="is not built yet"):
+            resolve_reference(text, S, kinds=("rref",))
+    with pytest.raises(InvalidReference, match="expected a derivation"):
+        resolve_reference("rref:" + "0" * 32 + "-" + "1" * 32 + "-x", S, kinds=("dref",))
 
 
 def test_paths_and_links(S: StorageSettings, dref: DRef, tmp_path: Path) -> None:
@@ -74,8 +76,11 @@ def test_paths_and_links(S: StorageSettings, dref: DRef, tmp_path: Path) -> None
     assert reference_of_path(str(link / "sub" / "file"), S) == (rref, "sub/file")
     assert reference_of_path(str(folder / "config.json"), S) == (dref, "config.json")
     assert existing_realization(rref, S) == str(realization)
+    assert resolve_reference(str(link / "sub"), S) == rref
+    assert locate(f"{rref}/sub/x", S) == (rref, "sub/x")
+    assert locate(str(link / "sub" / "x"), S) == (rref, "sub/x")
     with pytest.raises(InvalidReference, match="this path is inside rref:a"):
-        resolve_reference(str(link / "sub"), S)
+        resolve_reference(str(link / "sub"), S, whole=True)
     with pytest.raises(InvalidReference, match="expected a path in the store"):
         reference_of_path(str(tmp_path), S)
 

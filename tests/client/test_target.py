@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pylightnix.errors import TargetNotFound
 from pylightnix_client.errors import InvalidArgument
-from pylightnix_client.target import DRefTarget, FileTarget, ModuleTarget, Target, parse_arguments, parse_target
+from pylightnix_client.target import FileTarget, ModuleTarget, StoredTarget, Target, parse_arguments, parse_target
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,11 @@ from pylightnix_client.target import DRefTarget, FileTarget, ModuleTarget, Targe
         ("odd:name.py:train", FileTarget("odd:name.py:train", "odd:name.py", "train")),
         ("package.module:train", ModuleTarget("package.module:train", "package.module", "train")),
         ("module:_private", ModuleTarget("module:_private", "module", "_private")),
-        ("dref:00", DRefTarget("dref:00")),
+        ("dref:00", StoredTarget("dref:00")),
+        ("package.module", ModuleTarget("package.module", "package.module", None)),
+        ("no_such_module", StoredTarget("no_such_module")),
+        ("1234abcd", StoredTarget("1234abcd")),
+        ("./result", StoredTarget("./result")),
     ],
 )
 def test_kinds_of_targets(text: str, expected: Target) -> None:
@@ -34,7 +38,6 @@ def test_kinds_of_targets(text: str, expected: Target) -> None:
     ("text", "says"),
     [
         ("", "expected a target"),
-        ("train", "for a module say which stage: train:STAGE"),
         ("a.py:", "the name of a stage after the colon"),
         ("a.py:no-name", "found 'no-name'"),
         ("some/folder:main", "neither a Python file"),
@@ -48,10 +51,14 @@ def test_what_is_no_target_says_what_was_expected(text: str, says: str) -> None:
     assert caught.value.exit_status == 2
 
 
-def test_file_without_its_ending_is_suggested(tmp_path: Path) -> None:
+def test_a_name_without_a_colon_is_a_module_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "train.py").touch()
-    with pytest.raises(TargetNotFound, match=r"did you mean .*train\.py\?"):
-        parse_target(str(tmp_path / "train"))
+    (tmp_path / "package").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert parse_target("train") == ModuleTarget("train", "train", None)
+    assert parse_target("package") == StoredTarget("package")
+    (tmp_path / "package" / "__init__.py").touch()
+    assert parse_target("package") == ModuleTarget("package", "package", None)
 
 
 def test_arguments_are_json() -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pylightnix.refs import rref2dref
+from pylightnix.types import RRef
+from pylightnix_client.candidates import short_references
 
 
 @pytest.fixture
@@ -43,13 +49,52 @@ def test_what_takes_the_room(program: Any, first: str, second: str) -> None:
 
 def test_finding(program: Any, first: str, second: str) -> None:
     folder = program("path", first).stdout.rstrip("\n")
-    assert program("find", "fir*").lines == [f"{first}\t{folder}"]
-    assert program("find", "first", "--json").objects == [{"kind": "found", "rref": first, "path": folder}]
-    assert found(program) == sorted([first, second])
+    [line] = program("find", "fir*").lines
+    rref, path, moment, size = line.split("\t")
+    assert (rref, path) == (first, folder)
+    [item] = program("find", "first", "--json").objects
+    started = datetime.fromtimestamp(item["started"], UTC)
+    assert item == {"kind": "found", "rref": first, "path": folder, "started": item["started"], "bytes": int(size)}
+    assert moment == f"{started:%Y-%m-%dT%H:%M:%SZ}"
+    assert int(size) == sum(file.stat().st_size for file in Path(folder).rglob("*"))
+    assert found(program) == [second, first], "the newest first"
     assert found(program, "nothing") == []
     assert found(program, "--newer", "1h", "s*") == [second]
-    assert found(program, "--newer", "2000-01-01") == found(program, "--newer", "2000-01-01T00:00+01:00") == sorted([first, second])
+    assert found(program, "--newer", "2000-01-01") == found(program, "--newer", "2000-01-01T00:00+01:00") == [second, first]
     assert found(program, "--newer", "9000-01-01") == []
+
+
+def test_finding_on_a_terminal(program: Any, first: str, second: str) -> None:
+    (program.folder / "more.py").write_text("from stages import *\nfrom stages import _derivation, _writes\n" + MORE)
+    assert program("build", "more.py:many").status == 0
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(program.command("find"), stdin=theirs, stdout=theirs, cwd=program.folder, env=program.environment)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # which is how a terminal's other end says that nobody writes any more
+        while piece := os.read(ours, 1 << 16):
+            shown += piece
+    assert child.wait(60) == 0
+    os.close(ours)
+    lines = shown.decode().splitlines()
+    assert len(lines) == 22
+    assert all(re.fullmatch(r" +\d+ (s|min) ago  +\d+[BKM]?  (named|first|second) +rref:[0-9a-f]{8,}", line) for line in lines), lines
+    assert max(map(len, lines)) < 80
+    assert [line.split()[-2] for line in lines[-2:]] == ["second", "first"]
+    assert program("path", lines[0].split()[-1]).stdout.split("/")[-2].endswith("-named")
+
+
+MORE = """
+def many(r):
+    return [_derivation(r, "named", _writes(str(i)), i=i) for i in range(20)]
+"""
+
+
+def test_short_references_are_long_enough() -> None:
+    tail = f"-{'0' * 32}-x"
+    rrefs = [RRef(f"rref:{start:0<32}{tail}") for start in ("1", "123456789a", "123456789b", "123456789b1", "f")]
+    shorts = short_references(rrefs[::-1])
+    assert [shorts[rref][5:] for rref in rrefs] == ["10000000", "123456789a", "123456789b0", "123456789b1", "f0000000"]
 
 
 @pytest.mark.parametrize("time", ["", "5", "h", "-5m", "5 m", "yesterday", "nand"])
@@ -64,7 +109,7 @@ def test_removing(program: Any, first: str, second: str) -> None:
     assert (refused.status, refused.stdout) == (1, "")
     assert second in refused.stderr
     assert program("rm", rref2dref(first), "--json").last["code"] == "in-use"
-    assert found(program) == sorted([first, second])
+    assert found(program) == [second, first]
     assert program("rm", second).lines == [second]
     assert program("rm", rref2dref(second), rref2dref(first), "--json").objects == [
         {"kind": "removed", "drefs": sorted([rref2dref(first), rref2dref(second)]), "rrefs": [first]}
@@ -86,7 +131,7 @@ def test_collecting_what_no_link_keeps(program: Any, first: str, second: str) ->
     assert [line["ref"] for line in dry[:-1]] == [second, rref2dref(second)]
     assert dry[-1] == {"kind": "collected", "removed": [], "bytes": 0, "dry_run": True}
     assert len(program("gc", "--keep", "keep", "--dry-run").lines) == 2
-    assert found(program) == sorted([first, second])
+    assert found(program) == [second, first]
     gone = program("gc", "--keep", "keep", "--yes", "--json").last
     assert gone == {
         "kind": "collected",

@@ -92,7 +92,7 @@ def build_command(
         wishes = {"force_rebuild": force, "keep_going": keep_going, "observe": progress}
         outcome = _realize(closure, S, jobs, no_daemon, dry_run, wishes, progress)
     logs = ends_of_logs(session, [dref for dref, _ in outcome.failed], progress.builds)
-    return _conclude(answers, outcome, closure, S, logs, dry_run=dry_run, out_link=out_link)
+    return _conclude(answers, outcome, closure, S, logs, dry_run=dry_run, force=force, out_link=out_link)
 
 
 def _realize(
@@ -126,15 +126,16 @@ def _conclude(
     logs: Mapping[DRef, LogEnd],
     *,
     dry_run: bool,
+    force: bool,
     out_link: Optional[str],
 ) -> int:
     from pylightnix.storage import store_layout
     from pylightnix_client.failures import EXIT_BUILD_FAILED
     from pylightnix_client.outlink import put_out_links
-    from pylightnix_client.telling import tell_steps
+    from pylightnix_client.telling import tell_plan
 
     if dry_run:
-        tell_steps(answers, outcome)
+        tell_plan(answers, outcome, closure, S, force)
     realized = _realized(outcome, closure)
     folders = [store_layout(S).realization(rref) for rref in realized]
     # Links stand for a whole result: with some targets missing, the numbers would mean something else.

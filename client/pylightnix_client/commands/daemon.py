@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Final, Optional
 
 import click
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from pylightnix_client.progress import Progress
 
 __all__ = ["attach_command", "cancel_command", "ps_command", "status_command"]
+
+
+_OPERATION: Final = re.compile(r"op-[0-9a-z]+|[0-9a-f]{12,20}-[0-9]+", re.ASCII)
+"""The names of operations. The second kind is that of earlier versions."""
 
 
 def _fields(message: m.Message) -> dict[str, object]:
@@ -139,6 +144,7 @@ def attach_command(session: Session, operation: str) -> int:
     from pylightnix_client.showing import showing
 
     with session.connect() as client:
+        operation = _operation_of(session, client, operation)
         gone = DaemonLeft(client.path, f"the operation {operation}", session.own_command("ps"))
         found = client.attach(operation)
         try:
@@ -159,6 +165,36 @@ def attach_command(session: Session, operation: str) -> int:
     else:
         _tell_ended(result, failed, logs)
     return 0 if result.ok else EXIT_BUILD_FAILED
+
+
+def _operation_of(session: Session, client: Client, text: str) -> str:
+    """Return the name of the operation that `text` names: by that, by how it begins, or by what it is to build."""
+    from pylightnix.protocol.errors import NoSuchOperation
+    from pylightnix.refs import isrref, rref2dref, undref
+    from pylightnix_client.errors import AmbiguousReference, NoSuchReference
+    from pylightnix_client.references import resolve_reference
+
+    lines = client.ps().operations
+    found = [line for line in lines if line.operation.startswith(text)]
+    if not found and _OPERATION.fullmatch(text):
+        return text  # it has ended, and may be known still
+    if not found:
+        found = [line for line in lines if any(undref(target)[1] == text for target in line.targets)]
+    if not found:
+        try:
+            ref = resolve_reference(text, session.settings(), unbuilt=True)
+        except NoSuchReference as error:
+            raise NoSuchOperation(text) from error
+        dref = rref2dref(ref) if isrref(ref) else ref
+        found = [line for line in lines if dref in line.targets]
+    if not found:
+        raise NoSuchOperation(f"that is to build {text}")
+    if len(found) > 1:
+        found.sort(key=lambda line: -(line.started or 0.0))
+        raise AmbiguousReference(
+            text, [f"{line.operation}  {line.state} since {_clock(line.started)}  {_shown(line.targets)}" for line in found]
+        )
+    return found[0].operation
 
 
 def _watch(client: Client, operation: Operation, progress: Progress) -> None:
@@ -211,6 +247,7 @@ def _tell_ended(result: m.WaitResult, failed: list[m.FailedRow], logs: Mapping[D
 def cancel_command(session: Session, operation: str) -> None:
     """End the operation OP. What it had built is kept, and builds that others want go on."""
     with session.connect() as client:
+        operation = _operation_of(session, client, operation)
         client.cancel(operation)
     if session.answers.as_json:
         session.answers.object("cancelled", operation=operation)

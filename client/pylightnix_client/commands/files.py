@@ -22,21 +22,22 @@ __all__ = ["cat_command", "inner_path", "ls_command"]
 _BLOCK_BYTES = 1 << 20
 
 
-def _folder(text: str, S: StorageSettings) -> tuple[str, str]:
-    """Return the reference that `text` is, and its folder."""
+def _folder(text: str, path: str, S: StorageSettings) -> tuple[str, str, str]:
+    """Return the reference that `text` is, its folder, and the path in that which `text` and `path` name together."""
     from pylightnix.errors import MissingDerivation
     from pylightnix.refs import isrref
     from pylightnix.storage import store_layout
     from pylightnix.types import RRef
-    from pylightnix_client.references import existing_realization, resolve_reference
+    from pylightnix_client.references import existing_realization, locate
 
-    ref = resolve_reference(text, S)
+    ref, inner = locate(text, S, prefer_files=True)
+    path = f"{inner}/{path}" if inner and path else inner or path
     if isrref(ref):
-        return ref, existing_realization(RRef(ref), S)
+        return ref, existing_realization(RRef(ref), S), path
     folder = store_layout(S).derivation(ref)
     if not os.path.isdir(folder):
         raise MissingDerivation(ref, folder)
-    return ref, folder
+    return ref, folder, path
 
 
 def inner_path(ref: str, folder: str, inner: str) -> str:
@@ -69,9 +70,9 @@ def inner_path(ref: str, folder: str, inner: str) -> str:
 def ls_command(session: Session, ref: str, path: str) -> None:
     """List the files of REF, or those in its folder PATH.
 
-    Folders end in a slash. Of a derivation, that is its config and the hashes of its realizations.
+    Folders end in a slash. Of a derivation, that is its config and the hashes of its realizations. REF may be a path itself: result/sub.
     """
-    found, folder = _folder(ref, session.settings())
+    found, folder, path = _folder(ref, path, session.settings())
     real = inner_path(found, folder, path)
     try:
         names = sorted(os.listdir(real)) if os.path.isdir(real) else [""]
@@ -96,20 +97,22 @@ def _entry(path: str, name: str) -> dict[str, Any]:
 
 @click.command("cat")
 @click.argument("ref", type=ReferenceType("dref", "rref"))
-@click.argument("path")
+@click.argument("path", default="")
 @json_option
 @click.pass_obj
 def cat_command(session: Session, ref: str, path: str) -> None:
     """Print the file PATH of REF, byte by byte as it is.
 
-    With --json, as text where it is UTF-8, else in base64.
+    REF may be the path of the file itself: result/report.md. With --json, as text where it is UTF-8, else in base64.
     """
     from pylightnix_client.errors import UnreadableFile
 
-    found, folder = _folder(ref, session.settings())
+    found, folder, path = _folder(ref, path, session.settings())
     real = inner_path(found, folder, path)
     if os.path.isdir(real):
-        raise UnreadableFile(f"{path} of {found}", "it is a folder", f"list it with: pylightnix ls {found} {path}".rstrip())
+        raise UnreadableFile(
+            f"{path} of {found}" if path else found, "it is a folder", f"list it with: pylightnix ls {found} {path}".rstrip()
+        )
     if session.answers.as_json:
         session.answers.object("file", ref=found, path=path, **_content(b"".join(_blocks(real))))
         return

@@ -68,14 +68,18 @@ def log_command(session: Session, ref: str, follow: bool) -> None:
 def _subject(session: Session, logs: Union[Client, StoredLogs], text: str) -> str:
     """Return the build, derivation or realization that `text` names."""
     from pylightnix.protocol.errors import MissingLog
+    from pylightnix_client.errors import NoSuchReference
     from pylightnix_client.references import resolve_reference
 
-    if _BUILD.fullmatch(text):
+    if not _BUILD.fullmatch(text):
+        return str(resolve_reference(text, session.settings(), unbuilt=True))
+    try:
+        return logs.log(text, 0, 1).build
+    except MissingLog as error:
         try:
-            return logs.log(text, 0, 1).build
-        except MissingLog:
-            pass  # a stage, perhaps
-    return str(resolve_reference(text, session.settings()))
+            return str(resolve_reference(text, session.settings(), unbuilt=True))  # a stage, perhaps
+        except NoSuchReference:
+            raise error from None
 
 
 class _Printer:

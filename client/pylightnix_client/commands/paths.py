@@ -19,7 +19,8 @@ __all__ = ["hash_command", "path2rref_command", "path_command"]
 def path_command(session: Session, rref: str) -> None:
     """Print the folder of the realization RREF.
 
-    RREF may be given in full, by the first digits of its hash, or as a link to its folder.
+    RREF may be given in full, by the first digits of its hash, as a path in the store, or as a target or the name of a stage, if that has
+    one realization.
     """
     from pylightnix.types import RRef
     from pylightnix_client.references import existing_realization, resolve_reference

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
-
 import click
 
 from pylightnix_client.parameters import ReferenceType, TargetType, json_option
 from pylightnix_client.session import Session
-
-if TYPE_CHECKING:
-    from pylightnix.codekey import CodeManifest
-    from pylightnix.events import PlanStep
-    from pylightnix.types import DRef
-    from pylightnix_client.why import Answer
 
 __all__ = ["plan_command", "why_rebuild_command"]
 
@@ -27,38 +19,22 @@ __all__ = ["plan_command", "why_rebuild_command"]
 def plan_command(session: Session, targets: tuple[str, ...], force: bool, arguments: tuple[str, ...]) -> int:
     """Say what `build --keep-going` would build for TARGETs, dependencies first, and why. Nothing is built.
 
-    Below what would be built stands the first thing in which it differs from the nearest older realization. What is sure
-    to fail is told as `build` tells it, with the same exit status.
+    Below what would be built stands the first thing in which it differs from the nearest older realization; at the end, how much is to be
+    built, and how long that took before. What is sure to fail is told as `build` tells it, with the same exit status.
     """
-    from pylightnix.attempt import realizer_manifest
-    from pylightnix.events import StepKind
-    from pylightnix.refusing import refusals
     from pylightnix.remote import realize_closure
     from pylightnix_client.failures import EXIT_BUILD_FAILED
     from pylightnix_client.planned import dry_run
     from pylightnix_client.resolve import instantiate_targets
     from pylightnix_client.target import parse_arguments, parse_target
-    from pylightnix_client.telling import tell_failures, tell_steps
-    from pylightnix_client.why import Comparing
+    from pylightnix_client.telling import tell_failures, tell_plan
 
     parsed, values = [parse_target(target) for target in targets], parse_arguments(arguments)
     S, answers = session.settings(), session.answers
     answers.divert()
     _, closure = instantiate_targets(parsed, values, S, force=force)
     outcome = dry_run(realize_closure, closure, force_rebuild=force, keep_going=True)
-    stand_ins = refusals(closure.derivations)
-    realizers = {derivation.dref: derivation.realizer for derivation in closure.derivations if derivation.dref not in stand_ins}
-
-    def manifest_of(dref: DRef) -> Optional[CodeManifest]:
-        return realizer_manifest(realizers[dref]) if dref in realizers else None
-
-    comparing = Comparing(S, manifest_of)
-
-    def why(step: PlanStep) -> Optional[Answer]:
-        is_wanted = step.kind in (StepKind.build, StepKind.refused) and not (force and step.dref in closure.targets)
-        return comparing.derivation(step.dref, outcome.context) if is_wanted else None
-
-    tell_steps(answers, outcome, why)
+    tell_plan(answers, outcome, closure, S, force)
     if not answers.as_json:
         tell_failures(outcome, {})
     return EXIT_BUILD_FAILED if outcome.failed else 0
@@ -81,7 +57,7 @@ def why_rebuild_command(session: Session, ref: str) -> None:
     from pylightnix_client.why import Comparing
 
     S = session.settings()
-    found = resolve_reference(ref, S)
+    found = resolve_reference(ref, S, unbuilt=True)
     comparing = Comparing(S)
     answer = comparing.realization(RRef(found)) if isrref(found) else comparing.derivation(DRef(found))
     if session.answers.as_json:

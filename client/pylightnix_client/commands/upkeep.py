@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Optional
 
@@ -14,7 +15,7 @@ from pylightnix_client.parameters import ReferenceType, json_option
 from pylightnix_client.session import Session
 
 if TYPE_CHECKING:
-    from pylightnix.types import DRef, RRef
+    from pylightnix.types import DRef, RRef, StorageSettings
 
 __all__ = ["du_command", "find_command", "gc_command", "rm_command"]
 
@@ -72,19 +73,52 @@ class _TimeType(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
 @json_option
 @click.pass_obj
 def find_command(session: Session, pattern: str, newer: Optional[float]) -> None:
-    """Print the realizations whose names fit PATTERN, with their folders.
+    """Print the realizations whose names fit PATTERN, the newest first.
 
-    PATTERN is what a shell takes for file names, such as 'train-*'. Without one, all realizations are printed.
+    PATTERN is what a shell takes for file names, such as 'train-*'. Without one, all realizations are printed. On a terminal, each has its
+    age, its size and a reference that is as short as it may be; elsewhere its full reference, its folder, when it was built in UTC and its
+    bytes, between tabs.
     """
-    from pylightnix.query import rref2path
+    from pylightnix.query import realization_starts
     from pylightnix.searching import find
 
     S = session.settings()
-    for rref in find(pattern, newer, S):
+    rrefs = find(pattern, newer, S)
+    starts = realization_starts(rrefs, S)
+    rrefs.sort(key=lambda rref: (-starts.get(rref, 0.0), rref))
+    if session.answers.as_json or not session.answers.on_terminal():
+        _print_found(session, rrefs, starts)
+        return
+    for line in _found_lines(rrefs, starts, S):
+        session.answers.text(line)
+
+
+def _print_found(session: Session, rrefs: list[RRef], starts: dict[RRef, float]) -> None:
+    from pylightnix.query import rref2path
+    from pylightnix.searching import realization_bytes
+
+    S = session.settings()
+    for rref in rrefs:
+        started, size = starts.get(rref), realization_bytes(rref, S)
         if session.answers.as_json:
-            session.answers.object("found", rref=rref, path=rref2path(rref, S))
+            session.answers.object("found", rref=rref, path=rref2path(rref, S), started=started, bytes=size)
         else:
-            session.answers.text(f"{rref}\t{rref2path(rref, S)}")
+            moment = "" if started is None else f"{datetime.fromtimestamp(started, UTC):%Y-%m-%dT%H:%M:%SZ}"
+            session.answers.text(f"{rref}\t{rref2path(rref, S)}\t{moment}\t{size}")
+
+
+def _found_lines(rrefs: list[RRef], starts: dict[RRef, float], S: StorageSettings) -> Iterator[str]:
+    from pylightnix.garb import diskspace_h
+    from pylightnix.query import allrrefs
+    from pylightnix.refs import unrref
+    from pylightnix.searching import realization_bytes
+    from pylightnix_client.candidates import human_age, short_references
+
+    now, short = time.time(), short_references(list(allrrefs(S)))
+    width = max((len(unrref(rref)[2]) for rref in rrefs), default=0)
+    for rref in rrefs:
+        age = f"{human_age(now - starts[rref])} ago" if rref in starts else "-"
+        yield f"{age:>10}  {diskspace_h(realization_bytes(rref, S)).strip():>6}  {unrref(rref)[2]:<{width}}  {short[rref]}"
 
 
 # --- rm -----------------------------------------------------------------------------------------------
@@ -106,7 +140,7 @@ def rm_command(session: Session, refs: tuple[str, ...]) -> None:
     from pylightnix_client.references import resolve_reference
 
     S = session.settings()
-    found = [resolve_reference(ref, S) for ref in refs]
+    found = [resolve_reference(ref, S, whole=True) for ref in refs]
     removal = remove([DRef(ref) for ref in found if not isrref(ref)], [RRef(ref) for ref in found if isrref(ref)], S)
     if session.answers.as_json:
         session.answers.object("removed", drefs=removal.drefs, rrefs=removal.rrefs)
