@@ -43,8 +43,9 @@ def _totals(outcome: Outcome, expected: Expectation) -> str:
     said = ", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do"
     if not expected.seconds:
         return said
-    rest = f", and {expected.unknown} of which no time is known" if expected.unknown else ""
-    return f"{said}; built one after the other, they took {human_seconds(sum(expected.seconds.values()))} before{rest}"
+    builds = f"{expected.unknown} build{'' if expected.unknown == 1 else 's'}"
+    rest = f", and {builds} of unknown time" if expected.unknown else ""
+    return f"{said}; expected: {human_seconds(sum(expected.seconds.values()))} of building{rest}"
 
 
 def _tell_steps(answers: Answers, outcome: Outcome, why: Callable[[PlanStep], Optional[Answer]], expected: Expectation) -> None:

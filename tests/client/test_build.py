@@ -188,14 +188,14 @@ def test_out_link_is_refused_before_anything_is_built(program: Any) -> None:
         ("absent.py", 2, "target-not-found", "there is no file absent.py"),
         ("absent.module:x", 2, "target-not-found", "there is no module absent.module"),
         ("stages.py:absent", 2, "target-not-found", "its stages: first, main, broken, above"),
-        ("stages", 2, "target-not-found", "did you mean stages.py?"),
+        ("./stages", 2, "invalid-reference", "did you mean ./stages.py?"),
         ("bad_import.py", 2, "target-failed", "ZeroDivisionError"),
         ("bad_stage.py", 2, "target-failed", "KeyError"),
         ("nothing.py", 2, "target-not-found", "returned None"),
         ("exits.py", 2, "target-failed", "SystemExit"),
         ("bad_config.py", 2, "target-failed", "InvalidConfig"),
         ("dref:" + "0" * 32 + "-absent", 66, "missing-derivation", "no derivation"),
-        ("dref:zzz", 2, "invalid-reference", "hexadecimal"),
+        ("dref:zzz", 2, "invalid-reference", "4 or more digits of a hash"),
     ],
 )
 def test_what_cannot_be_built(program: Any, target: str, status: int, code: str, says: str) -> None:

@@ -56,7 +56,7 @@ def test_path(program: Any, tree: str) -> None:
     ("ref", "status", "code"),
     [
         ("rref:" + "0" * 32 + "-" + "0" * 32 + "-x", 66, "missing-realization"),
-        ("dref:" + "0" * 32 + "-x", 2, "invalid-reference"),
+        ("dref:" + "0" * 32 + "-x", 66, "not-built"),
         ("junk", 2, "invalid-reference"),
         ("0123456789", 2, "invalid-reference"),
     ],
