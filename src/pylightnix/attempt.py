@@ -11,16 +11,17 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Optional
+from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 from pylightnix.context import DirectContext, LazyContext
 from pylightnix.errors import CodeKeyError, InvalidOutput
-from pylightnix.outputs import absolute_outputs, output_paths
+from pylightnix.outputs import OUTPUT_ADVICE, absolute_outputs, output_paths
 from pylightnix.storage import current_storage, fstmpdir
 from pylightnix.store.commit import TakenOutput
 from pylightnix.store.faults import reach
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.owner import is_owner_name
+from pylightnix.store.removal import open_unlocked
 from pylightnix.store.takeover import take_over
 from pylightnix.types import DRef, Matcher, RealizeArg, Realizer, RRef, StorageSettings
 from pylightnix.workfolder import working_folder
@@ -37,8 +38,6 @@ __all__ = [
     "realizer_manifest",
     "take_outputs",
 ]
-
-_ADVICE: Final = "make output folders under fstmpdir(S) of the S that the realizer is called with, for example with tempfile.mkdtemp"
 
 
 # --- calling ------------------------------------------------------------------------------------------
@@ -63,7 +62,7 @@ def call_realizer(
         arguments: its last argument.
     """
     with not_in_forked_child(), current_storage(S), working_folder(fstmpdir(S)):
-        return absolute_outputs(realizer(S, dref, LazyContext(direct, transitive), arguments))
+        return absolute_outputs(dref, realizer(S, dref, LazyContext(direct, transitive), arguments))
 
 
 def call_matcher(matcher: Matcher, S: StorageSettings, rrefs: list[RRef]) -> Any:
@@ -177,18 +176,17 @@ def _open_parent(layout: StoreLayout, dref: DRef, folder: str, path: str) -> int
     stray = parent in (layout.tmp, os.path.realpath(layout.tmp)) and not is_owner_name(name)
     if stray and os.path.isdir(path) and os.lstat(path).st_uid == os.geteuid():
         return _open_below(dref, parent, [""], path)
-    raise InvalidOutput(dref, path, f"is not a folder of this build ({folder})", _ADVICE)
+    raise InvalidOutput(dref, path, f"is not a folder of this build ({folder})", OUTPUT_ADVICE)
 
 
 def _open_below(dref: DRef, top: str, components: Sequence[str], path: str) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for component in components:
         if component:
             try:
-                deeper = os.open(component, flags, dir_fd=fd)
+                deeper = open_unlocked(component, fd)
             except OSError as error:
-                raise InvalidOutput(dref, path, f"cannot be reached without following a link ({error.strerror})", _ADVICE) from error
+                raise InvalidOutput(dref, path, f"cannot be reached without following a link ({error.strerror})", OUTPUT_ADVICE) from error
             finally:
                 os.close(fd)
             fd = deeper

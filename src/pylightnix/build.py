@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar
 
 from pylightnix.config import Config, ConfigAttrs, RConfig, cfgcattrs, cfgname, resolve
 from pylightnix.context import context_deref
-from pylightnix.errors import AmbiguousMatch, BuildError, Misuse, shown
+from pylightnix.errors import AmbiguousMatch, BuildError, Misuse, StoreError, shown
 from pylightnix.outputs import output_validate
 from pylightnix.refs import assert_valid_refpath, isrefpath, isselfpath
 from pylightnix.registry import written_config
 from pylightnix.storage import fstmpdir, store_layout
 from pylightnix.store.layout import START_FILE, STOP_FILE
+from pylightnix.store.removal import make_movable
 from pylightnix.timestamps import timestring
 from pylightnix.types import (
     BuildArgs,
@@ -197,10 +198,27 @@ def build_wrapper(
 # --- output folders -----------------------------------------------------------------------------------
 
 
-def _stamp(folder: str, name: str, time: Optional[str]) -> None:
-    if time is not None:
-        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-            file.write(timestring() if time == "AUTO" else time)
+def _text(time: Optional[str]) -> Optional[str]:
+    return timestring() if time == "AUTO" else time
+
+
+def _stamp(folder: str, name: str, text: Optional[str]) -> None:
+    if text is None:
+        return
+    path = os.path.join(folder, name)
+    try:
+        _write(path, text)
+    except PermissionError:
+        # Whoever copies a folder of the store into an output copies its modes, too, and perhaps its stamps.
+        make_movable(folder)
+        if os.path.lexists(path):
+            os.unlink(path)
+        _write(path, text)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def build_markstart(b: Build, nouts: int) -> list[Path]:
@@ -220,22 +238,34 @@ def build_markstart(b: Build, nouts: int) -> list[Path]:
     where = fstmpdir(b.S)
     folders = [Path(tempfile.mkdtemp(prefix="out-", dir=where)) for _ in range(nouts)]
     b.outpaths = Output(folders)
+    start = b._start_text = _text(b.starttime)  # type: ignore[attr-defined]  # not from `__init__`, which subclasses may replace
     for folder in folders:
-        _stamp(folder, START_FILE, b.starttime)
+        _stamp(folder, START_FILE, start)
     return folders
 
 
 def build_markstop(b: Build) -> None:
     """Write the stop file into every output. Does nothing as long as there are none."""
     for folder in b.outpaths.val if b.outpaths is not None else []:
-        _stamp(folder, STOP_FILE, b.stoptime)
+        _stamp(folder, STOP_FILE, _text(b.stoptime))
+        start: Optional[str] = getattr(b, "_start_text", None)
+        if start is not None and not _says(os.path.join(folder, START_FILE), start):
+            _stamp(folder, START_FILE, start)  # it came with a copy of another realization
+
+
+def _says(path: str, text: str) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read() == text
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def build_markstop_noexcept(b: Build) -> None:
     """Do as `build_markstop`, and let it pass if an output cannot be written."""
     try:
         build_markstop(b)
-    except OSError:
+    except (OSError, StoreError):
         pass  # something worse is on its way to the caller, whom this would hide it from
 
 

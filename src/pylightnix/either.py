@@ -17,16 +17,16 @@ from typing import Any, Final, Generic, Optional, TypeVar, Union, cast
 
 from pylightnix.config import Config
 from pylightnix.context import context_deref
-from pylightnix.errors import AmbiguousMatch, BuildError, InvalidOutput, InvalidTree, Misuse, NotRealized, StoreError
+from pylightnix.errors import AmbiguousMatch, BuildError, InvalidOutput, Misuse, NotRealized, StoreError
 from pylightnix.matchers import BuiltinMatcher, check_matcher
-from pylightnix.nar import tree_hash
 from pylightnix.outputs import output_validate
 from pylightnix.query import drefdeps1, rref2path
 from pylightnix.realize import ClosureArg, realizeMany, unpack_closure_arg_
 from pylightnix.registry import Registry, mkdrv
 from pylightnix.storage import fstmpdir
 from pylightnix.store.kept import left_by
-from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES
+from pylightnix.store.layout import METADATA_NAMES
+from pylightnix.store.takeover import take_over
 from pylightnix.types import Context, DRef, Matcher, MatcherO, Output, Path, RealizeArg, Realizer, RealizerO, RRef, StorageSettings
 
 __all__ = [
@@ -165,7 +165,7 @@ class EitherRealizer:
         except StoreError:
             raise  # a full disk says nothing about the stage
         except Exception as error:  # noqa: BLE001  # a user's code: its failure is an output
-            return either_paths(mkleft(_partial(left or left_by(error)) or [_fresh_output(S)], _told(error)))
+            return either_paths(mkleft(_partial(dref, left or left_by(error)) or [_fresh_output(S)], _told(error)))
 
     def _outputs(self, S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> Output[Path]:
         answer: object = self.f(S, dref, context, rarg)
@@ -209,19 +209,24 @@ def _told(error: Exception) -> str:
     return "".join(traceback.format_exception(original))
 
 
-def _partial(folders: Sequence[object]) -> list[Path]:
+def _partial(dref: DRef, folders: Sequence[object]) -> list[Path]:
     """Return which of these output folders are worth keeping: those with artifacts, else the first, as far as a store takes them."""
-    storable = [Path(folder) for folder in folders if isinstance(folder, str) and _is_storable(folder)]
+    paths = [Path(os.path.abspath(folder)) for folder in folders if isinstance(folder, str)]
+    storable = [path for path in paths if _is_storable(dref, path)]
     return [folder for folder in storable if set(os.listdir(folder)) - METADATA_NAMES] or storable[:1]
 
 
-def _is_storable(folder: str) -> bool:
+def _is_storable(dref: DRef, folder: str) -> bool:
     try:
-        names = os.listdir(folder)
-        tree_hash(folder)  # it refuses special files, which a crashed program may leave
-    except (InvalidTree, OSError):
+        parent_fd = os.open(os.path.dirname(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # It refuses special files, which a crashed program may leave, and lets the owner in where the program shut him out.
+            take_over(parent_fd, os.path.basename(folder), dref=dref, shown=folder)
+        finally:
+            os.close(parent_fd)
+    except (InvalidOutput, StoreError, OSError):
         return False
-    return not {STATUS_FILE, CONTEXT_FILE} & set(names) and os.access(folder, os.W_OK)
+    return not os.path.lexists(os.path.join(folder, STATUS_FILE))
 
 
 # --- matchers -----------------------------------------------------------------------------------------

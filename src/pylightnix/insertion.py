@@ -85,6 +85,8 @@ def moved_output(dref: DRef, path: str, target: str, storage: str) -> Iterator[N
 
 def _move(storage: str, dref: DRef, path: str, target: str) -> None:
     try:
+        if os.lstat(path).st_uid == os.geteuid():
+            make_movable(path)
         os.rename(path, target)
     except OSError as error:
         if error.errno == errno.EXDEV:

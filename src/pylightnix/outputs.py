@@ -8,22 +8,46 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Final, Optional
 
 from pylightnix.config import cfgsp
 from pylightnix.errors import InvalidOutput, PromiseException, shown
 from pylightnix.registry import written_config
+from pylightnix.store.removal import make_movable
 from pylightnix.types import Context, DRef, Output, Path, RealizeArg, Realizer, RealizerO, RefPath, StorageSettings
-from pylightnix.workfolder import left_files
+from pylightnix.workfolder import left_files, this_build
 
-__all__ = ["absolute_outputs", "output_paths", "output_realizer", "output_validate"]
+__all__ = ["OUTPUT_ADVICE", "absolute_outputs", "output_paths", "output_realizer", "output_validate"]
+
+OUTPUT_ADVICE: Final = "make output folders under fstmpdir(S) of the S that the realizer is called with, for example with tempfile.mkdtemp"
 
 
 def _is_kept(folder: str, selfpath: RefPath) -> bool:
     top = os.path.abspath(folder)
     promised = os.path.normpath(os.path.join(top, *selfpath[1:]))
     # A path that climbs out of the folder could be there and still not be part of the realization.
-    return (promised == top or promised.startswith(f"{top}/")) and os.path.lexists(promised)
+    return (promised == top or promised.startswith(f"{top}/")) and _is_there(top, promised)
+
+
+def _is_there(top: str, path: str) -> bool:
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return _is_there_unlocked(top, path)
+    except OSError:
+        return False
+    return True
+
+
+def _is_there_unlocked(top: str, path: str) -> bool:
+    """Look again, letting the owner into each folder on the way. They get their modes when they are taken over."""
+    on_the_way = top
+    for part in os.path.relpath(path, top).split("/"):
+        if os.path.islink(on_the_way) or not os.path.isdir(on_the_way):
+            break
+        make_movable(on_the_way)
+        on_the_way = os.path.join(on_the_way, part)
+    return os.path.lexists(path)
 
 
 def output_validate(dref: DRef, o: Output[Path], S: Optional[StorageSettings] = None) -> list[Path]:
@@ -64,11 +88,20 @@ def output_realizer(f: RealizerO) -> Realizer:
     return OutputRealizer(f)
 
 
-def absolute_outputs(answer: Any) -> Any:
-    """Return what a realizer returned with relative paths made absolute, while its working folder is still that of the process."""
-    if not isinstance(answer, (list, tuple)) or not all(isinstance(item, (str, os.PathLike)) for item in answer):
+def absolute_outputs(dref: DRef, answer: Any) -> Any:
+    """Return what a realizer returned with relative paths made absolute, while its working folder is still that of the process.
+
+    Raises:
+        InvalidOutput: the working folder itself is among them.
+    """
+    if not answer or not isinstance(answer, (list, tuple)) or not all(isinstance(item, (str, os.PathLike)) for item in answer):
         return answer
-    return [os.path.abspath(os.fspath(item)) for item in answer]
+    paths = [os.path.abspath(os.fspath(item)) for item in answer]
+    here = this_build()
+    if here is not None and here.path in paths:
+        problem = f"is not a folder of this build ({os.path.dirname(here.path)}), but the one that it works in"
+        raise InvalidOutput(dref, here.path, problem, OUTPUT_ADVICE)
+    return paths
 
 
 def output_paths(dref: DRef, answer: Any) -> list[str]:

@@ -18,6 +18,7 @@ from pylightnix import (
     BuildError,
     Context,
     DRef,
+    InvalidOutput,
     Path,
     PromiseException,
     Registry,
@@ -96,13 +97,14 @@ def test_outputs_may_be_named_by_relative_paths(S: StorageSettings) -> None:
     check_tmp(S)
 
 
-def test_the_working_folder_itself_may_be_the_output(S: StorageSettings) -> None:
-    def here(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any]) -> list[Path]:
-        with open("out.txt", "w") as file:
-            file.write("here")
-        return [Path(".")]
+def test_the_working_folder_itself_is_no_output(S: StorageSettings) -> None:
+    for path in (".", "", "./sub/.."):
 
-    assert text_of(realize1(instantiate(lambda r: stage(r, realizer=here), S=S)), S) == "here"
+        def here(S: StorageSettings, dref: DRef, context: Context, rarg: dict[str, Any], path: str = path) -> list[Path]:
+            return [Path(path)]
+
+        with pytest.raises(InvalidOutput, match="but the one that it works in"):
+            realize1(instantiate(lambda r, here=here, path=path: stage(r, realizer=here, path=path), S=S))
     check_tmp(S)
 
 

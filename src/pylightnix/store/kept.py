@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from pylightnix.errors import BuildError, PromiseException
+from pylightnix.errors import BuildError, PromiseException, StoreError
 from pylightnix.refs import undref
 from pylightnix.store.layout import StoreLayout
-from pylightnix.store.removal import remove_tree
+from pylightnix.store.removal import make_movable, remove_tree
 from pylightnix.types import DRef, Path
 
 __all__ = ["KEPT_COUNT", "keep_failed", "left_by", "point_to"]
@@ -33,10 +33,11 @@ def keep_failed(layout: StoreLayout, dref: DRef, folder: str) -> str:
     target = f"{layout.failed}/{stamp}-{secrets.token_hex(4)}-{name}"[:250]
     try:
         os.makedirs(layout.failed, 0o700, exist_ok=True)
+        make_movable(folder)
         os.rename(folder, target)
         for old in sorted(os.listdir(layout.failed))[:-KEPT_COUNT]:
             remove_tree(f"{layout.failed}/{old}")
-    except OSError:
+    except (OSError, StoreError):  # the build has failed already, and says why
         return target if os.path.isdir(target) else folder
     return target
 

@@ -21,7 +21,7 @@ from typing import Final
 
 from pylightnix.errors import StoreIOError
 
-__all__ = ["make_movable", "remove_tree", "reopen_unlocked"]
+__all__ = ["make_movable", "open_unlocked", "remove_tree", "reopen_unlocked"]
 
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LEVELS: Final = 128
@@ -62,7 +62,7 @@ def make_movable(path: str) -> None:
         StoreIOError: The folder's mode cannot be changed.
     """
     try:
-        os.close(_open_folder(path, None))
+        os.close(open_unlocked(path, None))
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
@@ -114,15 +114,15 @@ def _remove(parent_fd: int, name: str) -> None:
 
 def _enter(stack: list[_Folder], parent_fd: int, name: str) -> None:
     try:
-        stack.append(_Folder(parent_fd, name, _open_folder(name, parent_fd), []))
+        stack.append(_Folder(parent_fd, name, open_unlocked(name, parent_fd), []))
     except FileNotFoundError:
         return
     except NotADirectoryError:
         _unlink(parent_fd, name)
 
 
-def _open_folder(name: str, parent_fd: int | None) -> int:
-    """Open a folder that its owner can then read, write and enter."""
+def open_unlocked(name: str, parent_fd: int | None) -> int:
+    """Open a folder, none by a link, after letting its owner read, write and enter it. The descriptor is the caller's to close."""
     try:
         fd = os.open(name, _FOLDER_FLAGS, dir_fd=parent_fd)
     except PermissionError:
@@ -170,7 +170,7 @@ def _move_up(folder: _Folder, top: _Folder) -> None:
     name = folder.inner.pop()
     moved = f".removed-{secrets.token_hex(8)}"
     try:
-        os.close(_open_folder(name, folder.fd))  # lets it be moved, see `make_movable`
+        os.close(open_unlocked(name, folder.fd))  # lets it be moved, see `make_movable`
         os.rename(name, moved, src_dir_fd=folder.fd, dst_dir_fd=top.fd)
     except FileNotFoundError:
         return

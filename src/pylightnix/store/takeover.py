@@ -14,12 +14,14 @@ depend on them: with the times of writing, `make` takes files that came with an 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import stat
 from typing import Final
 
-from pylightnix.errors import InvalidOutput, InvalidTree, PylightnixException, StoreFull, StoreIOError
+from pylightnix.context import parse_context
+from pylightnix.errors import InvalidOutput, InvalidTree, Misuse, PylightnixException, StoreFull, StoreIOError
 from pylightnix.nar import OPEN_FLAGS, EntryKind, TreeDigest, hash_folder
 from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES
 from pylightnix.store.removal import reopen_unlocked
@@ -36,6 +38,7 @@ _FOLDER_MODE: Final = 0o555
 _TOP_MODE: Final = 0o755
 _TIMES_NS: Final = (STORE_TIME * 1_000_000_000,) * 2
 _COPY_BYTES: Final = 1 << 26
+_CONTEXT_BYTES: Final = 1 << 26
 _CHANGED: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _LEAVE_PLAIN: Final = "leave only regular files, folders and symbolic links, and let whatever writes them end first"
 
@@ -136,7 +139,10 @@ class _Sealing:
     def skip_entry(self, parent_fd: int, name: bytes, kind: EntryKind, where: bytes) -> None:
         rename = "it is kept for metadata, choose another"
         if name == os.fsencode(CONTEXT_FILE):
-            raise self._refused(where, "has a reserved name", rename)
+            if kind is not EntryKind.FILE or not self._is_context(parent_fd, name, where):
+                raise self._refused(where, "has a reserved name", rename)
+            os.unlink(name, dir_fd=parent_fd)  # it came with a copy of another realization
+            return
         if kind is not EntryKind.FILE:
             raise self._refused(where, f"has a reserved name and is a {kind.value}", rename)
         fd, info = self.open_entry(parent_fd, name, where)
@@ -146,6 +152,17 @@ class _Sealing:
             self.leave_file(fd)
         finally:
             os.close(fd)
+
+    def _is_context(self, parent_fd: int, name: bytes, where: bytes) -> bool:
+        fd = self._open(parent_fd, name, 0, where)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return False
+            try:
+                parse_context(json.loads(file.read(_CONTEXT_BYTES)))
+            except (ValueError, RecursionError, Misuse):
+                return False
+        return True
 
     def leave_file(self, fd: int) -> None:
         os.utime(fd, ns=_TIMES_NS)

@@ -136,7 +136,7 @@ def _realize(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) 
         arguments = unpack(order.args) if order.args is not None else {}
         context = LazyContext(order.context, lambda: context_below(order.context, S))
         with not_in_forked_child(), working_folder(order.folder):
-            answer = absolute_outputs(realizer(S, order.dref, context, arguments))
+            answer = absolute_outputs(order.dref, realizer(S, order.dref, context, arguments))
     tmp = fstmpdir(StorageSettings(S.root, S.storage, None))
     return output_names(order.dref, order.folder, tmp, answer), manifest
 

@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from pylightnix.errors import InvalidOutput
-from pylightnix.outputs import output_paths
+from pylightnix.outputs import OUTPUT_ADVICE, output_paths
+from pylightnix.store.removal import make_movable
 from pylightnix.types import DRef
 
 __all__ = ["kept_names", "output_names"]
 
-_ADVICE: Final = "make output folders under fstmpdir(S) of the S that the realizer is called with, for example with tempfile.mkdtemp"
 _OWNER: Final = re.compile(r"[0-9]+-[0-9a-f]{12}")
 
 
@@ -41,9 +41,9 @@ def _name_in(folder: str, tmp: str, dref: DRef, path: str) -> str:
     below = next((parent[len(start) :] for start in (folder, top) if f"{parent}/".startswith(f"{start}/")), None)
     is_stray = parent in (tmp, os.path.realpath(tmp)) and not _OWNER.fullmatch(name)
     if below is None and not is_stray:
-        raise InvalidOutput(dref, path, f"is not a folder of this build ({folder})", _ADVICE)
+        raise InvalidOutput(dref, path, f"is not a folder of this build ({folder})", OUTPUT_ADVICE)
     if below is not None and os.path.realpath(parent) != f"{top}{below}":
-        raise InvalidOutput(dref, path, "cannot be reached without following a link", _ADVICE)
+        raise InvalidOutput(dref, path, "cannot be reached without following a link", OUTPUT_ADVICE)
     if not os.path.lexists(path):
         raise InvalidOutput(dref, path, "does not exist", "make the folder before returning it")
     if os.path.islink(path) or not os.path.isdir(path):
@@ -52,9 +52,10 @@ def _name_in(folder: str, tmp: str, dref: DRef, path: str) -> str:
         return _printable(dref, name)
     moved = tempfile.mkdtemp(prefix="out-", dir=top)
     try:
+        make_movable(path)
         os.rename(path, moved)  # over an empty folder
     except OSError as error:
-        raise InvalidOutput(dref, path, f"cannot be moved into the folder of this build ({error.strerror})", _ADVICE) from error
+        raise InvalidOutput(dref, path, f"cannot be moved into the folder of this build ({error.strerror})", OUTPUT_ADVICE) from error
     return os.path.basename(moved)
 
 
