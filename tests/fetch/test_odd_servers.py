@@ -217,3 +217,30 @@ def test_206_that_nobody_asked_for(folder: str) -> None:
         lambda request: request.answer(206, CONTENT[5:], {"Content-Range": f"bytes 5-{len(CONTENT) - 1}/{len(CONTENT)}"})
     ) as server:
         failure(folder, replace(spec_of(f"{server.url}/f", content=CONTENT), is_fresh=True))
+
+
+ODD_HEADS = [
+    b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nhi",
+    b"HTTP/1.0 200 OK\r\n\r\nhi",
+    b"HTTP/1.1 200 OK\nContent-Length: 2\n\nhi",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nhi",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 77\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhi\r\n0\r\nX: trailer\r\n\r\n",
+    b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    b"HTTP/1.1 200 OK\r\nETag: W/weak, \xff\xfe\r\nLast-Modified: never\r\nContent-Length: 2\r\n\r\nhi",
+    b"HTTP/1.1 200 OK\r\nContent-Range: bytes 5-6/7\r\nContent-Length: 2\r\n\r\nhi",
+    b"HTTP/1.1 203 Changed\r\nContent-Encoding: identity\r\nContent-Length: 2\r\n\r\nhi",
+]
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_odd_heads_of_answers(folder: str, checked: bool) -> None:
+    for head in ODD_HEADS:
+
+        def handler(request: Request, head: bytes = head) -> None:
+            request.send(head)
+            raise ConnectionAbortedError
+
+        with scripted(handler) as server:
+            assert fetch(folder, spec_of(f"{server.url}/f", content=b"hi" if checked else None, is_fresh=True)) == b"hi", head
+        assert len(server.requests) == 1

@@ -193,5 +193,7 @@ def _encoding(headers: Mapping[str, str]) -> Optional[str]:
 
 
 def _length(headers: Mapping[str, str]) -> Optional[int]:
+    if headers.get("transfer-encoding", "identity").strip().lower() != "identity":
+        return None  # which then says how long the body is, whatever Content-Length does
     text = headers.get("content-length", "").strip()
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
