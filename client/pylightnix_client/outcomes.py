@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import os
+import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Optional, cast
@@ -88,6 +90,8 @@ def outcome_of(
     found: dict[str, list[m.Row]] = {}
     for part in _COUNTED:
         found[part] = (yield from parts(operation, part)) if getattr(result, part) else []
+    for told in cast("list[m.ToldRow]", (yield from parts(operation, "told")) if result.told else []):
+        _warn(told)
     matched = cast("list[m.MatchedRow]", (yield from parts(operation, "matched")))
     steps = cast("list[m.StepRow]", (yield from parts(operation, "steps")) if dry_run else [])
     known: Context = {DRef(row.dref): [RRef(rref) for rref in row.rrefs] for row in matched}
@@ -105,6 +109,13 @@ def outcome_of(
         skipped=[(DRef(row.dref), DRef(row.because)) for row in skipped],
         steps=[PlanStep(DRef(step.dref), _step_kind(step.kind), step.reason) for step in steps],
     )
+
+
+def _warn(told: m.ToldRow) -> None:
+    """Give a warning here that a matcher gave in a process of the daemon's."""
+    category = getattr(builtins, told.category, UserWarning)
+    known = isinstance(category, type) and issubclass(category, Warning)
+    warnings.warn(told.text, category if known else UserWarning, stacklevel=2)
 
 
 def _step_kind(text: str) -> StepKind:

@@ -12,11 +12,13 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Optional
+from typing import Any, Final, Optional
 
+import msgspec
 import trio
 
 from pylightnix.planner.messages import Candidate
+from pylightnix.protocol._values import Text, Word
 from pylightnix.protocol.errors import MatcherLost, ProtocolError, WorkerFailed
 from pylightnix.protocol.framing import Decoder, Response, encode_request
 from pylightnix.store.layout import StoreLayout
@@ -26,6 +28,9 @@ from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.workers import WorkerLost, WorkerPool
 
 __all__ = ["MatcherChild"]
+
+_TOLD_MAX: Final = 100
+"""How many warnings of one operation's matchers are kept for who asked for it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +43,8 @@ class MatcherChild:
     environment: Environment
     seconds: float
     """How long a matcher may think; zero is for ever."""
+    told: list[tuple[DRef, str, str]] = field(default_factory=list)
+    """Warnings that matchers gave: of which derivation, their category and text."""
     _line: Optional[trio.SocketStream] = None
     _decoder: Decoder = field(default_factory=Decoder)
     _turn: trio.Lock = field(default_factory=trio.Lock)
@@ -75,12 +82,23 @@ class MatcherChild:
             if isinstance(message, Response):
                 if message.error is not None:
                     raise FailedBuild(failed_row(dref, message.error))
-                return (message.result or {}).get("answer")
+                result = message.result or {}
+                self._tell(dref, result.get("told", []))
+                return result.get("answer")
             if message is None:
                 data = await line.receive_some(1 << 16)
                 if not data:
                     raise WorkerLost("it ended")
                 self._decoder.receive_data(data)
+
+    def _tell(self, dref: DRef, told: Any) -> None:
+        try:
+            found = msgspec.convert(told, list[tuple[Word, Text]])
+        except msgspec.ValidationError:
+            return  # a user's process may say anything
+        for category, text in found:
+            if (dref, category, text) not in self.told and len(self.told) < _TOLD_MAX:
+                self.told.append((dref, category, text))
 
     async def _start(self) -> trio.SocketStream:
         worker = await self.pool.worker_for(self.environment)

@@ -142,6 +142,8 @@ class Operation:
     _nursery: Optional[trio.Nursery] = None
     """Holds what waits for matchers; open while the operation runs."""
     _child: Optional[MatcherChild] = None
+    told: list[tuple[DRef, str, str]] = field(default_factory=list)
+    """Warnings that matchers gave: of which derivation, their category and text."""
     _interruption: Optional[PylightnixException] = None
     """Why it was ended by somebody else than its clients."""
 
@@ -450,7 +452,7 @@ class Operation:
     async def _ask_child(self, action: AskMatcher, matcher: bytes) -> None:
         if self._child is None:
             self._child = MatcherChild(
-                self.id, self.builds.pool, self.hold.reader.layout, self.environment, self.builds.limits_now.matcher_seconds
+                self.id, self.builds.pool, self.hold.reader.layout, self.environment, self.builds.limits_now.matcher_seconds, self.told
             )
         try:
             with self.telling.span("match", action.dref):

@@ -282,6 +282,7 @@ class Requests:
             failed=len(outcome.failed),
             skipped=len(outcome.skipped),
             settled=len(outcome.matched),
+            told=len(operation.told),
         )
 
     async def outcome(self, session: Session, params: m.Outcome) -> m.Rows:
@@ -555,6 +556,8 @@ def _part(operation: Operation, part: str) -> list[Any]:
     if outcome is None:
         error = operation.trouble or AssertionError("BUG: ended without an outcome")
         return [(None, FailedBuild(_trouble_row(operation, error)))] if part == "failed" else []
+    if part == "told":
+        return operation.told
     return list(outcome.matched.items()) if part == "matched" else list(getattr(outcome, part))
 
 
@@ -567,6 +570,7 @@ _ROWS: Final[dict[str, Callable[[Any], object]]] = {
     "matched": lambda found: m.MatchedRow(found[0], list(found[1])),
     "failed": lambda found: found[1].row if isinstance(found[1], FailedBuild) else failed_row(*found),
     "skipped": lambda found: m.SkippedRow(*found),
+    "told": lambda told: m.ToldRow(*told),
     "steps": lambda step: m.StepRow(step.dref, step.kind.value, step.reason),
 }
 

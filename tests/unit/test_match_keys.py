@@ -81,3 +81,23 @@ def test_what_is_no_key_is_told_with_stage_and_realization(S: StorageSettings, k
     assert told in str(caught.value)
     assert "-train" in str(caught.value)
     assert "rref:" in str(caught.value)
+
+
+def test_nan_is_told_to_who_asked_with_its_realization(S: StorageSettings) -> None:
+    with pytest.warns(RuntimeWarning) as told:
+        rrefs = realizeMany(instantiate(four, key=score, n=5, data=9, S=S))
+    (nan,) = [rref for rref in rrefs if text(S, rref) == "nan"]
+    assert [str(warning.message) for warning in told] == [f"the key of {nan} is not a number (NaN); it counts as less than all others"]
+    assert [warning.category for warning in told] == [RuntimeWarning]
+
+
+def test_what_a_matcher_of_ones_own_warns_of_reaches_who_asked(S: StorageSettings) -> None:
+    def matcher(S: StorageSettings, rrefs: list[RRef]) -> list[RRef] | None:
+        warnings.warn("look closer", FutureWarning, stacklevel=1)
+        return rrefs or None
+
+    def stage(r: Registry) -> DRef:
+        return mkdrv(mkconfig({"name": "warned"}), matcher, lambda S, dref, context, rarg: [output(S)], r)
+
+    with pytest.warns(FutureWarning, match="^look closer$"):
+        realizeMany(instantiate(stage, S=S))

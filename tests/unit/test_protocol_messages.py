@@ -28,6 +28,7 @@ from pylightnix.protocol.messages import (
     StepRow,
     SubmitAdd,
     SubmitOpen,
+    ToldRow,
     rows_of,
 )
 
@@ -130,6 +131,7 @@ def test_rows_get_their_types() -> None:
     assert rows_of("failed", Rows(rows=[failed])) == [FailedRow(dref=DREF, code="build-failed", message="no")]
     assert rows_of("skipped", Rows(rows=[[DREF, DREF]])) == [SkippedRow(DREF, DREF)]
     assert rows_of("steps", Rows(rows=[[DREF, "build", "new"]])) == [StepRow(DREF, "build", "new")]
+    assert rows_of("told", Rows(rows=[[DREF, "UserWarning", "look"]])) == [ToldRow(DREF, "UserWarning", "look")]
     assert rows_of("allrrefs", Rows(rows=[RREF])) == [RREF]
     assert rows_of("starts", Rows(rows=[[RREF, 5]])) == [Candidate(RREF, 5.0)]
 

@@ -33,6 +33,7 @@ __all__ = [
     "SubmitCommit",
     "SubmitOpen",
     "Submitted",
+    "ToldRow",
     "Wait",
     "WaitResult",
     "WorkerKind",
@@ -41,7 +42,7 @@ __all__ = [
 MatcherKind: TypeAlias = Literal["latest", "only", "all", "some", "exact", "python", "caller"]
 WorkerKind: TypeAlias = Literal["warm", "fresh"]
 RealizerKind: TypeAlias = Literal["python", "command", "mknode", "fetch", "caller"]
-OutcomePart: TypeAlias = Literal["matched", "built", "joined", "reused", "failed", "skipped", "steps"]
+OutcomePart: TypeAlias = Literal["matched", "built", "joined", "reused", "failed", "skipped", "steps", "told"]
 
 
 class Done(Message, frozen=True, kw_only=True):
@@ -167,6 +168,7 @@ class WaitResult(Message, frozen=True, kw_only=True):
     failed: v.Count = 0
     skipped: v.Count = 0
     settled: v.Count = 0
+    told: v.Count = 0
 
 
 class Outcome(Message, frozen=True, kw_only=True):
@@ -218,6 +220,14 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
     dref: v.DRefText
     kind: v.Word
     reason: v.Text
+
+
+class ToldRow(msgspec.Struct, frozen=True, array_like=True):
+    """``[dref, category, text]``: a warning that a matcher gave in a process of the daemon's."""
+
+    dref: v.DRefText
+    category: v.Word
+    text: v.Text
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):

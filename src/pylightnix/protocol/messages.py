@@ -53,6 +53,7 @@ from pylightnix.protocol._operations import (
     SubmitCommit,
     SubmitOpen,
     Submitted,
+    ToldRow,
     Wait,
     WaitResult,
     WorkerKind,
@@ -156,6 +157,7 @@ __all__ = [
     "SubmitOpen",
     "Submitted",
     "Subscribe",
+    "ToldRow",
     "Wait",
     "WaitResult",
     "WorkerKind",
@@ -204,7 +206,7 @@ NOTIFICATIONS: Final[dict[str, NotificationType]] = {
 
 CLIENT_VOCABULARY: Final = Vocabulary.of(METHODS, NOTIFICATIONS)
 
-Row: TypeAlias = Union[MatchedRow, FailedRow, SkippedRow, StepRow, Candidate, str]
+Row: TypeAlias = Union[MatchedRow, FailedRow, SkippedRow, StepRow, ToldRow, Candidate, str]
 
 # Each value is a type to convert to; msgspec takes Annotated ones, for which typing has no name.
 OUTCOME_ROWS: Final[dict[str, object]] = {
@@ -215,6 +217,7 @@ OUTCOME_ROWS: Final[dict[str, object]] = {
     "failed": FailedRow,
     "skipped": SkippedRow,
     "steps": StepRow,
+    "told": ToldRow,
 }
 """What a row of each part of an outcome is."""
 

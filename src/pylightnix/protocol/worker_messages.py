@@ -118,9 +118,10 @@ class MatchRequest(Message, frozen=True, kw_only=True):
 
 
 class MatchAnswered(Message, frozen=True, kw_only=True):
-    """These do; None asks for a build."""
+    """These do; None asks for a build. Warnings that the matcher gave go with it, as ``[category, text]``."""
 
     answer: Optional[v.RRefs] = None
+    told: list[tuple[v.Word, v.Text]] = field(default_factory=list)
 
 
 WORKER_VOCABULARY: Final = Vocabulary.of(

@@ -1,14 +1,16 @@
 """The matchers of one operation, in the process that was forked for them: asked one at a time, over their own connection.
 
-``match {dref, matcher, candidates: [[rref, started]]}`` is answered with ``{answer: [rref] | None}``. A
+``match {dref, matcher, candidates: [[rref, started]]}`` is answered with ``{answer: [rref] | None, told: [[category, text]]}``, told being
+warnings. A
 matcher that never answers is ended by killing this process. Must not know the worker.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pylightnix.attempt import call_matcher
 from pylightnix.errors import InvalidMatch, Misuse
@@ -21,6 +23,12 @@ from pylightnix.types import DRef, Matcher, Path, RRef, StorageSettings
 from pylightnix.worker.channel import Channel, Gone, Request
 
 __all__ = ["MatchOrder", "serve_matchers"]
+
+
+_TOLD_MAX: Final = 20
+_TEXT_MAX: Final = 2_000
+_WORD_MAX: Final = 40
+"""How many warnings of one call of a matcher go to who asked, and how much of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +57,16 @@ def _serve(S: StorageSettings, channel: Channel, matchers: dict[bytes, Matcher],
     try:
         if request.method != "match":
             raise Misuse(f"matchers are asked by 'match', found {request.method!r}")
-        answer = _ask(S, matchers, request.params)
+        with warnings.catch_warnings(record=True) as told:
+            answer = _ask(S, matchers, request.params)
     except BaseException as error:  # noqa: BLE001, ASYNC103  # a user's code: its failure is an answer
         channel.refuse(request.id, dump_exception(error))
     else:
-        channel.answer(request.id, {"answer": answer})
+        channel.answer(request.id, {"answer": answer, "told": [_told(warning) for warning in told[:_TOLD_MAX]]})
+
+
+def _told(warning: warnings.WarningMessage) -> tuple[str, str]:
+    return warning.category.__name__[:_WORD_MAX], str(warning.message).encode("utf-8", "backslashreplace").decode()[:_TEXT_MAX]
 
 
 def _ask(S: StorageSettings, matchers: dict[bytes, Matcher], params: Mapping[str, Any]) -> Any:
