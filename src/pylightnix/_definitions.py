@@ -12,6 +12,7 @@ import types
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Optional, Union
 
+from pylightnix._typed import is_without_file, program_name, typed_lines
 from pylightnix.errors import CodeKeyError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def class_file(cls: type) -> Optional[str]:
     for code in _own_codes(cls):
         return code.co_filename
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    return file if isinstance(file, str) else None
+    return file if isinstance(file, str) else program_name() if cls.__module__ == "__main__" else None
 
 
 def _own_codes(cls: type) -> Iterator[types.CodeType]:
@@ -201,9 +202,10 @@ def _source_of(pyobj: Any, filename: str, module_globals: dict[str, Any]) -> _So
     import linecache
 
     linecache.checkcache(filename)
-    lines = linecache.getlines(filename, module_globals) or _interactive_lines(pyobj)
+    lines = linecache.getlines(filename, module_globals) or _interactive_lines(pyobj) or _typed_lines(pyobj, filename)
     if not lines:
-        raise CodeKeyError(name_of(pyobj), f"its source {filename} cannot be read")
+        where = "what was typed or piped is not kept" if is_without_file(filename) else f"its source {filename} cannot be read"
+        raise CodeKeyError(name_of(pyobj), where)
     known = _sources.get(filename)
     if known is not None and (known.lines is lines or known.lines == lines):
         return known
@@ -226,6 +228,13 @@ def _interactive_lines(pyobj: Any) -> list[str]:
         return inspect.findsource(pyobj)[0]
     except (OSError, TypeError):
         return []
+
+
+def _typed_lines(pyobj: Any, filename: str) -> list[str]:
+    if not is_without_file(filename):
+        return []
+    code = next(_own_codes(pyobj), None) if isinstance(pyobj, type) else getattr(pyobj, "__code__", None)
+    return typed_lines(filename, code)
 
 
 def _first_line(node: Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]) -> int:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import types
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Final, Optional
 
 from pylightnix.collecting import Uncollected
 from pylightnix.config import Config, assert_rref_deps, canonical_bytes, canonical_deps, cfgdeps, cfgname, mkconfig
 from pylightnix.errors import (
+    CodeKeyError,
     ForeignDerivation,
     InvalidConfig,
     InvalidStorage,
@@ -58,6 +61,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger("pylightnix")
+_OWN_FOLDER: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class RegisteredDerivation(Derivation):
@@ -414,9 +418,24 @@ def instantiate(
     registry.in_instantiate = True
     try:
         result = stage(*args, r=registry, **kwargs) if callable(stage) else stage
+    except CodeKeyError as error:
+        raise error.with_traceback(_users_frames(error.__traceback__)) from None
     finally:
         registry.in_instantiate = False
     return result, mkclosure(result, registry)
+
+
+def _users_frames(trace: Optional[types.TracebackType]) -> Optional[types.TracebackType]:
+    """Return a traceback without the frames of this package: a dozen of them say nothing of the user's code."""
+    frames = []
+    while trace is not None:
+        if not trace.tb_frame.f_code.co_filename.startswith(_OWN_FOLDER):
+            frames.append(trace)
+        trace = trace.tb_next
+    found: Optional[types.TracebackType] = None
+    for kept in reversed(frames):
+        found = types.TracebackType(found, kept.tb_frame, kept.tb_lasti, kept.tb_lineno)
+    return found
 
 
 def isclosure(x: Any) -> bool:
