@@ -204,7 +204,7 @@ def _source_of(pyobj: Any, filename: str, module_globals: dict[str, Any]) -> _So
     linecache.checkcache(filename)
     lines = linecache.getlines(filename, module_globals) or _interactive_lines(pyobj) or _typed_lines(pyobj, filename)
     if not lines:
-        where = "what was typed or piped is not kept" if is_without_file(filename) else f"its source {filename} cannot be read"
+        where = f"its source {filename} {'is not kept' if is_without_file(filename) else 'cannot be read'}"
         raise CodeKeyError(name_of(pyobj), where)
     known = _sources.get(filename)
     if known is not None and (known.lines is lines or known.lines == lines):

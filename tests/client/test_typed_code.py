@@ -72,7 +72,7 @@ def test_program_that_is_not_kept_is_told_in_few_lines(tmp_path: Path) -> None:
     assert ran.stdout == ""
     said = ran.stderr.splitlines()
     assert "define it in a file" in said[-1]
-    assert "what was typed or piped is not kept" in said[-1]
+    assert "its source <stdin> is not kept" in said[-1]
     assert len([line for line in said if line.startswith("  File ")]) <= 2
     assert len(said[-1]) < 300
 
@@ -127,5 +127,5 @@ def test_what_was_not_remembered_is_told(tmp_path: Path) -> None:
         for text in [*TYPED, "import readline\nreadline.clear_history()"]:
             assert prompt.type(text) == ""
         said = prompt.type(SHOW).splitlines()
-        assert "what was typed or piped is not kept; define it in a file" in said[-1]
+        assert "its source <stdin> is not kept; define it in a file" in said[-1]
         assert len([line for line in said if line.startswith("  File ")]) <= 2

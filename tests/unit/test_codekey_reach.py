@@ -383,7 +383,7 @@ def test_it_does_not_matter_whether_a_package_is_loaded(project: Project, monkey
         ("def f():\n    import no_such_module\n", "main.f: importing no_such_module raises ModuleNotFoundError"),
         ("import sqlite3\nDB = sqlite3.connect(':memory:')\ndef f():\n    return DB\n", "main.DB: it is of the type sqlite3.Connection"),
         ("X = {'a': [open('/dev/null')]}\ndef f():\n    return X\n", "main.X: it holds something that is of the type _io.TextIOWrapper"),
-        ("exec('def g(): return 1')\ndef f():\n    return g()\n", "main.g: its source <string> cannot be read"),
+        ("exec('def g(): return 1')\ndef f():\n    return g()\n", "main.g: its source <string> is not kept"),
     ],
 )
 def test_what_cannot_be_seen_is_named(project: Project, main: str, problem: str) -> None:
