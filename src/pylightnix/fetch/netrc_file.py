@@ -104,7 +104,8 @@ def parse_netrc(data: bytes) -> tuple[list[Login], list[tuple[str, str]]]:
 
 def _take(entries: list[_Entry], keyword: str, value: str, where: str, is_cut: bool) -> None:
     if keyword == "machine":
-        entries.append(_Entry(value.lower()))
+        # Bytes that are not UTF-8 become escapes, which no host has.
+        entries.append(_Entry(value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").lower()))
     if is_cut:
         entries[-1].note(f"{where} has no closing quote")
     elif any("\udc80" <= char <= "\udcff" for char in value):
