@@ -12,6 +12,7 @@ import pytest
 
 import pylightnix
 from pylightnix import (
+    InvalidStorage,
     Misuse,
     Registry,
     StorageSettings,
@@ -101,6 +102,14 @@ def test_a_store_is_found_in_the_folder_that_fsinit_was_given(tmp_path: Path) ->
     assert root_in(above / "_pylightnix") == str(above / "_pylightnix")
     fsinit(above, use_as_default=False)
     assert root_in(above) == str(above), "what is there itself counts"
+
+
+def test_an_error_names_the_store_that_is_there(tmp_path: Path) -> None:
+    fsinit(str(tmp_path / "x"), use_as_default=False)
+    with pytest.raises(InvalidStorage, match=f"there is one in {tmp_path}/x/_pylightnix"):
+        list(allrrefs(mkSS(tmp_path / "x")))
+    with pytest.raises(InvalidStorage, match="make one with fsinit"):
+        list(allrrefs(mkSS(tmp_path / "y")))
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:

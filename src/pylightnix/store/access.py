@@ -96,10 +96,9 @@ def check_access(layout: StoreLayout) -> None:
         _check_owner(layout, info.st_uid)  # first: what others may not enter must not be taken for missing
         devices = {os.stat(folder).st_dev for folder in (layout.storage, layout.tmp)}
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InvalidStorage(
-            f"expected a store at {layout.storage}, found nothing at {error.filename}; "
-            "make one with fsinit(…), or check --store and PYLIGHTNIX_ROOT"
-        ) from error
+        below = os.path.join(layout.state, "_pylightnix")  # where fsinit("/x") makes one
+        advice = f"there is one in {below}" if os.path.isdir(below) else "make one with fsinit(…), or check --store and PYLIGHTNIX_ROOT"
+        raise InvalidStorage(f"expected a store at {layout.storage}, found nothing at {error.filename}; {advice}") from error
     except PermissionError as error:
         raise StoreReadOnly(layout.state, f"{error.strerror} at {error.filename}") from error
     if len(devices) > 1:
