@@ -16,7 +16,7 @@ import builtins
 import functools
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Optional, TypeGuard
 
@@ -73,6 +73,8 @@ class CodeWalk:
 
     def __init__(self, follow: bool) -> None:
         self.size = 0
+        self.fresh: set[Content] = set()
+        """What was found since this was last emptied."""
         self._follow = follow
         self._known: dict[Any, Node] = {}
         self._kept: list[Any] = []  # so that no id is given anew
@@ -109,14 +111,18 @@ class CodeWalk:
                 return found
             changed, attributes = more, more_attributes
 
-    def holds(self, view: View) -> bool:
-        """Tell whether a new walk would find the same: no name was bound anew, no file or value changed."""
+    def holds(self, view: View, fresh: Collection[Content] = ()) -> bool:
+        """Tell whether a new walk would find the same: no name was bound anew, no file or value changed.
+
+        Args:
+            view: what was found.
+            fresh: what was found just now, and need not be looked at again.
+        """
         files: set[str] = set()
         for content in view.values():
             files |= content.files
-            for still in content.still:
-                if not still():
-                    return False
+            if content.still and content not in fresh and not all(still() for still in content.still):
+                return False
         return all(file_stamp(name) is self._stamps[name] for name in files)
 
     def bindings(self, view: View) -> list[tuple[dict[str, Any], str, Any]]:
@@ -297,6 +303,7 @@ class CodeWalk:
         node = self._known.get(key)
         if node is None:
             node = self._known[key] = Node(name, Content(kind))
+            self.fresh.add(node.content)
             self._kept.append(keep)
             self.size += 1
         return node
@@ -488,6 +495,7 @@ class CodeWalk:
                 return content
         content = self._encoded(node, value, kind, is_changed)
         self._contents[node].append(content)
+        self.fresh.add(content)
         self._finish()
         return content
 

@@ -228,6 +228,10 @@ class _Found:
     def holds(self) -> bool:
         return all(walk.holds(view) for walk, view in self.views)
 
+    def still_holds(self) -> bool:
+        """Tell the same of a digest that was found just now: what had been found before it may hold no more."""
+        return all(walk.holds(view, walk.fresh) for walk, view in self.views)
+
 
 _known: dict[tuple[int, ...], _Found] = {}
 _knowing: Final = threading.Lock()
@@ -260,9 +264,11 @@ def _made_in_shared(pyobjs: Sequence[Any]) -> _Found:
         if any(walk.size > _NODES_KEPT for walk in _walks.values()):
             _walks.clear()
         is_new = not _walks
+        for walk in _walks.values():
+            walk.fresh.clear()
         try:
             found = _made(pyobjs, _walks)
-            if is_new or found.holds():
+            if is_new or found.still_holds():
                 return found
         except BaseException:
             _walks.clear()
