@@ -116,7 +116,8 @@ def _simple(body: Sequence[ast.stmt], heads: tuple[ast.AST, ...]) -> Iterator[tu
     for statement in body:
         if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             for decorator in statement.decorator_list:
-                yield ast.Expr(ast.Call(decorator, [ast.Constant(statement.name)], [])), heads
+                call = ast.Expr(ast.Call(decorator, [ast.Constant(statement.name)], []))
+                yield ast.fix_missing_locations(ast.copy_location(call, decorator)), heads
             continue
         blocks = [value for _, value in ast.iter_fields(statement) if _is_block(value)]
         if not blocks:

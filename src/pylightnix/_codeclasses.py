@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Optional
 
-from pylightnix._origins import is_project_file, is_project_module, package_of
+from pylightnix._origins import is_project_class, is_project_file, package_of
 from pylightnix._wrappers import is_code
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class ClassValue:
     value: Any
     is_quiet: bool
     """Whether it may be of another package's making."""
+    is_written: bool = False
+    """Whether the body of the class binds it."""
 
 
 def class_values(cls: type, definition: Optional[ast.ClassDef]) -> Iterator[ClassValue]:
@@ -40,9 +42,9 @@ def class_values(cls: type, definition: Optional[ast.ClassDef]) -> Iterator[Clas
     if issubclass(type(cls), enum.EnumMeta):
         yield ClassValue("members", {name: member._value_ for name, member in cls.__members__.items()}, is_quiet=False)  # type: ignore[attr-defined]
         return
-    bound = _bound(definition) if definition is not None else {}
-    is_foreign = any(not is_project_module(base.__module__) and package_of(base.__module__) not in _QUIET_PACKAGES for base in cls.__mro__)
-    is_foreign = is_foreign or (not is_project_module(type(cls).__module__) and package_of(type(cls).__module__) not in _QUIET_PACKAGES)
+    bound, defined = _bound(definition) if definition is not None else (set(), set())
+    is_foreign = any(not is_project_class(base) and package_of(base.__module__) not in _QUIET_PACKAGES for base in cls.__mro__)
+    is_foreign = is_foreign or (not is_project_class(type(cls)) and package_of(type(cls).__module__) not in _QUIET_PACKAGES)
     for name, value in list(vars(cls).items()):
         if (name.startswith("__") and name.endswith("__")) or isinstance(value, _DESCRIPTORS) or type(value).__name__ in _MACHINERY:
             continue
@@ -52,8 +54,7 @@ def class_values(cls: type, definition: Optional[ast.ClassDef]) -> Iterator[Clas
                 continue
             yield ClassValue(name, function, is_quiet=False)
         elif name in bound:
-            if not _is_constant(bound[name], value):
-                yield ClassValue(name, value, is_quiet=bound[name] is None and not is_code(value))
+            yield ClassValue(name, value, is_quiet=name in defined and not is_code(value), is_written=True)
         elif not (is_foreign and (name.startswith("_") or not _is_ours(value))):
             yield ClassValue(name, value, is_quiet=True)
 
@@ -76,28 +77,17 @@ def _is_shown(cls: type, function: types.FunctionType, has_source: bool) -> bool
 
 def _is_ours(value: Any) -> bool:
     if isinstance(value, type):
-        return is_project_module(value.__module__)
-    return type(value) in (str, int, float, bool, list, tuple, dict, set, frozenset) or is_project_module(type(value).__module__)
+        return is_project_class(value)
+    return type(value) in (str, int, float, bool, list, tuple, dict, set, frozenset) or is_project_class(type(value))
 
 
-def _bound(definition: ast.ClassDef) -> dict[str, Optional[ast.expr]]:
-    """Return the names that the body of a class binds, with the value if that is written there; None of a definition's name."""
+def _bound(definition: ast.ClassDef) -> tuple[set[str], set[str]]:
+    """Return the names that the body of a class binds, and those of them that it defines."""
     import ast
 
-    found: dict[str, Optional[ast.expr]] = {}
+    defined = {node.name for node in definition.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
+    targets: list[ast.expr] = []
     for statement in definition.body:
-        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            found[statement.name] = None
-        elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            for node in [node for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]:
-                found[node.id] = statement.value if node in targets and statement.value is not None else ast.Tuple([])
-    return found
-
-
-def _is_constant(expression: Optional[ast.expr], value: Any) -> bool:
-    import ast
-
-    if not isinstance(expression, ast.Constant):
-        return False
-    return type(expression.value) is type(value) and (expression.value is value or expression.value == value)
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            targets += statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    return defined | {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}, defined

@@ -51,10 +51,14 @@ class Content:
     """Names of the files that it was read from."""
     changed: frozenset[object] = frozenset()
     """What this code changes when it runs: keys of places, and of values by identity."""
-    changed_attributes: frozenset[object] = frozenset()
-    """Attributes that it changes: a name, or a class and a name."""
-    consulted: dict[tuple[type, str], bool] = field(default_factory=dict)
-    """Attributes for which it mattered whether code changes them."""
+    changed_attributes: frozenset[tuple[int, str, str]] = frozenset()
+    """Attributes that it changes: the class, by identity, 0 of any; ``in`` or ``to``; the name."""
+    consulted: dict[tuple[type, str], str] = field(default_factory=dict)
+    """Attributes for which it mattered whether code changes them, and what was told."""
+    how: str = ""
+    """How code changes a value: ``in`` it, or to something else; empty if it does not."""
+    is_absent: bool = False
+    """Whether it counts for nothing: what code itself adds to a class or function as it runs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +102,7 @@ def hashes(view: View) -> dict[Node, bytes]:
 
 def _hashes(nodes: Sequence[Node], view: View) -> dict[Node, bytes]:
     numbers = {node: number for number, node in enumerate(nodes)}
-    edges = [[(edge.label, numbers[edge.node]) for edge in view[node].edges] for node in nodes]
+    edges = [[(edge.label, numbers[edge.node]) for edge in view[node].edges if not view[edge.node].is_absent] for node in nodes]
     # A value reached by name counts as itself, whatever that name is.
     own = [own_hash(view[node].kind.encode("ascii"), view[node].text) for node in nodes]
     return dict(zip(nodes, reach_hashes(own, edges), strict=True))

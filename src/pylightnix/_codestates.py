@@ -11,6 +11,7 @@ from __future__ import annotations
 import copyreg
 import enum
 import functools
+import gc
 import os
 import sys
 import types
@@ -21,7 +22,8 @@ from typing import Any, Final, Optional
 
 from pylightnix._codenumpy import array_value, is_array, numpy_value
 from pylightnix._codetyping import typing_value
-from pylightnix._origins import is_project_module, package_of
+from pylightnix._names import CHANGING_METHODS
+from pylightnix._origins import is_project_class, package_of
 from pylightnix._wrappers import bound_object, instance_attributes, is_code, slot_attributes
 
 __all__ = ["Changed", "CodeIn", "Silent", "State", "Unseen", "Used", "code_in", "state_of"]
@@ -66,6 +68,9 @@ class Silent:
 class Used:
     """A value changes as it is used: an iterator, a generator of numbers. What binds it counts."""
 
+    is_quiet: bool = False
+    """Whether nobody need know if what binds it is not to be found."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
@@ -81,8 +86,9 @@ class CodeIn:
     value: Any
 
 
-Changed = Callable[[type, str], bool]
-"""Tells whether code changes an attribute of instances of a class after they were made."""
+Changed = Callable[[type, str], str]
+"""Tells whether code changes an attribute of instances of a class after they were made: ``in`` if it changes what is there,
+``to`` if it puts something else there, else nothing."""
 
 
 def state_of(value: Any, is_changed: Changed) -> State | Silent | Used | Unseen:
@@ -91,7 +97,7 @@ def state_of(value: Any, is_changed: Changed) -> State | Silent | Used | Unseen:
     known = _builtin(value, cls) or _of_libraries(value, cls)
     if known is not None:
         return known
-    if is_project_module(cls.__module__):
+    if is_project_class(cls):
         return _own_object(value, is_changed)
     return _foreign_object(value, cls)
 
@@ -101,6 +107,8 @@ def state_of(value: Any, is_changed: Changed) -> State | Silent | Used | Unseen:
 
 def _builtin(value: Any, cls: type) -> Optional[State | Silent | Used | Unseen]:
     """Return what a value of a built-in type, or one near it, counts by."""
+    if cls.__module__ == "logging" and cls.__name__ in ("Logger", "LoggerAdapter"):
+        return Used(is_quiet=True)  # its name may be that of the module, which does not count
     if cls is object or package_of(cls.__module__) in _SILENT_PACKAGES:
         return Silent()
     if issubclass(cls, functools.partial) and cls.__module__ == "functools":
@@ -109,6 +117,8 @@ def _builtin(value: Any, cls: type) -> Optional[State | Silent | Used | Unseen]:
         return State("partialmethod", [value.func, list(value.args), value.keywords])
     if bound_object(value) is not None:
         function = getattr(value, "__func__", None)
+        if function is None and value.__name__ in CHANGING_METHODS:
+            return State("method", [value.__name__, CodeIn(value.__self__)])
         return State("method", [function if function is not None else value.__name__, value.__self__])
     if cls is types.MappingProxyType:
         return State("proxy", [dict(value)])
@@ -122,6 +132,8 @@ def _builtin(value: Any, cls: type) -> Optional[State | Silent | Used | Unseen]:
         return State("memoryview", [bytes(value), value.format, list(value.shape or ())])
     if f"{cls.__module__}.{cls.__name__}" in _BY_REPR:
         return State(cls.__name__, [repr(value)])
+    if cls.__module__ == "builtins" and cls.__name__ in ("dict_keys", "dict_items", "dict_values"):
+        return State(cls.__name__, list(value))
     if cls.__module__ == "re" and cls.__name__ == "Pattern":
         return State("pattern", [value.pattern, value.flags])
     if issubclass(cls, os.PathLike) and package_of(cls.__module__) == "pathlib":
@@ -164,8 +176,20 @@ def _of_libraries(value: Any, cls: type) -> Optional[State | Used | Unseen]:
         return Used()
     if any(issubclass(cls, known) for module, name in _USED_CLASSES if (known := getattr(sys.modules.get(module), name, None))):
         return Used()
-    found = typing_value(value) or numpy_value(value)
+    found = typing_value(value) or numpy_value(value) or _of_standard(value, cls)
     return State("library", found) if found is not None else None
+
+
+def _of_standard(value: Any, cls: type) -> Optional[list[Any]]:
+    name = f"{cls.__module__}.{cls.__name__}"
+    if name == "functools.KeyWrapper":  # of cmp_to_key, which shows its function to nobody
+        return [name, gc.get_referents(value)]
+    if name == "_struct.Struct":
+        return [name, value.format]
+    if name in ("decimal.Context", "_pydecimal.Context"):  # without the signals that were given while it was used
+        trapped = sorted(signal.__name__ for signal, is_trapped in value.traps.items() if is_trapped)
+        return ["decimal.Context", value.prec, value.rounding, value.Emin, value.Emax, value.capitals, value.clamp, trapped]
+    return None
 
 
 def _of_type(cls: type) -> str:
@@ -178,13 +202,14 @@ def _of_type(cls: type) -> str:
 def _own_object(value: Any, is_changed: Changed) -> State:
     """Return what an instance of a project's class counts by. No method of that class runs."""
     cls = type(value)
-    below = next(base for base in cls.__mro__ if not is_project_module(base.__module__))
+    below = next(base for base in cls.__mro__ if not is_project_class(base))
     derived = {name for base in cls.__mro__ for name, member in vars(base).items() if "cached_property" in type(member).__name__}
-    held = {name: item for name, item in {**instance_attributes(value), **dict(slot_attributes(value))}.items() if name not in derived}
-    changed = {name for name in held if is_changed(cls, name)}
-    kept = [[name, held[name]] for name in sorted(held.keys() - changed, key=str)]
-    code = [CodeIn(held[name]) for name in sorted(changed)]
-    return State("object", [cls, _value_below(value, below), kept, *code])
+    own = {**instance_attributes(value), **dict(slot_attributes(value, is_project_class))}
+    held = {name: item for name, item in own.items() if name not in derived}
+    changed = {name: how for name in held if (how := is_changed(cls, name))}
+    kept = [[name, held[name]] for name in sorted(held.keys() - changed.keys(), key=str)]
+    code = [held[name] for name in sorted(changed) if changed[name] == "in"]
+    return State("object", [cls, _value_below(value, below), kept, *([CodeIn(code)] if changed else [])])
 
 
 def _value_below(value: Any, below: Any) -> Any:
@@ -193,6 +218,8 @@ def _value_below(value: Any, below: Any) -> Any:
         return [below.__name__, _PLAIN[below](value)]
     if is_array(value):
         return array_value(value)
+    if package_of(below.__module__) == "pathlib":
+        return [below.__name__.startswith("Pure"), below.__str__(value)]
     if below is object or below.__module__ in ("abc", "typing"):
         return None
     # Not by asking the object, whose own class may say something else.
@@ -201,7 +228,8 @@ def _value_below(value: Any, below: Any) -> Any:
     if below.__reduce__ is not object.__reduce__:
         return [below, _reduced(below.__reduce__(value), instance_attributes(value))]
     # If it has no value of a plain type, then all that it has are attributes and slots.
-    return [below, *(taken(value) for plain, taken in _PLAIN.items() if issubclass(below, plain))]
+    plain = [taken(value) for plain, taken in _PLAIN.items() if issubclass(below, plain)]
+    return [below, *plain, dict(slot_attributes(value, lambda cls: not is_project_class(cls)))]
 
 
 _PLAIN: Final[dict[type, Callable[[Any], Any]]] = {
@@ -269,6 +297,6 @@ def code_in(value: Any) -> list[Any]:
             stack += list(item)
         elif bound_object(item) is not None or type(item) is functools.partial:
             stack += [getattr(item, "__func__", None) or getattr(item, "func", None)]
-        elif is_project_module(type(item).__module__) and not issubclass(type(item), (types.ModuleType, enum.Enum)):
+        elif is_project_class(type(item)) and not issubclass(type(item), (types.ModuleType, enum.Enum)):
             found.append(type(item))
     return found

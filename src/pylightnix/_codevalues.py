@@ -25,7 +25,7 @@ from typing import Any, Final, TypeAlias, Union
 from pylightnix._codegraph import UNORDERED, Content, Edge, Node
 from pylightnix._codenumpy import array_fingerprint, is_array
 from pylightnix._codestates import Changed, CodeIn, State, Unseen, Used, code_in, state_of
-from pylightnix._origins import is_project_module, package_of
+from pylightnix._origins import is_project_class, is_project_module, package_of
 from pylightnix._placing import mark
 from pylightnix._wrappers import is_code
 from pylightnix.errors import CodeKeyError, shown
@@ -70,12 +70,17 @@ class Encoder:
 
     code: Callable[[Any], Node]
     """Called with functions, classes and modules on the way; returns the node of one."""
-    is_changed: Changed = lambda cls, name: False
+    is_changed: Changed = lambda cls, name: ""
     filename: str = ""
     """Of the module that has the values; empty if there is none."""
     problems: list[str] = field(default_factory=list)
     """What was met that does not count as it should."""
     has_state: bool = False
+    """Whether a part does not count as it is, for code changes it or it changes as it is used."""
+    is_loose: bool = False
+    """Whether that must be told where what binds the value is not to be found."""
+    changed: list[Any] = field(default_factory=list)
+    """Such parts."""
     _count: int = 0
     _open: dict[int, list[Node]] = field(default_factory=dict)
     _done: dict[int, Token] = field(default_factory=dict)
@@ -177,7 +182,8 @@ class Encoder:
             if cls is bytearray:
                 return _Made(b"bytearray", [hashlib.sha256(value).digest()])
             if cls is CodeIn:
-                self.has_state = True
+                self.has_state = self.is_loose = True
+                self.changed.append(value.value)
                 return self._code_in(value.value)
             if issubclass(type(cls), enum.EnumMeta):
                 # Flags that are set together have other names in other Pythons.
@@ -215,7 +221,7 @@ class Encoder:
             self._kept.append(state.children)
             return (yield from self._items(state.kind, state.children, state.is_ordered))
         if isinstance(state, Used):
-            self.has_state = True
+            self.has_state, self.is_loose = True, self.is_loose or not state.is_quiet
             return _Made(b"used", [self.code(type(value))])
         if isinstance(state, Unseen):
             self._problem(state.problem, value)
@@ -261,7 +267,7 @@ def type_text(value: Any) -> bytes:
     package = package_of(cls.__module__)
     # Names of classes in `typing` differ from Python to Python.
     name = "" if package in ("typing", "types") else f".{cls.__qualname__}"
-    return f"<{package if not is_project_module(cls.__module__) else ''}{name}>".encode("utf-8", "surrogatepass")
+    return f"<{package if not is_project_class(cls) else ''}{name}>".encode("utf-8", "surrogatepass")
 
 
 def shown_value(value: Any) -> str:

@@ -13,7 +13,9 @@ together. Must not know digests.
 from __future__ import annotations
 
 import builtins
+import collections
 import functools
+import operator
 import sys
 import types
 from collections.abc import Callable, Collection, Sequence
@@ -22,20 +24,22 @@ from typing import TYPE_CHECKING, Any, Final, Optional, TypeGuard
 
 from pylightnix._bindings import binding_of
 from pylightnix._codeclasses import class_values
-from pylightnix._codegraph import Content, Edge, Node, View, reached
+from pylightnix._codegraph import UNORDERED, Content, Edge, Node, View, reached
 from pylightnix._codeimports import MISSING, Leaf, imported_value, module_member
-from pylightnix._codestates import code_in
-from pylightnix._codevalues import Encoder, fingerprint, shown_value, type_text
+from pylightnix._codestates import Changed, code_in
+from pylightnix._codevalues import Encoder, Token, fingerprint, shown_value, type_text
 from pylightnix._definitions import class_definitions, class_file, enclosing_definitions, file_stamp, function_definitions, name_of
-from pylightnix._names import Names, Reference, names_of, names_of_statements
-from pylightnix._origins import is_project_file, is_project_module, package_of
+from pylightnix._names import Names, Passed, Reference, names_of, names_of_statements
+from pylightnix._origins import is_project_class, is_project_file, is_project_module, package_of
 from pylightnix._placing import NOWHERE, Place
 from pylightnix._syntax import canonical_text
 from pylightnix._unseen import Line, finder_name
-from pylightnix._wrappers import bound_object, instance_attributes, is_code, wrapped_of
+from pylightnix._wrappers import instance_attributes, is_code, wrapped_of
 from pylightnix.errors import CodeKeyError, kind_of
 
 if TYPE_CHECKING:
+    import ast
+
     from pylightnix._syntax import Definition
 
 __all__ = ["CodeWalk"]
@@ -100,7 +104,7 @@ class CodeWalk:
     def view(self, roots: Sequence[Node]) -> View:
         """Return all that roots reach, with what code changes as they reach it."""
         changed: frozenset[object] = frozenset()
-        attributes: frozenset[object] = frozenset()
+        attributes: frozenset[Any] = frozenset()
         while True:
             # Which values count otherwise depends on what code is reached, some of it through values: until no more is.
             found = reached(roots, functools.partial(self._content, changed=changed, attributes=attributes))
@@ -145,7 +149,7 @@ class CodeWalk:
                 return self._call(pyobj)
             if isinstance(pyobj, (types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType)):
                 raise CodeKeyError(name_of(pyobj), "it is not written in Python; call it from a function of your own")
-            if not is_project_module(type(pyobj).__module__) and wrapped_of(pyobj) is not None:
+            if not is_project_class(type(pyobj)) and wrapped_of(pyobj) is not None:
                 pyobj = wrapped_of(pyobj)
             elif callable(pyobj) or wrapped_of(pyobj) is not None:
                 return self._instance(pyobj)
@@ -159,7 +163,7 @@ class CodeWalk:
 
     def _instance(self, pyobj: Any) -> Node:
         cls = self._defined(type(pyobj))
-        if not is_project_module(type(pyobj).__module__) or not self._follow:
+        if not is_project_class(type(pyobj)) or not self._follow:
             return cls
         return self._value(pyobj, ("root", id(pyobj)), f"{name_of(type(pyobj))}()", NOWHERE)
 
@@ -176,7 +180,7 @@ class CodeWalk:
         if is_partial:
             arguments: list[Any] = [list(pyobj.args), pyobj.keywords]
         else:
-            arguments = [] if bound_object(pyobj) is None or not self._follow else [pyobj.__self__]
+            arguments = [pyobj.__self__] if self._follow else []
         given = self._value(arguments, ("arguments", id(pyobj)), f"arguments of {under.name}", NOWHERE)
         node.content.edges.append(Edge("arguments", given))
         return node
@@ -189,7 +193,7 @@ class CodeWalk:
         while id(pyobj) not in seen:
             seen.add(id(pyobj))
             if isinstance(pyobj, type):
-                return self._reached(pyobj) if is_project_module(pyobj.__module__) else self._external(pyobj)
+                return self._reached(pyobj) if is_project_class(pyobj) else self._external(pyobj)
             if isinstance(pyobj, types.FunctionType):
                 if is_project_file(pyobj.__code__.co_filename):
                     return self._reached(pyobj)
@@ -233,8 +237,12 @@ class CodeWalk:
             for name in told
             if name in vars(pyobj) and not isinstance(vars(pyobj)[name], types.GetSetDescriptorType)
         }
-        about = [pyobj.__name__, {name: sorted(item) if isinstance(item, frozenset) else item for name, item in held.items()}]
-        node.content.edges.append(Edge("made", self._value(about, ("made", id(pyobj)), f"{node.name} as made", Place(made=b""))))
+        about = [
+            _made_fields(pyobj),
+            pyobj.__name__,
+            {name: sorted(item) if isinstance(item, frozenset) else item for name, item in held.items()},
+        ]
+        node.content.edges.append(Edge("made", self._value(about, ("made", id(pyobj)), f"{node.name} as made", Place(made=()))))
         self._follow_class(pyobj, node, None)
         return node
 
@@ -332,15 +340,17 @@ class CodeWalk:
             content.edges.append(Edge("__wrapped__", self._code(wrapped_of(function))))
         for name, item in vars(function).items():
             if not (name.startswith("__") and name.endswith("__")):
-                place = Place(filename, function.__globals__, function.__name__)
+                place = Place(filename, function.__globals__, function.__name__, is_added=True)
                 content.edges.append(Edge(f".{name}", self._bound(item, ("attribute", id(function), name), f"{node.name}.{name}", place)))
         if isinstance(definition, ast.ClassDef):
             return
         given = _given_defaults(function, definition)
-        content.changed |= {("default", id(function), name) for name in names.changed_parameters & given.keys()}
-        for name, item in given.items():
-            place = Place(filename, made=b"")
-            content.edges.append(Edge(f"={name}", self._bound(item, ("default", id(function), name), f"{node.name}={name}", place)))
+        for name, (item, expression) in given.items():
+            key = ("default", id(function), name)
+            if self._changes_parameter(function, name):
+                content.changed |= _changed_place(key, item)
+            place = Place(filename, function.__globals__, made=() if expression is None else (expression,))
+            content.edges.append(Edge(f"={name}", self._bound(item, key, f"{node.name}={name}", place)))
 
     def _follow_class(self, cls: type, node: Node, definition: Optional[Definition]) -> None:
         content, filename = node.content, class_file(cls) or ""
@@ -361,13 +371,21 @@ class CodeWalk:
         if definition is not None:
             names = names_of(definition, issubclass(cls, type))
             self._follow_names(content, names, _Scope(node.name, definition, namespace, cells, filename))
-            content.changed_attributes |= {(id(cls), name) for name in names.own_changed_attributes}
+            content.changed_attributes |= {(id(cls), how, name) for how, name in names.own_changed_attributes}
+            if names.finds_subclasses:
+                self._add_subclasses(content, cls)
         for held in class_values(cls, definition):  # type: ignore[arg-type]  # of a class
-            place = Place(filename, namespace, cls.__name__, made=b"", is_quiet=held.is_quiet)
+            made = () if held.is_written or definition is None else None
+            place = Place(filename, namespace, cls.__name__, made, is_added=not held.is_written, is_quiet=held.is_quiet)
             found = self._bound(held.value, ("class", id(cls), held.name), f"{node.name}.{held.name}", place)
             content.edges.append(Edge(f".{held.name}", found))
 
-    def _follow_names(self, content: Content, names: Names, scope: _Scope) -> None:
+    def _add_subclasses(self, content: Content, cls: type) -> None:
+        taken = _subclasses(cls)
+        content.still.append(lambda: len(now := _subclasses(cls)) == len(taken) and all(map(operator.is_, now, taken)))
+        content.edges += [Edge(UNORDERED, self._code(found)) for found in taken]
+
+    def _follow_names(self, content: Content, names: Names, scope: _Scope, needed: bool = True) -> None:
         for reference in names.references:
             self._at = Line(scope.filename, reference.line)
             found = self._referred(reference, scope, content)
@@ -376,17 +394,53 @@ class CodeWalk:
             if found is None:
                 continue
             if found.value is MISSING:
-                if reference.needed:
+                if reference.needed and needed:
                     content.problems.setdefault(f"{scope.name}: {found.name}", self._at)
             elif _is_module(found.value) and is_project_module(found.value.__name__):
                 content.edges.append(Edge(reference.text, self._module(content, found.value, reference, scope), reference.runs))
             else:
                 content.edges.append(Edge(reference.text, self._bound(found.value, found.key, found.name, found.place), reference.runs))
+            if found.value is not MISSING and names.finds_subclasses and isinstance(found.value, type) and is_project_class(found.value):
+                self._add_subclasses(content, found.value)
+        scratch = Content("")  # what is looked up here is named, too, so that it is watched already
         for path in sorted(names.changed):
-            found = self._referred(Reference(path, needed=False), scope, content)
+            found = self._referred(Reference(path, needed=False), scope, scratch)
             if found is not None and found.value is not MISSING:
-                content.changed |= {found.key} if _is_atom(found.value) else {found.key, ("value", id(found.value))}
-        content.changed_attributes |= names.changed_attributes
+                content.changed |= _changed_place(found.key, found.value)
+                content.changed |= {("rebound", found.key)} if path in names.rebound else set()
+        for path in sorted(names.indexed - names.changed):
+            found = self._referred(Reference(path, needed=False), scope, scratch)
+            if found is not None and issubclass(type(found.value), collections.defaultdict):
+                content.changed |= _changed_place(found.key, found.value)
+        for passed in names.passed:
+            called = None if passed.is_parameter else self._referred(Reference(passed.called, needed=False), scope, scratch)
+            if called is not None and self._changes_argument(called.value, passed):
+                found = self._referred(Reference(passed.path, needed=False), scope, scratch)
+                content.changed |= _changed_place(found.key, found.value) if found is not None and found.value is not MISSING else set()
+        content.changed_attributes |= {(0, how, name) for how, name in names.changed_attributes}
+
+    def _changes_argument(self, called: Any, passed: Passed, seen: frozenset[Any] = frozenset()) -> bool:
+        """Tell whether a function changes what it is passed."""
+        if type(called) is not types.FunctionType or not is_project_file(called.__code__.co_filename):
+            return False
+        code = called.__code__
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        name = passed.keyword if passed.position < 0 else names[passed.position] if passed.position < code.co_argcount else ""
+        return self._changes_parameter(called, name, seen)
+
+    def _changes_parameter(self, function: types.FunctionType, name: str, seen: frozenset[Any] = frozenset()) -> bool:
+        """Tell whether a function changes what one of its parameters is, itself or by a function that it passes it to."""
+        if (function, name) in seen:
+            return False
+        try:
+            names = names_of(_the_definition(function, function_definitions(function))[0])
+        except CodeKeyError:
+            return False
+        if name in names.changed_parameters:
+            return True
+        inner = [passed for passed in names.passed if passed.is_parameter and passed.path[0] == name]
+        seen |= {(function, name)}
+        return any(self._changes_argument(_looked_up(function.__globals__, passed.called), passed, seen) for passed in inner)
 
     def _check_finder(self, content: Content, reference: Reference, scope: _Scope, found: Optional[_Found]) -> None:
         """Tell of functions that find code by a name made at run time."""
@@ -445,7 +499,8 @@ class CodeWalk:
             value = _content(cell)
             content.still.append(lambda: _content(cell) is value)
             self._kept.append(cell)
-            found = _Found(("cell", id(cell)), f"{scope.name}.{name}", value, Place(scope.filename, made=_cell_made(scope, name)))
+            place = Place(scope.filename, None if (made := _cell_made(scope, name)) is None else scope.namespace, made=made)
+            found = _Found(("cell", id(cell)), f"{scope.name}.{name}", value, place)
         elif name in scope.namespace:
             value = scope.namespace[name]
             content.still.append(_same_name(scope.namespace, name, value))
@@ -478,83 +533,93 @@ class CodeWalk:
 
     # --- data -----------------------------------------------------------------------------------------
 
-    def _content(self, node: Node, changed: frozenset[object], attributes: frozenset[object]) -> Content:
+    def _content(self, node: Node, changed: frozenset[object], attributes: frozenset[Any]) -> Content:
         """Return the content of a node where code changes these things."""
         if node.place is None:
             return node.content
         key, value = self._values[node]
         is_changed = functools.partial(self._is_changed, attributes)
-        is_state = key in changed or (not _is_atom(value) and ("value", id(value)) in changed)
-        if key[0] == "class" and not is_state:
-            is_state = any(self._is_changed_of(self._classes[key[1]], key[2], attribute) for attribute in attributes)
-        if key[0] == "attribute":
-            is_state = is_state or key[2] in attributes
-        kind = "state" if is_state else "data"
+        how = ""
+        if ("rebound", key) in changed:
+            how = "to"
+        elif key in changed or (not _is_atom(value) and ("value", id(value)) in changed):
+            how = "in"
+        elif key[0] in ("class", "attribute"):
+            how = self._is_attribute_changed(attributes, self._classes.get(key[1]), key[2])
         for content in self._contents.setdefault(node, []):
-            if content.kind == kind and all(is_changed(*asked) == told for asked, told in content.consulted.items()):
+            if content.how == how and all(is_changed(*asked) == told for asked, told in content.consulted.items()):
                 return content
-        content = self._encoded(node, value, kind, is_changed)
+        content = self._encoded(node, value, how, is_changed)
         self._contents[node].append(content)
         self.fresh.add(content)
         self._finish()
         return content
 
     @staticmethod
-    def _is_changed(attributes: frozenset[object], cls: type, name: str) -> bool:
-        return name in attributes or any((id(base), name) in attributes for base in cls.__mro__)
+    def _is_changed(attributes: frozenset[Any], cls: type, name: str) -> str:
+        owners = (0, *map(id, cls.__mro__))
+        return next((how for how in ("to", "in") if any((owner, how, name) in attributes for owner in owners)), "")
 
-    def _is_changed_of(self, cls: type, name: str, attribute: object) -> bool:
-        """Tell whether an attribute that code changes is this one of a class: of the class, one below or one above it."""
-        if not isinstance(attribute, tuple):
-            return attribute == name
-        other = self._classes.get(attribute[0])
-        return attribute[1] == name and other is not None and (issubclass(other, cls) or issubclass(cls, other))
+    def _is_attribute_changed(self, attributes: frozenset[Any], cls: Optional[type], name: str) -> str:
+        """Tell how code changes an attribute of a function or class: by that class, one below or one above it."""
+        found = set()
+        for owner, how, changed in attributes:
+            other = self._classes.get(owner)
+            if changed == name and (other is None or (cls is not None and (issubclass(other, cls) or issubclass(cls, other)))):
+                found.add(how)
+        return max(found, default="")
 
-    def _encoded(self, node: Node, value: Any, kind: str, is_changed: Callable[[type, str], bool]) -> Content:
+    def _encoded(self, node: Node, value: Any, how: str, is_changed: Changed) -> Content:
         place = node.place or NOWHERE
-        content = Content(kind, shown=shown_value(value))
+        content = Content("state" if how else "data", shown=shown_value(value), how=how)
 
-        def ask(cls: type, name: str) -> bool:
+        def ask(cls: type, name: str) -> str:
             content.consulted[cls, name] = told = is_changed(cls, name)
             return told
 
         encoder = Encoder(self._code_or_module, ask, place.filename)
-        token = encoder.of(value) if kind == "data" else encoder.code_in(value)
+        token: Token = b"" if how == "to" else encoder.code_in(value) if how else encoder.of(value)
         content.text = token if isinstance(token, bytes) else b"code"
         if isinstance(token, Node):
             content.edges.append(Edge("value", token))
-        if kind == "state":
-            content.text += type_text(value)
+        content.changed = frozenset(changed for part in encoder.changed for changed in _changed_place(None, part) if changed)
         is_seen = not encoder.problems or token != type_text(value)
-        if kind == "state" or encoder.has_state or (encoder.problems and place.namespace is not None and not _is_module(value)):
-            self._add_statements(content, place, node, needed=not encoder.problems)
+        is_bound = False
+        if how or encoder.has_state or (encoder.problems and place.namespace is not None and not _is_module(value)):
+            is_bound = self._add_statements(content, place, node, needed=not encoder.problems and (bool(how) or encoder.is_loose))
+        if how and not is_bound:
+            content.is_absent = place.is_added and not isinstance(token, Node)
+            content.text += type_text(value)
         if not place.is_quiet:
-            content.problems = {
-                f"{node.name}: {problem}; it counts by its type only": node.line for problem in encoder.problems
-            } | content.problems
-        if kind == "state":
+            told = {f"{node.name}: {problem}; it counts by its type only": node.line for problem in encoder.problems}
+            content.problems = told | content.problems
+        if how == "in":
             content.still.append(_same_code(value))
-        elif is_seen and not _is_atom(value):  # what counts by its type only is not looked at again
-            content.still.append(_same_value(value, lambda cls, name: content.consulted.get((cls, name), False)))
+        elif not how and is_seen and not _is_atom(value):  # what counts by its type only is not looked at again
+            content.still.append(_same_value(value, lambda cls, name: content.consulted.get((cls, name), "")))
         if place.filename:
             self._note_file(content, place.filename)
         return content
 
-    def _add_statements(self, content: Content, place: Place, node: Node, needed: bool) -> None:
-        """Add what binds and fills a value: statements of its module, or what its definition says."""
-        name, line = node.name, node.line
+    def _add_statements(self, content: Content, place: Place, node: Node, needed: bool) -> bool:
+        """Add what binds and fills a value: statements of its module, or what its definition says. Return whether there is such."""
+        binding = None
         if place.made is not None:
-            content.text += b"made " + place.made
-            return
-        binding = None if place.namespace is None else binding_of(place.namespace, place.name)
+            binding = place.namespace or {}, place.filename, "", place.made
+        elif place.namespace is not None:
+            binding = binding_of(place.namespace, place.name)
         if binding is None:
-            if needed:
-                content.problems[f"{name}: code changes it, and what binds it is not to be found; it counts by its type only"] = line
-            return
+            if needed and not place.is_added:
+                told = f"{node.name}: code changes it, and what binds it is not to be found; it counts by its type only"
+                content.problems[told] = node.line
+            return False
         namespace, filename, bound, statements = binding
         content.text += b"bound by" + b";".join(map(canonical_text, statements))
-        self._note_file(content, filename)
-        self._follow_names(content, names_of_statements(statements, bound), _Scope(name, None, namespace, {}, filename))
+        if filename:
+            self._note_file(content, filename)
+        scope = _Scope(node.name, None, namespace, {}, filename)
+        self._follow_names(content, names_of_statements(statements, bound), scope, needed=place.made is None)
+        return True
 
     def _code_or_module(self, pyobj: Any) -> Node:
         return self._external(pyobj) if _is_module(pyobj) else self._code(pyobj)
@@ -575,7 +640,7 @@ def _same_name(namespace: dict[str, Any], name: str, value: Any) -> Callable[[],
     return lambda: namespace.get(name, MISSING) is value
 
 
-def _same_value(value: Any, is_changed: Callable[[type, str], bool]) -> Callable[[], bool]:
+def _same_value(value: Any, is_changed: Changed) -> Callable[[], bool]:
     taken = fingerprint(value, is_changed)
     return lambda: bool(fingerprint(value, is_changed) == taken)
 
@@ -617,9 +682,43 @@ def _is_atom(value: Any) -> bool:
     return issubclass(type(value), _ATOMS)
 
 
+def _changed_place(key: Any, value: Any) -> set[object]:
+    """Return how it is noted that code changes a value: by where it is, and by which it is, wherever else that is."""
+    return {key} if _is_atom(value) else {key, ("value", id(value))}
+
+
+def _subclasses(cls: type) -> list[type]:
+    found: list[type] = []
+    stack = [cls]
+    while stack:
+        known: list[type] = type.__subclasses__(stack.pop())
+        for below in known:
+            if is_project_class(below) and below not in found:
+                found.append(below)
+                stack.append(below)
+    return found
+
+
+def _made_fields(cls: type) -> list[Any]:
+    """Return what `make_dataclass` was told of the fields of a class."""
+    fields: Any = vars(cls).get("__dataclass_fields__")
+    found = []
+    for field in fields.values() if isinstance(fields, dict) else ():
+        parts = (field.name, field.type, field.default, field.default_factory, field.init, field.kw_only)
+        found.append([None if type(part).__name__ == "_MISSING_TYPE" else part for part in parts])
+    return found
+
+
+def _looked_up(namespace: dict[str, Any], path: Sequence[str]) -> Any:
+    found: Any = namespace.get(path[0], MISSING)
+    for attribute in path[1:]:
+        found = vars(found).get(attribute, MISSING) if _is_module(found) else MISSING
+    return found
+
+
 def _is_project_code(pyobj: Any) -> bool:
     if isinstance(pyobj, type):
-        return is_project_module(pyobj.__module__)
+        return is_project_class(pyobj)
     if isinstance(pyobj, types.FunctionType):
         return is_project_file(pyobj.__code__.co_filename) or wrapped_of(pyobj) is not None
     return wrapped_of(pyobj) is not None or isinstance(pyobj, (staticmethod, classmethod, property))
@@ -632,7 +731,7 @@ def _content(cell: types.CellType) -> Any:
         return MISSING
 
 
-def _cell_made(scope: _Scope, name: str) -> Optional[bytes]:
+def _cell_made(scope: _Scope, name: str) -> Optional[tuple[ast.AST, ...]]:
     """Return how the function around a definition makes what a closure cell holds; None if that is given to it."""
     import ast
 
@@ -649,12 +748,12 @@ def _cell_made(scope: _Scope, name: str) -> Optional[bytes]:
             if any(isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load) for node in ast.walk(statement))
         ]
         if found:
-            return b";".join(map(canonical_text, found))
+            return tuple(found)
     return None
 
 
-def _given_defaults(function: types.FunctionType, definition: Definition) -> dict[str, Any]:
-    """Return the defaults of a function's parameters by name, but for the constants that stand in its text."""
+def _given_defaults(function: types.FunctionType, definition: Definition) -> dict[str, tuple[Any, Optional[ast.expr]]]:
+    """Return the defaults of a function's parameters by name, with what is written, but for the constants that stand in its text."""
     import ast
 
     if isinstance(definition, ast.ClassDef):
@@ -662,16 +761,12 @@ def _given_defaults(function: types.FunctionType, definition: Definition) -> dic
     arguments = definition.args
     every = [*arguments.posonlyargs, *arguments.args]
     positional, named = function.__defaults__ or (), function.__kwdefaults__ or {}
-    plain = len(arguments.defaults) == len(positional)
+    written: list[Optional[ast.expr]] = [*arguments.defaults] if len(arguments.defaults) == len(positional) else [None] * len(positional)
     names = [argument.arg for argument in every[len(every) - len(positional) :]]
-    is_constant = [plain and isinstance(default, ast.Constant) for default in arguments.defaults] or [False] * len(positional)
-    found = {name: item for name, item, constant in zip(names, positional, is_constant, strict=False) if not constant}
-    constants = {
-        argument.arg
-        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-        if isinstance(default, ast.Constant)
-    }
-    return found | {name: item for name, item in sorted(named.items()) if name not in constants}
+    keywords = {argument.arg: default for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
+    found = {name: (item, expression) for name, item, expression in zip(names, positional, written, strict=False)}
+    found |= {name: (item, keywords.get(name)) for name, item in sorted(named.items())}
+    return {name: given for name, given in found.items() if not isinstance(given[1], ast.Constant)}
 
 
 # --- definitions --------------------------------------------------------------------------------------------

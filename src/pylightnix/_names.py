@@ -10,7 +10,7 @@ Names in constant text are read like others: ``getattr(helpers, "scale")``, ``gl
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Optional
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pylightnix._definitions import FunctionNode
     from pylightnix._syntax import Definition
 
-__all__ = ["CHANGING_METHODS", "Imported", "Names", "Reference", "names_of", "names_of_statements"]
+__all__ = ["CHANGING_METHODS", "Imported", "Names", "Passed", "Reference", "names_of", "names_of_statements"]
 
 CHANGING_METHODS: Final = frozenset(
     {
@@ -79,6 +79,19 @@ class Reference:
         return ".".join(self.path)
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Passed:
+    """Something that is named, as an argument of a call."""
+
+    called: tuple[str, ...]
+    position: int
+    """Of the argument, -1 of one that is given by keyword."""
+    keyword: str
+    path: tuple[str, ...]
+    is_parameter: bool
+    """Whether it is a parameter of the definition itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """The references of a definition."""
@@ -87,12 +100,20 @@ class Names:
     """Sorted, without doubles."""
     changed: frozenset[tuple[str, ...]]
     """Paths of what the definition changes when it runs."""
+    indexed: frozenset[tuple[str, ...]] = frozenset()
+    """Paths of what it reads items of, which changes a `defaultdict`."""
+    rebound: frozenset[tuple[str, ...]] = frozenset()
+    """Those of them that it binds to something else: names declared `global` or `nonlocal`."""
     changed_parameters: frozenset[str] = frozenset()
     """Names of the definition's own parameters that it changes."""
-    changed_attributes: frozenset[str] = frozenset()
-    """Names of attributes that it changes, of whatever object."""
-    own_changed_attributes: frozenset[str] = frozenset()
-    """Names of attributes that the methods of a class change of their own object, after it was made."""
+    passed: tuple[Passed, ...] = ()
+    """What it passes on to functions that may change it."""
+    changed_attributes: frozenset[tuple[str, str]] = frozenset()
+    """Attributes that it changes, of whatever object: ``in`` or ``to`` and the name, as what they hold or what they stand for changes."""
+    own_changed_attributes: frozenset[tuple[str, str]] = frozenset()
+    """Attributes that the methods of a class change of their own object, after it was made."""
+    finds_subclasses: bool = False
+    """Whether it asks a class which classes are built on it."""
 
 
 @functools.lru_cache(maxsize=4096)  # as the text of a definition is: nodes of parsed files stay as they are
@@ -166,9 +187,16 @@ class _Reader:
         self._outside = _Scope("outside", None, at_load=True)
         # Names that an expression brings, not a statement: globals()["scale"], import_module("helpers").
         self._anywhere = _Scope("outside", None)
+        # A decorator of a method that is reached by itself may be a name of its class.
+        self._decorators = _Scope("outside", None, at_load=True)
         self._unbound = _Scope("function", self._outside)
         self._root: Optional[_Scope] = None
-        self._attributes: list[tuple[_Scope, Optional[tuple[str, ...]], str]] = []
+        self._attributes: list[tuple[_Scope, Optional[tuple[str, ...]], tuple[str, str]]] = []
+        self._rebound: list[tuple[_Scope, tuple[str, ...]]] = []
+        self._indexed: list[tuple[_Scope, tuple[str, ...]]] = []
+        self._aliases: list[tuple[_Scope, str, tuple[str, ...]]] = []
+        self._passed: list[tuple[_Scope, tuple[str, ...], int, str, tuple[str, ...]]] = []
+        self._finds_subclasses = False
         self._uses: list[tuple[_Scope, tuple[str, ...], _Use]] = []
         self._changes: list[tuple[_Scope, tuple[str, ...]]] = []
         self._assigned: list[tuple[_Scope, str, str, int]] = []
@@ -198,21 +226,46 @@ class _Reader:
             binder = scope.binder(path[0])
             imported = binder.imports.get(path[0]) if binder is not None else None
             if binder is None or imported is not None or binder.kind == "class":
-                is_needed = use.needed and (binder is None or imported is not None)
+                is_needed = use.needed and scope is not self._decorators and (binder is None or imported is not None)
                 first = found.setdefault((path, imported), Reference(path, imported, is_needed, use.is_open, use.line, runs=False))
                 now = replace(first, needed=first.needed or is_needed, runs=first.runs or not scope.at_load)
                 found[path, imported] = now if now != first else first
         ordered = sorted(found, key=lambda key: (key[0], key[1] is not None, key[1] or Imported(0, "", "")))
         references = tuple(found[key] for key in ordered)
-        later = [(path, scope.binder(path[0])) for scope, path in self._changes if not scope.at_load]
-        changed = frozenset(path for path, binder in later if binder is None)
-        root = self._root
-        parameters = frozenset(path[0] for path, binder in later if root is not None and binder is root and path[0] in root.parameters)
-        return Names(references, changed, parameters, *self._changed_attributes())
+        later = {place for scope, path in self._changes if not scope.at_load for place in self._meant(scope, path)}
+        changed = frozenset(path for path, is_parameter in later if not is_parameter)
+        rebound = frozenset(path for scope, path in self._rebound if not scope.at_load and scope.binder(path[0]) is None)
+        parameters = frozenset(path[0] for path, is_parameter in later if is_parameter)
+        passed = tuple(sorted({found for entry in self._passed for found in self._passed_on(*entry)}))
+        indexed = frozenset(path for scope, path in self._indexed if not scope.at_load and scope.binder(path[0]) is None)
+        return Names(references, changed, indexed, rebound, parameters, passed, *self._changed_attributes(), self._finds_subclasses)
 
-    def _changed_attributes(self) -> tuple[frozenset[str], frozenset[str]]:
-        every: set[str] = set()
-        own: set[str] = set()
+    def _meant(self, scope: _Scope, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], bool]]:
+        """Return the paths outside, and of own parameters, that a path stands for: through local names for the same thing."""
+        found: list[tuple[tuple[str, ...], bool]] = []
+        stack, seen = [(scope, path)], set()
+        while stack:
+            scope, path = stack.pop()
+            binder = scope.binder(path[0])
+            if (id(binder), path[0]) in seen:
+                continue
+            seen.add((id(binder), path[0]))
+            if binder is None:
+                found.append((path, False))
+            elif binder is self._root and path[0] in binder.parameters:
+                found.append((path, True))
+            else:
+                stack += [(where, real) for where, name, real in self._aliases if name == path[0] and where.home() is binder.home()]
+        return found
+
+    def _passed_on(self, scope: _Scope, called: tuple[str, ...], position: int, keyword: str, path: tuple[str, ...]) -> Iterator[Passed]:
+        if not scope.at_load and scope.binder(called[0]) is None:
+            for real, is_parameter in self._meant(scope, path):
+                yield Passed(called, position, keyword, real, is_parameter)
+
+    def _changed_attributes(self) -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]:
+        every: set[tuple[str, str]] = set()
+        own: set[tuple[str, str]] = set()
         for scope, base, attribute in self._attributes:
             binder = scope.binder(base[0]) if base is not None and len(base) == 1 else None
             is_own = base is not None and binder is not None and binder.is_method and binder.parameters[:1] == base
@@ -257,6 +310,7 @@ class _Reader:
             self._use(scope, _path(node.comparators[-1]) or (), _Use(needed, node.lineno, is_open=False))
             self._push([node.left, *node.comparators[:-1]], scope, needed)
         else:
+            self._alias(node, scope)
             if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
                 self._use(scope, (node.target.id,), _Use(needed, node.lineno))  # what is assigned there is read first
             self._binding(node, scope)
@@ -269,7 +323,12 @@ class _Reader:
         if not isinstance(node.ctx, ast.Load):
             self._change(node if isinstance(node, ast.Name) else node.value, scope)
             if isinstance(node, ast.Attribute):
-                self._attributes.append((scope, _path(node.value), node.attr))
+                self._attributes.append((scope, _path(node.value), ("to", node.attr)))
+            elif isinstance(node, ast.Name):
+                self._rebound.append((scope, (node.id,)))
+        elif isinstance(node, ast.Subscript) and (indexed := _path(node.value)) is not None:
+            self._indexed.append((scope, indexed))
+        self._finds_subclasses = self._finds_subclasses or (isinstance(node, ast.Attribute) and node.attr == "__subclasses__")
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             scope.bound.add(node.id)
             scope.imports.pop(node.id, None)
@@ -360,6 +419,24 @@ class _Reader:
         self._push(nodes, scope, needed)
         return True
 
+    def _alias(self, node: ast.AST, scope: _Scope) -> None:
+        """Read another name for something, or for what is in it: ``p = PARAMS``, ``for p in TABLE.values():``."""
+        import ast
+
+        value: ast.AST
+        if isinstance(node, ast.Assign):
+            targets, value = node.targets, node.value
+        elif isinstance(node, (ast.For, ast.AsyncFor)):
+            targets, value = [node.target], node.iter
+        else:
+            return
+        while isinstance(value, ast.Subscript) or (isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute)):
+            value = value.value if isinstance(value, ast.Subscript) else value.func.value  # type: ignore[attr-defined]
+        path = _path(value)
+        if path is not None:
+            names = [name for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            self._aliases += [(scope, name.id, path) for name in names]
+
     def _call(self, node: ast.Call, scope: _Scope) -> None:
         """Read what a call changes: the object of a method, or the first argument of a function."""
         import ast
@@ -367,7 +444,14 @@ class _Reader:
         if isinstance(node.func, ast.Attribute) and node.func.attr in CHANGING_METHODS:
             self._change(node.func.value, scope)
         called = _path(node.func)
-        if called is None or not node.args:
+        if called is None:
+            return
+        given = [
+            *((number, "", value) for number, value in enumerate(node.args)),
+            *((-1, word.arg or "", word.value) for word in node.keywords),
+        ]
+        self._passed += [(scope, called, number, keyword, path) for number, keyword, value in given if (path := _path(value)) is not None]
+        if not node.args:
             return
         if called[-1] in _CHANGING_FUNCTIONS or (called[0] in _CONTAINERS and called[-1] in CHANGING_METHODS):
             self._change(node.args[0], scope)
@@ -381,7 +465,7 @@ class _Reader:
         if path is not None:
             self._changes.append((scope, path))
         if isinstance(node, ast.Attribute):
-            self._attributes.append((scope, _path(node.value), node.attr))
+            self._attributes.append((scope, _path(node.value), ("in", node.attr)))
 
     def _binding(self, node: ast.AST, scope: _Scope) -> None:
         import ast
@@ -421,7 +505,7 @@ class _Reader:
         if not isinstance(node, ast.Lambda):
             if not is_root:
                 scope.bound.add(node.name)
-            self._push(node.decorator_list, scope)
+            self._push(node.decorator_list, self._decorators if is_root else scope)
         if isinstance(node, ast.ClassDef):
             inner = _Scope("class", scope, bound={"__module__", "__qualname__"}, at_load=scope.at_load)
             self._push([*node.bases, *node.keywords], scope)

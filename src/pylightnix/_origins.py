@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pylightnix._version import __version__
 
-__all__ = ["installed_roots", "is_project_file", "is_project_module", "package_of", "package_versions"]
+__all__ = ["installed_roots", "is_project_class", "is_project_file", "is_project_module", "package_of", "package_versions"]
 
 _OWN_FOLDER: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _INSTALLED_PARTS: Final = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
@@ -49,6 +49,13 @@ def is_project_module(name: str) -> bool:
     if name in sys.builtin_module_names or name.partition(".")[0] == "pylightnix":
         return False
     return is_project_file(_file_of(module)) if module is not None else name.partition(".")[0] not in sys.stdlib_module_names
+
+
+def is_project_class(cls: type) -> bool:
+    """Tell whether a class is a project's own. `make_dataclass` of Python 3.11 says of all its classes that they are of `types`."""
+    if cls.__module__ == "types":
+        return cls.__name__ not in vars(types)
+    return is_project_module(cls.__module__)
 
 
 def _file_of(module: types.ModuleType) -> str:

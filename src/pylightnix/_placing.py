@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Final, Optional
+from typing import TYPE_CHECKING, Any, Final, Optional
 
 from pylightnix._definitions import spelled_paths
+
+if TYPE_CHECKING:
+    import ast
 
 __all__ = ["NOWHERE", "Place", "mark"]
 
@@ -27,8 +30,10 @@ class Place:
     namespace: Optional[dict[str, Any]] = None
     """Of the module that binds it, None of values that a module's statements do not bind."""
     name: str = ""
-    made: Optional[bytes] = None
+    made: Optional[tuple[ast.AST, ...]] = None
     """What a definition says of how the value is made: of attributes of classes, defaults of parameters, closure cells."""
+    is_added: bool = False
+    """Whether it is an attribute that no definition tells of, and that code may have added as it ran."""
     is_quiet: bool = False
     """Whether nobody need know what cannot be seen of it: what other packages put into classes."""
 

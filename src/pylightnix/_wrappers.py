@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from pylightnix._origins import is_project_module
+from pylightnix._origins import is_project_class
 
 __all__ = ["bound_object", "has_attribute", "instance_attributes", "is_bound_call", "is_code", "slot_attributes", "wrapped_of"]
 
@@ -30,7 +30,7 @@ def is_code(value: Any) -> bool:
     """
     if issubclass(type(value), _CODE):  # not isinstance: a proxy may raise when it is asked what it is
         return not is_bound_call(value)
-    return callable(value) and not is_project_module(type(value).__module__) and wrapped_of(value) is not None
+    return callable(value) and not is_project_class(type(value)) and wrapped_of(value) is not None
 
 
 def is_bound_call(value: Any) -> bool:
@@ -41,12 +41,14 @@ def is_bound_call(value: Any) -> bool:
 
 
 def bound_object(value: Any) -> Any:
-    """Return the object that a method is bound to; None if it is no method, or of a class or module."""
+    """Return the object that a method is bound to; None if it is no method, or one of a module or of a class that is not the project's."""
     if not issubclass(type(value), (types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType)):
         return None
     bound = value.__self__
-    is_of_class = isinstance(bound, type) and not isinstance(value, types.MethodWrapperType)
-    return None if is_of_class or isinstance(bound, types.ModuleType) else bound
+    if issubclass(type(bound), types.ModuleType):
+        return None
+    is_of_class = issubclass(type(bound), type) and isinstance(value, types.BuiltinFunctionType)
+    return None if is_of_class and not is_project_class(bound) else bound
 
 
 def wrapped_of(value: Any) -> Any:
@@ -75,9 +77,9 @@ def instance_attributes(value: Any) -> dict[str, Any]:
     return found if type(found) is dict else {}
 
 
-def slot_attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object holds in slots, by name."""
-    for cls in type(value).__mro__:
+def slot_attributes(value: Any, counts: Callable[[type], bool]) -> Iterator[tuple[str, Any]]:
+    """Yield what an object holds in slots of the classes that count, by name."""
+    for cls in filter(counts, type(value).__mro__):
         slots = vars(cls).get("__slots__", ())
         for name in [slots] if isinstance(slots, str) else list(slots):
             mangled = f"_{cls.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name

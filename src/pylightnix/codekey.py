@@ -334,7 +334,11 @@ def _unseen(views: Iterable[View]) -> tuple[str, ...]:
 
 def _entries(view: View) -> dict[str, CodeEntry]:
     found: dict[str, CodeEntry] = {}
-    named = [(_name_in_file(node.name), content, entry_digest(node, view)) for node, content in view.items() if node.name]
+    named = [
+        (_name_in_file(node.name), content, entry_digest(node, view))
+        for node, content in view.items()
+        if node.name and not content.is_absent
+    ]
     for name, content, own in sorted(named, key=lambda item: (item[0], item[2])):
         free, number = name, 2
         while free in found and found[free].digest != own:
