@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Final, Optional
 
 from pylightnix.events import PlanStep, StepKind
 from pylightnix.query import allrrefs, direct_context, realization_info, realization_starts
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Expectation", "dry_run", "expectation", "reasons"]
 
+REASONS_MAX: Final = 100
+"""For how many builds a plan says why."""
 _FAILS = frozenset({StepKind.failed, StepKind.refused, StepKind.skipped})
 _WILL_BE_THERE = frozenset({StepKind.reuse, StepKind.build})
 
@@ -61,17 +63,13 @@ def _decided(outcome: Outcome, closure: Closure, refused: Iterable[DRef], forced
 
     deps = closure_deps(closure.derivations, closure.S)
     steps = decided_steps(outcome.steps, deps, outcome.context, contexts, frozenset(refused), frozenset(forced))
-    causes = dict(outcome.skipped)
+    causes, fails = dict(outcome.skipped), {step.dref for step in steps if step.kind in _FAILS}
     for step in steps:
         if step.kind is StepKind.skipped and step.dref not in causes:
-            failing = next(dep for dep in deps[step.dref] if dep in causes or _kind_of(steps, dep) in _FAILS)
+            failing = next(dep for dep in deps[step.dref] if dep in fails)
             causes[step.dref] = causes.get(failing, failing)
     skipped = [(step.dref, causes[step.dref]) for step in steps if step.dref in causes]
     return replace(outcome, steps=steps, skipped=skipped)
-
-
-def _kind_of(steps: Sequence[PlanStep], dref: DRef) -> Optional[StepKind]:
-    return next((step.kind for step in steps if step.dref == dref), None)
 
 
 def decided_steps(
@@ -138,10 +136,12 @@ def reasons(closure: Closure, outcome: Outcome, S: StorageSettings, force: bool)
         return realizer_manifest(realizers[dref]) if dref in realizers else None
 
     comparing = Comparing(S, manifest_of)
+    builds = [step.dref for step in outcome.steps if step.kind in (StepKind.build, StepKind.refused)]
+    # What comes first decides about what comes after it; and each is compared with all of its name.
+    wanted = set(builds[:REASONS_MAX]) - (set(closure.targets) if force else set())
 
     def why(step: PlanStep) -> Optional[Answer]:
-        is_wanted = step.kind in (StepKind.build, StepKind.refused) and not (force and step.dref in closure.targets)
-        return comparing.derivation(step.dref, outcome.context) if is_wanted else None
+        return comparing.derivation(step.dref, outcome.context) if step.dref in wanted else None
 
     return why
 

@@ -5,8 +5,9 @@ Reads the store. What differs is found by `pylightnix.comparison`. Must not buil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Optional
 
 from pylightnix.codekey import CodeManifest
@@ -46,6 +47,9 @@ class Comparing:
     def __init__(self, S: StorageSettings, manifest_of: Callable[[DRef], Optional[CodeManifest]] = lambda dref: None) -> None:
         self._S, self._manifest_of = S, manifest_of
         self._named: Optional[dict[str, list[DRef]]] = None
+        # A plan asks about many derivations of one name, which all have the same candidates.
+        self._infos = cache(self._read_infos)
+        self._config = cache(lambda dref: drefcfg_(dref, S).val)
 
     def realization(self, rref: RRef) -> Answer:
         """Tell why a realization is not an older one."""
@@ -92,7 +96,7 @@ class Comparing:
         """Return the first difference of two derivations, in what they depend on if it is there."""
         way = ""
         while True:
-            configs = drefcfg_(new, self._S).val, drefcfg_(old, self._S).val
+            configs = self._config(new), self._config(old)
             changes = config_changes(*configs)
             if not changes:
                 which = "was" if before is None else "is"
@@ -116,11 +120,11 @@ class Comparing:
         """Return the realization of this name in whose config the least differs; of several, the latest."""
         found = [info for same in self._of_name(dref) for info in self._infos(same) if counts(info)]
         latest = sorted(found, key=lambda info: (-info.started, info.rref))[:_CANDIDATES]
-        config = drefcfg_(dref, self._S).val
+        config = self._config(dref)
 
         def distance(info: RealizationInfo) -> tuple[bool, int]:
             # The same derivation is nearest, of course.
-            return info.dref != dref, len(config_changes(config, drefcfg_(info.dref, self._S).val))
+            return info.dref != dref, len(config_changes(config, self._config(info.dref)))
 
         return min(latest, key=distance, default=None)
 
@@ -131,7 +135,7 @@ class Comparing:
                 self._named.setdefault(undref(known)[1], []).append(known)
         return self._named.get(undref(dref)[1], [])
 
-    def _infos(self, dref: DRef) -> Iterable[RealizationInfo]:
+    def _read_infos(self, dref: DRef) -> list[RealizationInfo]:
         return [info for rref in drefrrefs(dref, self._S) if (info := realization_info(rref, self._S)) is not None]
 
     def _deps(self, rref: RRef) -> dict[DRef, list[RRef]]:
