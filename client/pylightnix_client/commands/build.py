@@ -24,8 +24,9 @@ _EPILOG = """\b
 Targets:
   FILE.py               the only stage of a file, else the one called main
   FILE.py:STAGE         a stage of a file
+  PACKAGE.MODULE        as of a file
   PACKAGE.MODULE:STAGE  a stage of a module
-  dref:...              a derivation that the store knows
+  REF                   a derivation that the store knows: dref:..., digits of its hash, its name, a path in the store
 """
 
 
