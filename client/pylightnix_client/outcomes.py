@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, Optional, cast
+from typing import Final, Optional, Union, cast
 
 import msgspec
 
@@ -26,6 +26,8 @@ __all__ = ["failure", "outcome_of", "parts"]
 
 _PAGE_ROWS: Final = 10_000
 _COUNTED: Final = ("built", "joined", "reused", "failed", "skipped")
+_warned: Final[dict[Union[str, tuple[str, type[Warning], int]], int]] = {}
+"""Where Python notes what was told, as it does for each module: equal warnings are told once, unless filters say otherwise."""
 DONE: Final = "done"
 """How an operation ends that has an outcome, with failures or without."""
 
@@ -115,7 +117,9 @@ def _warn(told: m.ToldRow) -> None:
     """Give a warning here that a matcher gave in a process of the daemon's."""
     category = getattr(builtins, told.category, UserWarning)
     known = isinstance(category, type) and issubclass(category, Warning)
-    warnings.warn(told.text, category if known else UserWarning, stacklevel=2)
+    # What it names in place of a line of this process is what the warning is about.
+    where = f"<matcher of {told.dref}>"
+    warnings.warn_explicit(told.text, category if known else UserWarning, where, 1, registry=_warned)
 
 
 def _step_kind(text: str) -> StepKind:
