@@ -22,7 +22,7 @@ from pylightnix.store.ownership import DAEMON_ROLE, daemon_socket, lock_says
 from pylightnix.types import StorageSettings
 from pylightnix_client.errors import DaemonNotStarted
 
-__all__ = ["daemon_at"]
+__all__ = ["daemon_at", "start_daemon"]
 
 IDLE_SECONDS: Final = 5
 """How long such a daemon stays when nobody wants anything of it."""
@@ -68,6 +68,26 @@ def daemon_at(S: StorageSettings, jobs: Optional[int] = None, waiting: Waiting =
             raise trouble
         elif daemon_socket(layout) is None and patience.is_over():
             raise DaemonNotStarted(layout.state, "it started and is gone again", _log_of(layout.state))
+
+
+def start_daemon(S: Optional[StorageSettings] = None, jobs: Optional[int] = None) -> str:
+    """See to it that a daemon owns a store, so that what this program realizes there is built side by side; return its socket.
+
+    One that is started here ends when nobody has wanted anything of it for five seconds. Programs that hold the store are
+    waited for, and named on standard error.
+
+    Args:
+        S: the store.
+        jobs: how many builds run at a time if a daemon is started; as many as there are CPUs if not given.
+
+    Raises:
+        DaemonNotStarted: there is none and none comes up.
+    """
+
+    def waiting(who: str) -> None:
+        print(f"waiting for {who}, which holds the store", file=sys.stderr)
+
+    return daemon_at(StorageSettings(fsroot(S), fsstorage(S), fstmpdir(S)), jobs, waiting)
 
 
 class _Patience:

@@ -31,20 +31,15 @@ from pylightnix import (
     autostage,
     context_deref,
     fsinit,
-    fsroot,
     instantiate,
     match_some,
     mklens,
     mknode,
-    mkSS,
+    realize,
     selfref,
 )
-from pylightnix.events import BuildFinished, Event
-from pylightnix.protocol.messages import LogPiece
-from pylightnix.remote import realize_closure
-from pylightnix_client.onlooker import Onlooker
-from pylightnix_client.operation import Happening
-from pylightnix_client.starting import daemon_at
+from pylightnix.events import BuildFinished, BuildLogged, Event
+from pylightnix_client.starting import start_daemon
 
 NETWORKS = 10  # how many are trained
 BEST = 3  # how many of them the report is about
@@ -179,39 +174,28 @@ def main(r: Registry) -> DRef:
 # --- the rest only shows what happens. A program of yours calls `realize`, which goes to the store's daemon if there is one.
 
 
-class Watching(Onlooker):
-    """Counts what is built, and shows what is printed meanwhile."""
+def timed_run() -> tuple[DRef, Context, int]:
+    built: list[DRef] = []
 
-    wants_log = True
+    def watching(event: Event) -> None:
+        if isinstance(event, BuildFinished):
+            built.append(event.dref)
+        elif isinstance(event, BuildLogged):  # what a stage prints in the daemon
+            print(event.data.decode(), end="")
 
-    def __init__(self) -> None:
-        self.built = 0
-
-    def __call__(self, event: Event) -> None:
-        self.built += isinstance(event, BuildFinished)
-
-    def hear(self, happening: Happening) -> None:
-        if isinstance(happening, LogPiece):
-            print(happening.data.decode(), end="")
-
-
-def timed_run(S: StorageSettings) -> tuple[DRef, Context, int]:
-    watching = Watching()
-    begin = time.perf_counter()
-    _, closure = instantiate(main)
     # A daemon for this store only, which ends when nobody has needed it for five seconds.
-    outcome = realize_closure(closure, observe=watching, find=lambda _: daemon_at(S))
-    outcome.check()
-    print(f"built {watching.built} of {len(closure.derivations)} stages in {time.perf_counter() - begin:.2f} s\n")
-    return outcome.result, outcome.context, watching.built
+    start_daemon()
+    begin = time.perf_counter()
+    result, closure, context = realize(instantiate(main), observe=watching)
+    print(f"built {len(built)} of {len(closure.derivations)} stages in {time.perf_counter() - begin:.2f} s\n")
+    return result, context, len(built)
 
 
 if __name__ == "__main__":
     fsinit()  # make the store if it is not there: PYLIGHTNIX_ROOT, or a folder of yours
-    S = mkSS(fsroot())
 
     print("First run:")
-    result, context, _ = timed_run(S)
+    result, context, _ = timed_run()
     [rref] = context_deref(context, result)
     made = mklens(rref, ctx=context)
     print(f"the report   {made.picture.syspath}")
@@ -220,7 +204,7 @@ if __name__ == "__main__":
         print(f"from         {lens.weights.syspath} ({float(lens.accuracy.contents):.1%})")
 
     print("\nThe same again:")
-    again, context_again, built = timed_run(S)
+    again, context_again, built = timed_run()
     if built or (again, context_again) != (result, context):
         sys.exit("something was built twice")
     print("Nothing was built: the same report, from the same three networks.")

@@ -16,6 +16,7 @@ __all__ = [
     "BuildFailed",
     "BuildFinished",
     "BuildJoined",
+    "BuildLogged",
     "BuildSkipped",
     "BuildStarted",
     "BuildWaiting",
@@ -78,7 +79,16 @@ class BuildSkipped:
     because: DRef
 
 
-Event: TypeAlias = Union[BuildWaiting, BuildStarted, BuildFinished, BuildJoined, BuildFailed, BuildSkipped]
+@dataclass(frozen=True, slots=True)
+class BuildLogged:
+    """A build in a daemon printed something. What a build in this process prints goes to this process's own streams."""
+
+    dref: DRef
+    data: bytes
+    """A piece of its log, standard output and standard error together; where a piece ends means nothing."""
+
+
+Event: TypeAlias = Union[BuildWaiting, BuildStarted, BuildLogged, BuildFinished, BuildJoined, BuildFailed, BuildSkipped]
 Observer: TypeAlias = Callable[[Event], None]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
+from pylightnix.build_output import usual_observer
 from pylightnix.errors import AmbiguousMatch, Misuse
+from pylightnix.events import Observer
 from pylightnix.refs import isdref
 from pylightnix.registry import instantiate, isclosure
 from pylightnix.types import Closure, Context, DRef, Path, RealizeArg, RealizeSeqGen, RRef, Stage, StageResult, StorageSettings
@@ -49,6 +51,8 @@ def realize(
     assert_realized: Sequence[DRef] = [],
     realize_args: Optional[Mapping[DRef, RealizeArg]] = {},
     dry_run: bool = False,
+    *,
+    observe: Optional[Observer] = None,
 ) -> tuple[StageResult, Closure, Context]:
     """Realize everything that the targets of a closure need.
 
@@ -64,6 +68,9 @@ def realize(
         assert_realized: derivations that must be realized already.
         realize_args: passed to realizers (``Build.rarg``), by derivation; no part of any hash.
         dry_run: build nothing; what would be built is None in the context.
+        observe: is called with every event (`pylightnix.events`) in this thread, as it happens; ``ignore`` watches nothing. By
+            default, what builds print in a daemon is copied to standard error, or where PYLIGHTNIX_BUILD_OUTPUT says
+            (``stderr``, ``stdout`` or ``none``). What builds print in this process goes where it goes.
 
     Returns:
         (what the stage returned, the closure, every derivation with its matched realizations).
@@ -81,6 +88,7 @@ def realize(
         assert_realized=assert_realized,
         realize_args=realize_args,
         dry_run=dry_run,
+        observe=usual_observer() if observe is None else observe,
     )
     outcome.check()
     return result, unpacked, outcome.context
@@ -92,6 +100,8 @@ async def realize_async(
     assert_realized: Sequence[DRef] = [],
     realize_args: Optional[Mapping[DRef, RealizeArg]] = {},
     dry_run: bool = False,
+    *,
+    observe: Optional[Observer] = None,
 ) -> tuple[StageResult, Closure, Context]:
     """Do as `realize` while other tasks of the event loop, trio's or asyncio's, go on.
 
@@ -110,6 +120,7 @@ async def realize_async(
         assert_realized=assert_realized,
         realize_args=realize_args,
         dry_run=dry_run,
+        observe=usual_observer() if observe is None else observe,
     )
     outcome.check()
     return result, unpacked, outcome.context
@@ -121,6 +132,8 @@ def realizeMany(
     assert_realized: Sequence[DRef] = [],
     realize_args: Optional[Mapping[DRef, RealizeArg]] = {},
     dry_run: bool = False,
+    *,
+    observe: Optional[Observer] = None,
 ) -> list[RRef]:
     """Realize a closure whose result is one DRef, and return its realizations, sorted.
 
@@ -129,7 +142,7 @@ def realizeMany(
     result, _ = unpack_closure_arg_(closure)
     if not isdref(result):
         raise Misuse(f"expected a stage that returns one DRef, found {result!r:.200}; use realize for other results")
-    _, _, context = realize(closure, force_rebuild, assert_realized, realize_args, dry_run)
+    _, _, context = realize(closure, force_rebuild, assert_realized, realize_args, dry_run, observe=observe)
     return list(context[DRef(result)] or [])
 
 
@@ -139,6 +152,8 @@ def realize1(
     assert_realized: Sequence[DRef] = [],
     realize_args: Optional[Mapping[DRef, RealizeArg]] = {},
     dry_run: bool = False,
+    *,
+    observe: Optional[Observer] = None,
 ) -> RRef:
     """Realize a closure whose result is one DRef with one matched realization, and return that.
 
@@ -148,7 +163,7 @@ def realize1(
         AmbiguousMatch: several match.
         NotRealized: a dry run found that it would be built.
     """
-    rrefs = realizeMany(closure, force_rebuild, assert_realized, realize_args, dry_run)
+    rrefs = realizeMany(closure, force_rebuild, assert_realized, realize_args, dry_run, observe=observe)
     result, _ = unpack_closure_arg_(closure)
     if not rrefs:
         from pylightnix.errors import NotRealized

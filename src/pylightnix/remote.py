@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Optional, TypeAlias, TypeVar, Union, cast
 
 from pylightnix.errors import PylightnixException
-from pylightnix.events import Observer, ignore
+from pylightnix.events import Event, Observer, ignore
 from pylightnix.nesting import being_built, refuse_while_loading
 from pylightnix.storage import store_layout
 from pylightnix.store.layout import StoreLayout
@@ -98,7 +98,7 @@ def realize_closure(
     return _wherever(store_layout(closure.S), through, here, find, again)
 
 
-async def realize_closure_async(closure: Closure, **wishes: Any) -> Outcome:
+async def realize_closure_async(closure: Closure, observe: Observer = ignore, **wishes: Any) -> Outcome:
     """Do as `realize_closure` without keeping the event loop, of trio or asyncio, from its other tasks.
 
     Where no daemon owns the store, realizers run in a thread, with the current registry and storage of the
@@ -113,13 +113,17 @@ async def realize_closure_async(closure: Closure, **wishes: Any) -> Outcome:
 
         from pylightnix import embedded
 
-        return embedded.realize_closure(closure, observe=lambda event: check_cancelled(), **wishes)
+        def watch(event: Event) -> None:
+            check_cancelled()
+            observe(event)
+
+        return embedded.realize_closure(closure, observe=watch, **wishes)
 
     search = _Search(store_layout(closure.S))
     while True:
         socket = await run_sync(search.socket)
         try:
-            return await (run_sync(here) if socket is None else _through_async(socket, closure, wishes))
+            return await (run_sync(here) if socket is None else _through_async(socket, closure, observe, wishes))
         except PylightnixException as error:
             if not search.goes_on(error, socket):
                 raise
@@ -127,11 +131,16 @@ async def realize_closure_async(closure: Closure, **wishes: Any) -> Outcome:
         await anyio.sleep(pause)
 
 
-async def _through_async(socket: str, closure: Closure, wishes: Mapping[str, Any]) -> Outcome:
+async def _through_async(socket: str, closure: Closure, observe: Observer, wishes: Mapping[str, Any]) -> Outcome:
     from pylightnix_client.aio import AsyncClient
+    from pylightnix_client.realizing import watch_async
 
     async with await AsyncClient.connect(socket) as client:  # hanging up cancels what is not finished
-        return await (await client.submit(closure, **wishes)).outcome()
+        watches = observe is not ignore
+        operation = await client.submit(closure, watch=watches, log=watches, **wishes)
+        if watches:
+            return await watch_async(client, operation, observe)
+        return await operation.outcome()
 
 
 def realize_in_steps(closure: Closure, ask: Sequence[DRef], **options: Any) -> Generator[Pause, Answer, Optional[Outcome]]:

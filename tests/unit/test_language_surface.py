@@ -323,6 +323,9 @@ ADDED = {
     "fetchurl": OF_FETCHES,
     "fetchurl2": OF_FETCHES,
     "PromiseException": ["left"],
+    "realize": ["observe"],
+    "realize1": ["observe"],
+    "realizeMany": ["observe"],
 }
 """Parameters that ours has besides, after those that were promised and with a default. Whoever passes none notices nothing."""
 
