@@ -12,6 +12,7 @@ import struct
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,6 +213,31 @@ def test_zip64_with_data_descriptors(room: Room) -> None:
             with archive.open(f"top/{name}", "w", force_zip64=True) as file:
                 file.write(content)
     assert unpacked(room, zipped.getvalue(), "a.zip") == FILES
+
+
+def deflate64_zip(content: bytes) -> bytes:
+    """Return a zip archive of one file as Windows packs large ones."""
+    inflate64 = pytest.importorskip("inflate64")
+    deflater = inflate64.Deflater()
+    packed = deflater.deflate(content) + deflater.flush()
+    facts = struct.pack("<HHHHHIIIHH", 21, 0, 9, 0, 33, zlib.crc32(content), len(packed), len(content), 5, 0)
+    local = b"PK\3\4" + facts + b"top/a" + packed
+    directory = b"PK\1\2" + struct.pack("<BB", 21, 0) + facts + struct.pack("<HHHII", 0, 0, 0, 0, 0) + b"top/a"
+    return b"".join((local, directory, b"PK\5\6", struct.pack("<HHHHIIH", 0, 0, 1, 1, len(directory), len(local), 0)))
+
+
+def test_deflate64(room: Room) -> None:
+    content = bytes(range(256)) * 3000
+    data = deflate64_zip(content)
+    assert unpacked(room, data, "a.zip") == {"a": content}
+    if shutil.which("unzip") is not None:
+        (room.folder / "b.zip").write_bytes(data)
+        assert subprocess.run(["unzip", "-qt", str(room.folder / "b.zip")], capture_output=True).returncode == 0
+    damaged = bytearray(data)
+    damaged[len(data) // 3] ^= 0xFF
+    assert "damaged" in str(room.refusal(bytes(damaged), "a.zip"))
+    small = UnpackLimits(ratio=50, ratio_from_bytes=1 << 20)
+    assert "limits=UnpackLimits(ratio=" in str(room.refusal(deflate64_zip(bytes(5 << 20)), "a.zip", small))
 
 
 # --- zstd windows and limits ------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from pylightnix.archives.limits import Unpacking, raise_limit
 __all__ = ["COMPRESSIONS", "ByteStream", "compression_of", "opened_lzma", "opened_stream"]
 
 _BLOCK_BYTES: Final = 1 << 16
-_ZSTD_BLOCK_BYTES: Final = 1 << 12
-"""One call expands all that it is given, by up to 32,000 times."""
+_AT_ONCE_BYTES: Final = 1 << 12
+"""One call of zstd and Deflate64 expands all that it is given, by up to 32,000 times."""
 _ZSTD_HEADER_BYTES: Final = 18
 """What the header of a frame has at most."""
 _OUTPUT_BYTES: Final = 1 << 20
@@ -158,6 +158,28 @@ class _Zstd:
         return zstandard.ZstdError
 
 
+class _Deflate64:
+    """Of zip archives that Windows makes of large files, by the package inflate64, which comes with py7zr."""
+
+    hungry = True
+    rest = b""
+
+    def __init__(self, unpacking: Unpacking) -> None:
+        try:
+            import inflate64
+        except ImportError as error:
+            advice = "install it with: pip install 'pylightnix[archives]'"
+            raise unpacking.failed("it is compressed with Deflate64, for which the package inflate64 is needed", advice) from error
+        self._inflater = inflate64.Inflater()
+
+    @property
+    def ended(self) -> bool:
+        return bool(self._inflater.eof)
+
+    def feed(self, block: bytes) -> bytes:
+        return bytes(self._inflater.inflate(block))
+
+
 def _bzip2(unpacking: Unpacking) -> _Decoder:
     import bz2
 
@@ -170,7 +192,13 @@ def _xz(unpacking: Unpacking) -> _Decoder:
     return _OfStandard(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=unpacking.limits.memory_bytes + _XZ_MEMORY_SPARE_BYTES))
 
 
-_DECODERS: Final[dict[str, Callable[[Unpacking], _Decoder]]] = {"gzip": _Gzip, "bzip2": _bzip2, "xz": _xz, "zstd": _Zstd}
+_DECODERS: Final[dict[str, Callable[[Unpacking], _Decoder]]] = {
+    "gzip": _Gzip,
+    "bzip2": _bzip2,
+    "xz": _xz,
+    "zstd": _Zstd,
+    "deflate64": _Deflate64,
+}
 
 
 def _damages() -> tuple[type[Exception], ...]:
@@ -266,7 +294,7 @@ class _Inflating:
         self._raw = b""
         self._decoder: _Decoder | None = decoder
         self._damages = _damages()
-        self._block_bytes = _ZSTD_BLOCK_BYTES if kind == "zstd" else _BLOCK_BYTES
+        self._block_bytes = _AT_ONCE_BYTES if kind in ("zstd", "deflate64") else _BLOCK_BYTES
 
     def read(self, size: int) -> bytes:
         """Return some bytes, as many as come at once, and none at the end."""

@@ -28,7 +28,7 @@ _ENCRYPTED: Final = 0x1
 _UTF8: Final = 0x800
 _UNICODE_PATH: Final = 0x7075
 _BLOCK_BYTES: Final = 1 << 16
-_STREAMS: Final = {zipfile.ZIP_BZIP2: "bzip2", 93: "zstd"}
+_STREAMS: Final = {9: "deflate64", zipfile.ZIP_BZIP2: "bzip2", 93: "zstd"}
 """Methods that are streams of their own. Only newer releases of `zipfile` know that of zstd."""
 
 
