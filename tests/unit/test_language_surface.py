@@ -12,6 +12,7 @@ import threading
 from typing import Any
 
 import pytest
+from tests.loops import for_each
 
 import pylightnix
 from pylightnix import BuildArgs, Closure, Derivation, DRef, Hash, HashPart, Name, Path, PylightnixException, RRef, SPath, StorageSettings
@@ -364,7 +365,7 @@ def parameters_of(name: str) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(found).parameters)
 
 
-@pytest.mark.parametrize("line", lines(), ids=name_of)
+@for_each("line", lines())
 def test_takes_what_was_promised(line: str) -> None:
     name, expected = name_of(line), promised(line).parameters
     found, added = parameters_of(name), ADDED.get(name, [])
@@ -380,7 +381,7 @@ def test_parameters_that_may_be_left_out_are_recorded_for_a_reason() -> None:
         assert parameters_of(name)[key].default is not inspect.Parameter.empty
 
 
-@pytest.mark.parametrize("name", ADDED)
+@for_each("name", ADDED)
 def test_what_was_added_stands_in_nobodys_way(name: str) -> None:
     found = list(parameters_of(name).values())
     mine = [parameter for parameter in found if parameter.name in ADDED[name]]
@@ -391,7 +392,7 @@ def test_what_was_added_stands_in_nobodys_way(name: str) -> None:
         assert parameter.kind is parameter.KEYWORD_ONLY or [one.name for one in rest if one not in mine] == []
 
 
-@pytest.mark.parametrize("name", [*map(name_of, lines()), *VALUES, *ALIASES, *(record.__name__ for record in RECORDS)])
+@for_each("name", [*map(name_of, lines()), *VALUES, *ALIASES, *(record.__name__ for record in RECORDS)])
 def test_is_public(name: str) -> None:
     module, _, inner = name.rpartition(".")
     assert inner in importlib.import_module(f"pylightnix.{module}" if module else "pylightnix").__all__
@@ -402,7 +403,7 @@ def test_constants(name: str, value: object) -> None:
     assert getattr(pylightnix, name) == value
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
+@for_each("record", RECORDS)
 def test_records_are_tuples_with_these_fields(record: Any) -> None:
     assert issubclass(record, tuple)
     assert record._fields == RECORDS[record]
@@ -471,7 +472,7 @@ WERE_ASSERTIONS = [
 ]
 
 
-@pytest.mark.parametrize("name", WERE_ASSERTIONS)
+@for_each("name", WERE_ASSERTIONS)
 def test_what_was_an_assertion_error_still_is(name: str) -> None:
     assert issubclass(getattr(pylightnix, name), AssertionError)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
 import pytest
+from tests.loops import for_each
 from tests.wire import HELLO, WELCOME, Wire, bytewise, params_on_record, whole
 
 from pylightnix.protocol import (
@@ -94,7 +95,7 @@ def told(event: ProtocolFailed | RequestRefused | Greeted) -> tuple[int, str, st
 # --- handshake ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@for_each("split", SPLITS)
 def test_handshake_agrees_on_the_highest_version_and_common_features(split: Any) -> None:
     vocabulary = Vocabulary(METHODS, NOTIFICATIONS, versions=(1, 2, 3))
     wire = Wire(ClientConnection(vocabulary), ServerConnection(WELCOME, ["a", "b"], vocabulary=vocabulary), split)
@@ -156,7 +157,7 @@ def test_refused_client_is_told_why() -> None:
         (b"GET / HTTP/1.1\r\n", None),
     ],
 )
-@pytest.mark.parametrize("split", SPLITS)
+@for_each("split", SPLITS)
 def test_anything_but_hello_first_ends_it(data: bytes, reply: Any, split: Any) -> None:
     server = ServerConnection(WELCOME)
     failed = failure([event for piece in split(data) for event in server.receive_data(piece)])
@@ -226,8 +227,8 @@ def test_features_that_were_not_asked_for_do_not_count() -> None:
 # --- every message, across the wire -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "hello"])
+@for_each("split", SPLITS)
+@for_each("method", [method for method in METHODS if method != "hello"])
 def test_method_goes_there_and_back(method: str, split: Any) -> None:
     wire = ready_wire()
     wire.split = split
@@ -239,8 +240,8 @@ def test_method_goes_there_and_back(method: str, split: Any) -> None:
     assert [*wire.client.unanswered, *wire.server.unanswered] == []
 
 
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", NOTIFICATIONS)
+@for_each("split", SPLITS)
+@for_each("name", NOTIFICATIONS)
 def test_notification_arrives(name: str, split: Any) -> None:
     wire = ready_wire()
     wire.split = split
@@ -293,7 +294,7 @@ def test_error_response_is_an_exception_of_its_class() -> None:
         (msgpack.packb([0, 5, None, [{}]]), "invalid-message", "$[2]"),
     ],
 )
-@pytest.mark.parametrize("split", SPLITS)
+@for_each("split", SPLITS)
 def test_wrong_request_is_answered_and_the_stream_goes_on(data: bytes, code: str, field: str | None, split: Any) -> None:
     wire = ready_wire()
     wire.split = split
@@ -333,7 +334,7 @@ def test_client_hears_what_was_wrong() -> None:
         (b"\xc1", None),
     ],
 )
-@pytest.mark.parametrize("split", SPLITS)
+@for_each("split", SPLITS)
 def test_broken_stream_ends_it(data: bytes, reply: Any, split: Any) -> None:
     wire = ready_wire()
     wire.split = split
@@ -466,7 +467,7 @@ def test_nothing_is_said_after_closing() -> None:
         b"\xc1",
     ],
 )
-@pytest.mark.parametrize("split", SPLITS)
+@for_each("split", SPLITS)
 def test_client_hangs_up_on_a_server_that_breaks_the_protocol(data: bytes, split: Any) -> None:
     wire = ready_wire()
     wire.split = split

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from msgspec import inspect
+from tests.loops import for_each
 from tests.wire import CLIENT_RECORDS
 
 from pylightnix.protocol import limits
@@ -172,7 +173,7 @@ def test_notifications_are_all_there() -> None:
     assert sorted(subsections("Notifications")) == sorted(NOTIFICATIONS)
 
 
-@pytest.mark.parametrize("name", NOTIFICATIONS)
+@for_each("name", NOTIFICATIONS)
 def test_notification_is_as_described(name: str) -> None:
     text = subsections("Notifications")[name]
     sender = "Client to daemon." if NOTIFICATIONS[name].sender is Side.client else "Daemon to client."

@@ -6,6 +6,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
+from tests.loops import for_each
 
 from pylightnix.errors import (
     AmbiguousMatch,
@@ -172,7 +173,7 @@ def test_code_of_a_newer_daemon_is_kept() -> None:
     assert (vars(found)["gpus"], vars(found)["retry_after"]) == (0, 3.0)
 
 
-@pytest.mark.parametrize("code", ERROR_CLASSES)
+@for_each("code", ERROR_CLASSES)
 def test_error_without_fields_has_its_text(code: str) -> None:
     found = error_from_wire(WireError(code=code, message="what happened"))
     assert type(found) is ERROR_CLASSES[code]
@@ -180,7 +181,7 @@ def test_error_without_fields_has_its_text(code: str) -> None:
     assert repr(found)
 
 
-@pytest.mark.parametrize("code", ERROR_CLASSES)
+@for_each("code", ERROR_CLASSES)
 def test_hostile_fields_change_nothing_but_attributes(code: str) -> None:
     names = ["args", "code", "retryable", "exit_status", "__class__", "__traceback__", "_x", "with_traceback", "a b"]
     values: list[Any] = [5, None, [], {}, "x"]

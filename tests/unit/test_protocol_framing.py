@@ -7,6 +7,7 @@ import struct
 
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
 import pytest
+from tests.loops import for_each
 from tests.wire import RECORDS, Recorded, bytewise
 
 from pylightnix.protocol import (
@@ -71,17 +72,17 @@ def broken_by(data: bytes, limits: Limits = DEFAULT_LIMITS) -> RemoteProtocolErr
 # --- sound messages -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("item", RECORDS, ids=str)
+@for_each("item", RECORDS)
 def test_message_is_read_whole(item: Recorded) -> None:
     assert decode_all([item.data]) == [envelope_of(item)]
 
 
-@pytest.mark.parametrize("item", RECORDS, ids=str)
+@for_each("item", RECORDS)
 def test_message_is_read_byte_by_byte(item: Recorded) -> None:
     assert decode_all(bytewise(item.data)) == [envelope_of(item)]
 
 
-@pytest.mark.parametrize("item", RECORDS, ids=str)
+@for_each("item", RECORDS)
 def test_message_before_garbage_is_read(item: Recorded) -> None:
     decoder = Decoder()
     decoder.receive_data(item.data + b"\xc1garbage")
@@ -90,7 +91,7 @@ def test_message_before_garbage_is_read(item: Recorded) -> None:
         decoder.next_message()
 
 
-@pytest.mark.parametrize("item", RECORDS, ids=str)
+@for_each("item", RECORDS)
 def test_truncated_message_is_awaited(item: Recorded) -> None:
     for end in range(len(item.data)):
         decoder = Decoder()
@@ -144,13 +145,13 @@ TOO_LARGE = {
 }
 
 
-@pytest.mark.parametrize("header", TOO_LARGE.values(), ids=TOO_LARGE.keys())
+@for_each("header", TOO_LARGE.values())
 def test_length_over_the_limit_is_refused_by_its_header(header: bytes) -> None:
     error = broken_by(START + header)
     assert (type(error), error.code, error.request_id) == (MessageTooLarge, "too-large", 42)
 
 
-@pytest.mark.parametrize("header", TOO_LARGE.values(), ids=TOO_LARGE.keys())
+@for_each("header", TOO_LARGE.values())
 def test_length_over_the_limit_is_refused_as_the_whole_message(header: bytes) -> None:
     assert isinstance(broken_by(header), RemoteProtocolError)
 

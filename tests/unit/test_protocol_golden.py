@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
 import pytest
+from tests.loops import for_each
 from tests.wire import CLIENT_RECORDS, RECORDS, WORKER_AND_MATCHER, WORKER_RECORDS, Recorded
 
 from pylightnix.protocol import encode_notification, encode_request, encode_response, parse_message
@@ -21,13 +22,13 @@ def encoded(item: Recorded, value: object) -> bytes:
     return encode_response(item.id, error, result)  # type: ignore[arg-type]  # the same
 
 
-@pytest.mark.parametrize("item", RECORDS, ids=str)
+@for_each("item", RECORDS)
 def test_value_becomes_the_bytes_on_record(item: Recorded) -> None:
     assert encoded(item, parse_message(item.value, item.type)).hex() == item.data.hex()
     assert encoded(item, item.value).hex() == item.data.hex()
 
 
-@pytest.mark.parametrize("item", RECORDS, ids=str)
+@for_each("item", RECORDS)
 def test_bytes_on_record_become_the_value(item: Recorded) -> None:
     envelope = msgpack.unpackb(item.data)
     value = {"request": lambda: envelope[3][0], "response": lambda: envelope[3], "error": lambda: envelope[2]}

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.loops import for_each
 from tests.wire import RECORDS, Recorded
 
 from pylightnix.protocol import messages, parse_message, worker_messages
@@ -54,7 +55,7 @@ def problem_with(value: dict[str, Any], wanted: type[msgspec.Struct]) -> Message
     return error
 
 
-@pytest.mark.parametrize(("item", "name"), FIELDS, ids=[f"{item}-{name}" for item, name in FIELDS])
+@for_each("item, name", FIELDS)
 def test_wrong_type_names_its_field(item: Recorded, name: str) -> None:
     problems = [error for wrong in VALUES if (error := problem_of({**item.value, name: wrong}, item.type)) is not None]
     assert [error for error in problems if f"$.{name}" not in str(error.field) or error.request_id != 7] == []
@@ -62,7 +63,7 @@ def test_wrong_type_names_its_field(item: Recorded, name: str) -> None:
     assert len(problems) >= len(VALUES) // 2
 
 
-@pytest.mark.parametrize(("item", "name"), FIELDS, ids=[f"{item}-{name}" for item, name in FIELDS])
+@for_each("item, name", FIELDS)
 def test_absent_field_has_a_default_or_is_missed(item: Recorded, name: str) -> None:
     rest = {key: value for key, value in item.value.items() if key != name}
     field = next(field for field in msgspec.structs.fields(item.type) if field.name == name)
@@ -72,7 +73,7 @@ def test_absent_field_has_a_default_or_is_missed(item: Recorded, name: str) -> N
         parse_message(rest, item.type)
 
 
-@pytest.mark.parametrize("item", RECORDS, ids=str)
+@for_each("item", RECORDS)
 def test_unknown_field_is_ignored(item: Recorded) -> None:
     assert parse_message({**item.value, "of a newer version": [1]}, item.type) == parse_message(item.value, item.type)
 
