@@ -1,21 +1,30 @@
-"""Says of programs what code their stages are and what they give; one process, in which the versions of each have a fork.
+"""Says of programs what code their stages are and what they give; one process, which forks for every few of them.
 
-In: a JSON list of lists of folders, each with a `prog.py` that has a function `stage`. Out: for each folder a map of
+In: a JSON list of folders, each with a `prog.py` that has a function `stage`. Out: for each folder a map of
 `digest`, `unseen`, `again` (the digest after the stage has run) and `output`, or of `error`.
+With the argument `run` each is run as a program in a fork of its own; out comes what it prints.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import json
 import os
+import runpy
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 
 import numpy  # noqa: F401  # loaded once, ahead of the forks
 
+import pylightnix
 from pylightnix.codekey import code_manifest
+
+FOLDERS_IN_A_FORK = 60
+pylightnix.fsinit  # noqa: B018  # loaded ahead of the forks
 
 
 def evaluated(folder: str) -> dict[str, object]:
@@ -37,23 +46,44 @@ def evaluated(folder: str) -> dict[str, object]:
                 del sys.modules[name]
 
 
-def forked(folders: list[str]) -> list[dict[str, object]]:
+def ran(folder: str) -> str:
+    os.chdir(folder)
+    sys.path[0] = folder
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
+        try:
+            runpy.run_path(os.path.join(folder, "prog.py"), run_name="__main__")
+        except BaseException:  # noqa: BLE001, ASYNC103  # all of it is told
+            traceback.print_exc()
+    return printed.getvalue()
+
+
+def forked(folders: list[str], said: Callable[[str], object]) -> list[object]:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         with os.fdopen(writer, "w") as file:
-            json.dump([evaluated(folder) for folder in folders], file)
+            json.dump([said(folder) for folder in folders], file)
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as file:
-        said = file.read()
+        text = file.read()
     os.waitpid(pid, 0)
-    found = json.loads(said) if said else [{"error": "its process died"}] * len(folders)
+    found = json.loads(text) if text else [{"error": "its process died"}] * len(folders)
     assert isinstance(found, list)
     return found
 
 
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
+def main() -> None:
+    folders = json.load(sys.stdin)
+    said: Callable[[str], object] = ran if "run" in sys.argv else evaluated
+    if said is evaluated:
+        warnings.simplefilter("ignore")
+    # A fork costs more than what is done in it; but programs that are run may leave anything behind.
+    at_once = 1 if said is ran else FOLDERS_IN_A_FORK
     gc.freeze()
-    json.dump([forked(folders) for folders in json.load(sys.stdin)], sys.stdout)
+    pieces = [folders[start : start + at_once] for start in range(0, len(folders), at_once)]
+    json.dump([found for piece in pieces for found in forked(piece, said)], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -83,9 +83,9 @@ def written(folder: Path, files: Files) -> str:
     return str(folder)
 
 
-def evaluated(seed: int, folders: list[list[str]]) -> list[list[dict[str, Any]]]:
-    environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
-    command = [sys.executable, "-B", codekey_evaluator.__file__]
+def evaluated(seed: int, folders: list[str], *arguments: str, **variables: str) -> list[Any]:
+    environment = {**os.environ, **variables, "PYTHONHASHSEED": str(seed)}
+    command = [sys.executable, "-B", codekey_evaluator.__file__, *arguments]
     run = subprocess.run(command, input=json.dumps(folders), env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(run.stdout)
     assert isinstance(found, list)
@@ -94,17 +94,15 @@ def evaluated(seed: int, folders: list[list[str]]) -> list[list[dict[str, Any]]]
 
 def faults(tmp_path: Path, chosen: list[Pair]) -> dict[str, str]:
     """Return what is wrong, by the name of the pair; nothing of those where all is well."""
-    said: list[list[list[dict[str, Any]]]] = []
+    said: list[list[dict[str, Any]]] = [[] for _ in chosen]
     for seed in HASH_SEEDS:
         # At another depth of another folder in each process.
         top = tmp_path / f"seed{seed}" / "/".join(["deep"] * (seed - 1))
-        said.append(
-            evaluated(
-                seed, [[written(top / f"{n}" / kind, files) for kind, files in versions(pair, seed)] for n, pair in enumerate(chosen)]
-            )
-        )
-    found = {pair.name: fault(pair, [*first, *second]) for pair, first, second in zip(chosen, *said, strict=True)}
-    return {name: text for name, text in found.items() if text}
+        asked = [(n, written(top / f"{n}" / kind, files)) for n, pair in enumerate(chosen) for kind, files in versions(pair, seed)]
+        for (n, _), found in zip(asked, evaluated(seed, [folder for _, folder in asked]), strict=True):
+            said[n].append(found)
+    wrong = {pair.name: fault(pair, one) for pair, one in zip(chosen, said, strict=True)}
+    return {name: text for name, text in wrong.items() if text}
 
 
 def versions(pair: Pair, seed: int) -> list[tuple[str, Files]]:
@@ -157,3 +155,61 @@ def test_edit_changes_the_key_or_is_told_and_layout_does_not(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_every_kind_of_value_in_every_place(tmp_path: Path) -> None:
     compared(faults(tmp_path, list(pairs(len(CARRIERS) - 1))))
+
+
+# --- a few of them with a store -------------------------------------------------------------------------------
+
+WITH_STORE: Final = [
+    "nested: global",
+    "set of enum members: global",
+    "sub of a pattern: global",
+    "names of fields: global",
+    "subclass of str, value: global",
+    "helper of a helper",
+    "argument of a decorator",
+    "__init_subclass__ registry",
+    "re-export",
+    "getattr of a module",
+]
+PROGRAM: Final = """
+import os
+from pathlib import Path
+from pylightnix import autostage, fsinit, instantiate, mklens, realize1, selfref
+
+@autostage(name={name!r}, out=[selfref, "out.txt"])
+def made(out):
+    Path(out).write_text(stage())
+    with open(os.environ["BUILT_FILE"], "a") as file:
+        file.write("x")
+
+if __name__ == "__main__":
+    fsinit()
+    print(Path(mklens(realize1(instantiate(made))).out.syspath).read_text())
+"""
+
+
+def test_programs_are_built_anew_where_their_output_changes(tmp_path: Path) -> None:
+    chosen = [pair for pair in pairs(1) if pair.name in WITH_STORE]
+    assert len(chosen) == len(WITH_STORE)
+    texts: dict[str, list[str]] = {}
+    for seed, version in enumerate(["before", "layout", "after"], start=1):
+        folders = []
+        for n, pair in enumerate(chosen):
+            files = dict(pair.after if version == "after" else laid_out_anew(pair.before) if version == "layout" else pair.before)
+            files["prog.py"] += PROGRAM.format(name=f"n{n}")
+            folders.append(written(tmp_path / version / str(n), files))
+        built = tmp_path / f"built-{version}"
+        built.touch()
+        variables = {"PYLIGHTNIX_ROOT": str(tmp_path / "store"), "BUILT_FILE": str(built)}
+        texts[version] = evaluated(seed, folders, "run", **variables)
+        texts[f"{version} built"] = [built.read_text()]
+    stale = 0
+    for pair, before, layout, after in zip(chosen, texts["before"], texts["layout"], texts["after"], strict=True):
+        assert "Traceback" not in before + layout + after, pair.name
+        assert before.splitlines()[-1] == layout.splitlines()[-1], pair.name
+        is_stale = before.splitlines()[-1] == after.splitlines()[-1]
+        assert pair.must_be_told or not is_stale, pair.name
+        for text in (before, layout, after):
+            assert ("UnseenCode" in text) == pair.must_be_told, text
+        stale += is_stale
+    assert [len(texts[f"{version} built"][0]) for version in ("before", "layout", "after")] == [len(chosen), 0, len(chosen) - stale]
