@@ -22,6 +22,7 @@ from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import TooMany
 from pylightnix.refs import undref
 from pylightnix_client.board import Board, Row
+from pylightnix_client.log_ends import log_end_lines
 from pylightnix_client.operation import Happening
 from pylightnix_client.progress import INTERRUPTED, Progress, human_seconds, told_again, told_missed, told_waits
 from pylightnix_client.session import waiting_text
@@ -95,6 +96,9 @@ class LiveProgress(Progress):
             self._say(f"{name}: another process has built it", "cyan")
         elif isinstance(event, BuildFailed):
             self._say(f"{name}: failed", "bold red")
+            log = self.log_end(event.dref)
+            for line in log_end_lines(name, log) if log is not None else ():
+                self._say(line)
 
     def hear(self, happening: Happening) -> None:
         """Take in what the daemon says."""
@@ -139,7 +143,7 @@ class LiveProgress(Progress):
         finally:
             self._live.start()
 
-    def _say(self, text: str, style: str) -> None:
+    def _say(self, text: str, style: str = "") -> None:
         if self._live.is_started:
             self._live.refresh()  # else what it was about would be drawn once more below
         self._console.print(Text(text, style=style), soft_wrap=True)

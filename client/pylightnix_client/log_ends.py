@@ -12,7 +12,7 @@ from pylightnix_client.output import note
 from pylightnix_client.plain import last_lines
 from pylightnix_client.session import Session
 
-__all__ = ["LogEnd", "ends_of_logs", "tell_log_end"]
+__all__ = ["LogEnd", "ends_of_logs", "log_end_lines", "tell_log_end"]
 
 LINES: Final = 20
 _BYTES: Final = 16 << 10
@@ -57,9 +57,12 @@ def ends_of_logs(session: Session, failed: Iterable[DRef], builds: Mapping[DRef,
     return found
 
 
+def log_end_lines(name: str, log: LogEnd) -> list[str]:
+    """Return what people are shown of how the log of a build ends."""
+    return [f"{name}: the last lines of its log:", *(f"    {line}" for line in log.lines), f"{name}: all of it: {log.command}"]
+
+
 def tell_log_end(name: str, log: LogEnd) -> None:
     """Show people how the log of a build ends."""
-    note(f"{name}: the last lines of its log:")
-    for line in log.lines:
-        note(f"    {line}")
-    note(f"{name}: all of it: {log.command}")
+    for line in log_end_lines(name, log):
+        note(line)

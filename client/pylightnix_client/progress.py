@@ -7,14 +7,15 @@ may name some, come with the result.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Optional
 
 from pylightnix.errors import PylightnixException
 from pylightnix.events import (
     BuildFailed,
     BuildFinished,
     BuildJoined,
+    BuildSkipped,
     BuildStarted,
     BuildWaiting,
     Event,
@@ -23,6 +24,7 @@ from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import TooMany
 from pylightnix.refs import undref
 from pylightnix.types import DRef
+from pylightnix_client.log_ends import LogEnd, tell_log_end
 from pylightnix_client.onlooker import Onlooker
 from pylightnix_client.operation import Happening
 from pylightnix_client.output import Answers, note
@@ -87,7 +89,14 @@ def event_fields(event: Event) -> dict[str, Any]:
         from pylightnix_client.failures import failure_code
 
         return {"kind": "build-failed", "dref": event.dref, "code": failure_code(event.error)}
-    return {"kind": "build-skipped", "dref": event.dref, "because": event.because}
+    if isinstance(event, BuildSkipped):
+        return {"kind": "build-skipped", "dref": event.dref, "because": event.because}
+    raise AssertionError(f"BUG: {type(event).__name__} has no form as an object; logs are told in their own way")
+
+
+def _no_logs(failed: list[DRef]) -> Mapping[DRef, LogEnd]:
+    """Return nothing, where nobody knows any log."""
+    return {}
 
 
 class Progress(Onlooker):
@@ -95,11 +104,22 @@ class Progress(Onlooker):
 
     Attributes:
         builds: each derivation that a daemon began to build, with the build's name.
+        ends_of_logs: asked for how the log of a build ends that has just failed, by derivation.
+        told: those of which the end of the log was told when they failed.
     """
 
     def __init__(self) -> None:
         self.builds: dict[DRef, str] = {}
+        self.ends_of_logs: Callable[[list[DRef]], Mapping[DRef, LogEnd]] = _no_logs
+        self.told: set[DRef] = set()
         self._asks_again = False
+
+    def log_end(self, dref: DRef) -> Optional[LogEnd]:
+        """Return how the log of a build ends that has just failed; it is to be told now, and not again."""
+        found = self.ends_of_logs([dref]).get(dref)
+        if found is not None:
+            self.told.add(dref)
+        return found
 
     def begin(self, attached: m.Attached, builds: Sequence[m.BuildLine]) -> None:
         """Take in where an operation is that others began, and which builds of it run."""
@@ -133,7 +153,8 @@ class JsonProgress(Progress):
         self._heard = True
 
     def __call__(self, event: Event) -> None:
-        self._tell(event_fields(event))
+        log = self.log_end(event.dref) if isinstance(event, BuildFailed) else None
+        self._tell({**event_fields(event), **(log.fields() if log else {})})
 
     def hear(self, happening: Happening) -> None:
         """Take in what the daemon says."""
@@ -201,6 +222,9 @@ class TextProgress(Progress):
             note(f"{name}: another process has built it")
         elif isinstance(event, BuildFailed):
             note(f"{name}: failed", self._places.get(event.dref, ""), "red")
+            log = self.log_end(event.dref)
+            if log is not None:
+                tell_log_end(name, log)
 
     def hear(self, happening: Happening) -> None:
         """Take in what the daemon says. Of a fetch only its mirrors are told, and what it waits for: lines stay."""

@@ -83,7 +83,7 @@ def why_sentence(answer: Answer) -> str:
 
 
 def tell_failures(outcome: Outcome, logs: Mapping[DRef, LogEnd]) -> None:
-    """Write to standard error what failed and why, with the ends of those logs that there are."""
+    """Write to standard error what failed and why, with the ends of logs that were not told yet."""
     for dref, error in outcome.failed:
         found = build_report(error)
         if dref in logs:

@@ -461,3 +461,26 @@ def test_what_runs_is_offered(alone: Program) -> None:
     finally:
         child.send_signal(signal.SIGINT)
         child.communicate(timeout=60)
+
+
+def test_a_failure_tells_its_log_at_once_while_others_go_on(alone: Program) -> None:
+    waits = "\ndef both(r):\n    def fails(b):\n        build_outpath(b)\n        print('a word')\n        raise ValueError\n"
+    waits += "    def waits(b):\n        build_outpath(b)\n        while not os.path.exists(GO):\n            time.sleep(0.01)\n"
+    waits += "    return [mkdrv(mkconfig({'name': f.__name__}), match_latest(), build_wrapper(f), r) for f in (fails, waits)]\n"
+    imports = "import os, time\nfrom pylightnix import build_outpath, build_wrapper, match_latest, mkconfig, mkdrv\n"
+    alone.write("both.py", f"{imports}GO = {str(alone.folder / 'go')!r}\n{waits}")
+    for way, found in (((), "    a word\n"), (("--json",), '"log": ["a word"]')):
+        with alone.start("build", "--keep-going", "--force", *way, "both.py:both") as build:
+            stream = build.stdout if way else build.stderr
+            assert stream is not None
+            said: list[str] = []
+            for line in stream:
+                said.append(line.decode())
+                if found in said[-1]:
+                    break
+            assert not (alone.folder / "go").exists(), "it was told at the end only"
+            (alone.folder / "go").touch()
+            _, errors = build.communicate(timeout=60)
+            assert build.returncode == 1
+        (alone.folder / "go").unlink()
+        assert "the last lines of its log" not in errors.decode(), "it was told twice"

@@ -329,6 +329,7 @@ ADDED = {
     "realize": ["observe"],
     "realize1": ["observe"],
     "realizeMany": ["observe"],
+    "realize_async": ["observe"],
 }
 """Parameters that ours has besides, after those that were promised and with a default. Whoever passes none notices nothing."""
 

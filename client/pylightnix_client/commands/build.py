@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
@@ -90,10 +90,11 @@ def build_command(
     _, closure = instantiate_targets(parsed, values, S, force=force)
     # Users' code in this process shares the terminal: a display that draws would be in its way.
     with showing(answers, live=not (no_daemon or dry_run)) as progress:
+        progress.ends_of_logs = lambda failed: ends_of_logs(session, failed, progress.builds)
         wishes = {"force_rebuild": force, "keep_going": keep_going, "observe": progress}
         outcome = _realize(closure, S, jobs, no_daemon, dry_run, wishes, progress)
     logs = ends_of_logs(session, [dref for dref, _ in outcome.failed], progress.builds)
-    return _conclude(answers, outcome, closure, S, logs, dry_run=dry_run, force=force, out_link=out_link)
+    return _conclude(answers, outcome, closure, S, logs, told=progress.told, dry_run=dry_run, force=force, out_link=out_link)
 
 
 def _realize(
@@ -126,6 +127,7 @@ def _conclude(
     S: StorageSettings,
     logs: Mapping[DRef, LogEnd],
     *,
+    told: Collection[DRef],
     dry_run: bool,
     force: bool,
     out_link: Optional[str],
@@ -147,7 +149,7 @@ def _conclude(
         if not dry_run:
             for rref, folder in zip(realized, folders, strict=True):
                 answers.text(f"{rref}\t{folder}")
-        _tell_end(outcome, logs, dry_run)
+        _tell_end(outcome, {dref: log for dref, log in logs.items() if dref not in told}, dry_run)
     return EXIT_BUILD_FAILED if outcome.failed else 0
 
 

@@ -149,6 +149,7 @@ def attach_command(session: Session, operation: str) -> int:
         found = client.attach(operation)
         try:
             with showing(session.answers, live=True) as progress:
+                progress.ends_of_logs = lambda failed: ends_of_logs(session, failed, progress.builds)
                 _watch(client, found, progress)
                 result = found.wait()
             failed = [] if result.ok else _failures(client, operation)
@@ -163,7 +164,7 @@ def attach_command(session: Session, operation: str) -> int:
         rows = [_failure_fields(row, _log_of(row, logs)) for row in failed]
         session.answers.object("ended", operation=operation, **_fields(result), failures=rows)
     else:
-        _tell_ended(result, failed, logs)
+        _tell_ended(result, failed, {dref: log for dref, log in logs.items() if dref not in progress.told})
     return 0 if result.ok else EXIT_BUILD_FAILED
 
 
