@@ -164,4 +164,6 @@ def test_certificates_never_wait_for_a_fifo_and_odd_ones_in_a_folder_count_for_n
     found = read_environment({"SSL_CERT_DIR": str(folder)})
     assert found.troubles == ()
     assert found.ca_pem == (folder / "ca.pem").read_text()
+    assert read_environment({"SSL_CERT_DIR": f"/nonexistent:{folder}:"}).ca_pem == found.ca_pem
+    assert [name for name, _, _ in read_environment({"SSL_CERT_DIR": "/nonexistent:/none"}).troubles] == ["ca"]
     assert [where for _, where, _ in read_environment({"SSL_CERT_FILE": str(folder / "fifo")}).troubles] == [str(folder / "fifo")]

@@ -264,13 +264,13 @@ def _pem(path: str) -> str:
     return read_regular(path, _CA_BYTES_MAX).decode("ascii", "replace")
 
 
-def _pems(folder: str) -> str:
-    """Return the certificates of a folder. A file in it that has none, or cannot be read, counts for nothing, as for OpenSSL."""
+def _pems(folders: str) -> str:
+    """Return the certificates of folders, with colons between. A file in them that has none counts for nothing, as for OpenSSL."""
     import ssl
 
     found: dict[str, None] = {}  # a folder has each certificate twice, under its name and as a link named by its hash
     size = 0
-    for path in sorted(entry.path for entry in os.scandir(folder)):
+    for path in _files_of(folders):
         try:
             text = _pem(path)
             if text not in found:
@@ -282,3 +282,18 @@ def _pems(folder: str) -> str:
             raise OSError(errno.EFBIG, f"it has more than {_CA_BYTES_MAX} bytes of certificates")
         found[text] = None
     return "\n".join(found)
+
+
+def _files_of(folders: str) -> list[str]:
+    """Return the entries of folders, with colons between. Raises `OSError` if none of these can be read."""
+    found: list[str] = []
+    failures: list[OSError] = []
+    named = [folder for folder in folders.split(os.pathsep) if folder]
+    for folder in named:
+        try:
+            found += sorted(entry.path for entry in os.scandir(folder))
+        except OSError as error:
+            failures.append(error)
+    if failures and len(failures) == len(named):
+        raise failures[0]
+    return found
