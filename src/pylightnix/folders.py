@@ -9,10 +9,10 @@ import errno
 import os
 import secrets
 import stat
-from typing import Final
+from typing import Final, Optional
 
 from pylightnix.errors import Misuse
-from pylightnix.types import Path
+from pylightnix.walking import file_bytes, walk
 
 __all__ = ["dirchmod", "dircp", "dirro", "dirrm", "dirrw", "dirsize", "filero", "filerw"]
 
@@ -76,26 +76,24 @@ def dirchmod(o: str, mode: str) -> None:
     if os.path.islink(o) or not os.path.isdir(o):
         raise Misuse(f"dirchmod expects a folder, found none at {o}")
     read_only = mode == "ro"
+    added, taken = (0, _WRITE) if read_only else (stat.S_IWUSR, 0)
     # Whoever may write a folder must be able to enter and list it first, to find what is in it.
-    _chmod(o, 0 if read_only else stat.S_IRWXU, _WRITE if read_only else 0)
-    for folder, folders, files in os.walk(o, onerror=_raise):
-        for name in folders:
-            _chmod(os.path.join(folder, name), 0 if read_only else stat.S_IRWXU, _WRITE if read_only else 0)
-        for name in files:
-            _chmod(os.path.join(folder, name), 0 if read_only else stat.S_IWUSR, _WRITE if read_only else 0)
+    of_folders = (0, _WRITE) if read_only else (stat.S_IRWXU, 0)
+    _chmod(o, *of_folders)
+    for folder in walk(o):
+        for name in folder.folders:
+            _chmod(name, *of_folders, folder.fd)
+        for name in folder.others:
+            _chmod(name, added, taken, folder.fd)
 
 
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _chmod(path: str, added: int, taken: int) -> None:
-    found = os.lstat(path).st_mode
+def _chmod(path: str, added: int, taken: int, dir_fd: Optional[int] = None) -> None:
+    found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode
     if stat.S_ISLNK(found):
         return
     wanted = stat.S_IMODE(found) & ~taken | added
     if wanted != stat.S_IMODE(found):
-        os.chmod(path, wanted)
+        os.chmod(path, wanted, dir_fd=dir_fd)
 
 
 def dircp(src: str, dst: str, make_rw: bool = False) -> None:
@@ -126,13 +124,4 @@ def dircp(src: str, dst: str, make_rw: bool = False) -> None:
 
 def dirsize(o: str) -> int:
     """Return the bytes of all regular files in a folder. Links do not count, nor what they lead to."""
-    total = 0
-    stack = [Path(o)]
-    while stack:
-        with os.scandir(stack.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    stack.append(Path(entry.path))
-                elif entry.is_file(follow_symlinks=False):
-                    total += entry.stat(follow_symlinks=False).st_size
-    return total
+    return file_bytes(o)

@@ -13,16 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Optional, TypeVar, Union
 
 from pylightnix.errors import Misuse, PylightnixException
+from pylightnix.leftovers import failed_builds, remove_failed
 from pylightnix.planner.graph import dependency_order
 from pylightnix.query import alldrefs, allrrefs, dref2path, drefdeps, drefdeps1, located, rref2path, rrefdeps, rrefdeps1
 from pylightnix.refs import isrref, rref2dref
 from pylightnix.searching import config_bytes, realization_bytes
 from pylightnix.types import DRef, RRef, StorageSettings
+from pylightnix.walking import walk
 
-__all__ = ["collect", "diskspace_h", "gc", "gc_candidates", "gc_exceptions", "store_gc", "sweep"]
+__all__ = ["collect", "diskspace_h", "failed_candidates", "gc", "gc_candidates", "gc_exceptions", "store_gc", "sweep"]
 
 R = TypeVar("R", bound=str)
 
+_PATH_BYTES: Final = 4096
 BATCH_MAX: Final = 2_000
 """How much is removed at a time: what others may have to wait for."""
 
@@ -82,15 +85,23 @@ def _links_below(path: str, S: Optional[StorageSettings]) -> Iterator[str]:
     # What lies in the store was found by its path; the links in it are part of what was built.
     if located(path, S) is not None or not os.path.isdir(path):
         return
-    for folder, folders, files in os.walk(path, onerror=_raise):
-        for name in (*folders, *files):
-            entry = os.path.join(folder, name)
-            if stat.S_ISLNK(os.lstat(entry).st_mode):
-                yield entry
+    for folder in walk(path):
+        for name in folder.others:
+            if stat.S_ISLNK(os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode):
+                entry = f"{folder.path}/{name}"
+                # Of a link whose path is longer than the system takes, what it names is taken as it stands.
+                yield entry if len(os.fsencode(entry)) < _PATH_BYTES else os.path.join(folder.path, os.readlink(name, dir_fd=folder.fd))
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def failed_candidates(keep_paths: Iterable[str], S: Optional[StorageSettings] = None) -> dict[str, int]:
+    """Return the folders of failed builds that no link in these folders leads to, each with its bytes."""
+    found = failed_builds(S)
+    kept = {os.path.realpath(link) for path in keep_paths if found for link in (path, *_links_below(path, S))}
+    return {
+        path: size
+        for path, size in found.items()
+        if not any(each == real or each.startswith(f"{real}/") for real in [os.path.realpath(path)] for each in kept)
+    }
 
 
 def _is_there(ref: Union[DRef, RRef], S: Optional[StorageSettings]) -> bool:
@@ -106,7 +117,7 @@ def gc_candidates(keep: tuple[Iterable[DRef], Iterable[RRef]], S: Optional[Stora
 
 
 def gc(keep_dirs: Sequence[str], interactive: bool = True, verbose: bool = True, S: Optional[StorageSettings] = None) -> None:
-    """Remove from the store what nothing needs that links in these folders lead to.
+    """Remove from the store what nothing needs that links in these folders lead to, and what failed builds left.
 
     What came to be needed, or to be kept, since it was listed stays.
 
@@ -125,13 +136,18 @@ def gc(keep_dirs: Sequence[str], interactive: bool = True, verbose: bool = True,
     if interactive and not (sys.stdin and sys.stdin.isatty()):
         raise Misuse("gc can ask on a terminal only; pass interactive=False to remove without asking")
     drefs, rrefs = gc_candidates(gc_exceptions(keep_dirs, S), S)
+    failed = failed_candidates(keep_dirs, S)
     if verbose:
         _print_candidates(drefs, rrefs, S)
-    if not drefs and not rrefs:
+        for path, size in failed.items():
+            print(f"{diskspace_h(size)}  {path}")  # noqa: T201  # `verbose` asks for it
+    if not drefs and not rrefs and not failed:
         return
-    if interactive and input(f"Remove {len(drefs)} derivations and {len(rrefs)} realizations? [yN] ").strip().lower() not in ("y", "yes"):
+    what = f"{len(drefs)} derivations and {len(rrefs)} realizations" + (f", and what {len(failed)} failed builds left" if failed else "")
+    if interactive and input(f"Remove {what}? [yN] ").strip().lower() not in ("y", "yes"):
         return
     sweep(keep_dirs, drefs, rrefs, S)
+    remove_failed(failed.keys() & failed_candidates(keep_dirs, S).keys())
 
 
 def _print_candidates(drefs: set[DRef], rrefs: set[RRef], S: Optional[StorageSettings]) -> None:

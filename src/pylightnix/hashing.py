@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from pylightnix.errors import Misuse
 from pylightnix.types import Hash
+from pylightnix.walking import walk
 
 __all__ = ["datahash", "dicthash", "dirhash", "dirhash_iter", "dirshash", "filehash"]
 
@@ -40,7 +42,7 @@ def filehash(path: str) -> Hash:
     """Return the SHA-256 of a file's content, as `sha256sum` prints it. Raises `Misuse` if there is no file."""
     if not os.path.isfile(path):
         raise Misuse(f"filehash expects a file, found none at {path}")
-    return datahash(_blocks(path))
+    return datahash(_blocks(path, path))
 
 
 def dirhash(path: str, verbose: bool = False) -> Hash:
@@ -67,27 +69,33 @@ def dirhash_iter(path: str) -> Iterator[tuple[str, bytes]]:
     Raises:
         OSError: something cannot be read.
     """
-    for folder, folders, files in os.walk(path, onerror=_raise):
-        folders.sort()
-        for name in sorted(files):
+    for folder in walk(path):
+        folder.folders.sort()
+        for name in sorted(folder.others):
             if not name.startswith("_"):
-                yield from _file_pieces(os.path.join(folder, name))
+                yield from _file_pieces(f"{folder.path}/{name}", name, folder.fd)
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _file_pieces(path: str, name: str, folder_fd: int) -> Iterator[tuple[str, bytes]]:
+    try:
+        mode = os.stat(name, dir_fd=folder_fd, follow_symlinks=False).st_mode
+        if stat.S_ISLNK(mode):
+            try:
+                leads_to_folder = stat.S_ISDIR(os.stat(name, dir_fd=folder_fd).st_mode)
+            except OSError:
+                yield path, os.fsencode(os.readlink(name, dir_fd=folder_fd))
+                return
+            if leads_to_folder:
+                return
+            yield path, os.fsencode(os.readlink(name, dir_fd=folder_fd))
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder_fd)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    yield from _blocks(path, fd)
 
 
-def _file_pieces(path: str) -> Iterator[tuple[str, bytes]]:
-    if os.path.islink(path):
-        yield path, os.fsencode(os.readlink(path))
-        if not os.path.exists(path):
-            return
-    yield from _blocks(path)
-
-
-def _blocks(path: str) -> Iterator[tuple[str, bytes]]:
-    with open(path, "rb", buffering=0) as file:
+def _blocks(path: str, source: str | int) -> Iterator[tuple[str, bytes]]:
+    with open(source, "rb", buffering=0) as file:
         while block := file.read(_BLOCK_BYTES):
             yield path, block
 

@@ -10,8 +10,7 @@ Rules of the walk:
 
 - It goes by directory file descriptors; only a symlink's own text is read, none is ever followed.
 - What a directory lists as a device, socket or FIFO is refused unopened. Opening never blocks.
-- It is a loop, not a recursion, and holds descriptors of the deepest `_OPEN_LEVELS` folders it is in. Those above are
-  opened again by "..", which must lead back to the folder that it led to before.
+- It is a loop, not a recursion, and holds few descriptors, however deep it is (`OpenFolders`).
 - Names are bytes all the way, so names that are not UTF-8 survive.
 """
 
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from typing import Final, Optional, Protocol, TypeAlias, Union
 
 from pylightnix.errors import InvalidTree
+from pylightnix.walking import OpenFolders
 
 __all__ = ["MAX_LEVELS", "OPEN_FLAGS", "Access", "EntryKind", "NarHash", "Sink", "TreeDigest", "hash_folder", "sort_of", "tree_hash"]
 
@@ -34,8 +34,6 @@ OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 MAX_LEVELS: Final = 256
 """How many folders deep a tree may be, its top included."""
-_OPEN_LEVELS: Final = 48
-"""A process may have few descriptors: 256 is a usual limit."""
 _BLOCK_BYTES: Final = 1 << 20
 _SMALL_BYTES: Final = 1 << 16
 _NO_NAMES: Final[frozenset[str]] = frozenset()
@@ -170,17 +168,13 @@ _Entry: TypeAlias = tuple[bytes, EntryKind]
 class _Folder:
     """A folder that the walk is in."""
 
-    fd: int
-    """-1 while the walk is far below."""
     where: bytes
     entries: Iterator[_Entry]
-    identity: tuple[int, int] = (0, 0)
-    """Device and inode, once the descriptor was closed."""
 
 
 def _walk(nar: _Nar, top_fd: int, top: bytes, exclude_top: frozenset[str], access: Access) -> None:
     nar.add(_FOLDER)
-    stack = [_Folder(top_fd, top, _top_entries(top_fd, top, exclude_top, access))]
+    stack, way = [_Folder(top, _top_entries(top_fd, top, exclude_top, access))], OpenFolders(top_fd)
     where = top
     try:
         while stack:
@@ -189,19 +183,16 @@ def _walk(nar: _Nar, top_fd: int, top: bytes, exclude_top: frozenset[str], acces
             for name, kind in folder.entries:
                 where = folder.where + b"/" + name
                 nar.entry(name)
-                if (inner := _add(nar, folder.fd, name, kind, where, access)) is not None:
-                    stack.append(inner)
-                    if len(stack) > _OPEN_LEVELS and stack[-_OPEN_LEVELS].fd >= 0:
-                        _close_for_now(stack[-_OPEN_LEVELS])
+                if (inner_fd := _add(nar, way.fd, name, kind, where, access)) is not None:
+                    way.enter(inner_fd)
+                    stack.append(_Folder(where, _entries(inner_fd)))
                     break
                 nar.add(_CLOSE)
             else:
                 nar.add(_CLOSE)
                 if len(stack) > 1:
-                    access.leave_folder(folder.fd, where)
-                    if stack[-2].fd < 0:
-                        _open_again(stack[-2], folder.fd)
-                    os.close(folder.fd)
+                    access.leave_folder(way.fd, where)
+                    way.leave()
                     nar.add(_CLOSE)  # of the entry that the folder was
                 stack.pop()
             if len(stack) > MAX_LEVELS:
@@ -210,24 +201,7 @@ def _walk(nar: _Nar, top_fd: int, top: bytes, exclude_top: frozenset[str], acces
         # What the system reports is a name below some descriptor, or nothing at all.
         raise OSError(error.errno, error.strerror, _shown(where)) from error
     finally:
-        for folder in stack[1:]:
-            if folder.fd >= 0:
-                os.close(folder.fd)
-
-
-def _close_for_now(folder: _Folder) -> None:
-    info = os.fstat(folder.fd)
-    os.close(folder.fd)
-    folder.fd, folder.identity = -1, (info.st_dev, info.st_ino)
-
-
-def _open_again(folder: _Folder, inner_fd: int) -> None:
-    fd = os.open("..", OPEN_FLAGS | os.O_DIRECTORY, dir_fd=inner_fd)
-    info = os.fstat(fd)
-    if (info.st_dev, info.st_ino) != folder.identity:
-        os.close(fd)
-        raise InvalidTree(_shown(folder.where), "was moved while it was read")
-    folder.fd = fd
+        way.close()
 
 
 def _top_entries(fd: int, where: bytes, exclude_top: frozenset[str], access: Access) -> Iterator[_Entry]:
@@ -264,8 +238,8 @@ def _kind(entry: os.DirEntry[str]) -> EntryKind:
     return EntryKind.SYMLINK if entry.is_symlink() else EntryKind.SPECIAL
 
 
-def _add(nar: _Nar, parent_fd: int, name: bytes, kind: EntryKind, where: bytes, access: Access) -> _Folder | None:
-    """Add an entry; a folder is only begun, and returned for the walk to go into."""
+def _add(nar: _Nar, parent_fd: int, name: bytes, kind: EntryKind, where: bytes, access: Access) -> int | None:
+    """Add an entry; a folder is only begun, and its descriptor returned for the walk to go into."""
     if kind is EntryKind.SYMLINK:
         nar.symlink(os.readlink(name, dir_fd=parent_fd))
         access.leave_link(parent_fd, name)
@@ -276,7 +250,7 @@ def _add(nar: _Nar, parent_fd: int, name: bytes, kind: EntryKind, where: bytes, 
     fd, info = access.open_entry(parent_fd, name, where)
     if stat.S_ISDIR(info.st_mode):
         nar.add(_FOLDER)
-        return _Folder(fd, where, _entries(fd))
+        return fd
     try:
         nar.file(fd, info, where)
         access.leave_file(fd)

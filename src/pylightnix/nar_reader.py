@@ -18,6 +18,7 @@ from typing import Final, Protocol
 
 from pylightnix.nar import MAX_LEVELS
 from pylightnix.tree_writer import NAME_BYTES, TARGET_BYTES, make_folder, make_link, new_file, problem_with_name, write_all
+from pylightnix.walking import OpenFolders
 
 __all__ = ["MalformedNar", "Source", "unpack_folder"]
 
@@ -64,13 +65,15 @@ def unpack_folder(source: Source, parent_fd: int, name: str, *, refuse_top: froz
 
 def _unpack(reader: _Reader, parent_fd: int, top: bytes, refuse_top: set[bytes]) -> None:
     """Go through the entries of the folder `top`, and of those in it; a loop, for depth is a stranger's choice."""
-    stack = [_Folder(parent_fd, top)]
+    way, stack = OpenFolders(parent_fd), [_Folder()]
     try:
+        way.enter(make_folder(parent_fd, top))
         while stack:
             folder = stack[-1]
             word = reader.word()
             if word == b")":
-                os.close(stack.pop().fd)
+                stack.pop()
+                way.leave()
                 if stack:
                     reader.expect(b"the end of an entry", b")")
                 continue
@@ -85,20 +88,19 @@ def _unpack(reader: _Reader, parent_fd: int, top: bytes, refuse_top: set[bytes])
             if kind == b"directory":
                 if len(stack) >= MAX_LEVELS:
                     raise MalformedNar(f"folders are nested deeper than {MAX_LEVELS} levels")
-                stack.append(_Folder(folder.fd, name))
+                way.enter(make_folder(way.fd, name))
+                stack.append(_Folder())
             else:
-                _make(reader, kind, folder.fd, name)
+                _make(reader, kind, way.fd, name)
                 reader.expect(b"the end of an entry", b")", b")")
     finally:
-        for folder in stack:
-            os.close(folder.fd)
+        way.close()
 
 
 class _Folder:
     """A folder that is being filled."""
 
-    def __init__(self, parent_fd: int, name: bytes) -> None:
-        self.fd = make_folder(parent_fd, name)
+    def __init__(self) -> None:
         self._last = b""
 
     def next_name(self, name: bytes) -> bytes:

@@ -29,8 +29,9 @@ _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 @json_option
 @click.pass_obj
 def du_command(session: Session) -> None:
-    """Print how much room each derivation takes with its realizations, the largest first, and all in all."""
+    """Print how much room each derivation takes with its realizations, the largest first, then what else there is, and all in all."""
     from pylightnix.garb import diskspace_h
+    from pylightnix.leftovers import failed_builds, leftovers
     from pylightnix.searching import du
 
     usage = sorted(du(session.settings()).items(), key=lambda item: (-item[1][0], item[0]))
@@ -39,7 +40,13 @@ def du_command(session: Session) -> None:
             session.answers.object("usage", dref=dref, bytes=size, realizations=rrefs)
         else:
             session.answers.text(f"{diskspace_h(size)}  {dref}  {len(rrefs)} realization{'s' if len(rrefs) != 1 else ''}")
-    total = sum(size for _, (size, _) in usage)
+    failed, others = failed_builds(session.settings()), leftovers(session.settings())
+    for path, size in (failed | others).items():
+        if session.answers.as_json:
+            session.answers.object("leftover", path=path, bytes=size)
+        else:
+            session.answers.text(f"{diskspace_h(size)}  {path}  {'of a failed build' if path in failed else 'of builds and removals'}")
+    total = sum(size for _, (size, _) in usage) + sum(failed.values()) + sum(others.values())
     if session.answers.as_json:
         session.answers.object("total", bytes=total)
     else:
@@ -161,12 +168,13 @@ def rm_command(session: Session, refs: tuple[str, ...]) -> None:
 @json_option
 @click.pass_obj
 def gc_command(session: Session, keep: tuple[str, ...], dry_run: bool, yes: bool) -> None:
-    """Remove what nothing needs that is to be kept.
+    """Remove what nothing needs that is to be kept, and what failed builds left.
 
     To be kept is what symbolic links in the folders DIR lead to, such as those of `build --out-link`, and all that it was made from. What
     it lists with sizes is removed when you say so. What came to be needed meanwhile, or is being built with, stays.
     """
-    from pylightnix.garb import gc_candidates, gc_exceptions, sweep
+    from pylightnix.garb import failed_candidates, gc_candidates, gc_exceptions, sweep
+    from pylightnix.leftovers import remove_failed
     from pylightnix.searching import config_bytes, realization_bytes
 
     _check_can_ask(session, keep, dry_run, yes)
@@ -174,10 +182,13 @@ def gc_command(session: Session, keep: tuple[str, ...], dry_run: bool, yes: bool
     drefs, rrefs = gc_candidates(gc_exceptions(keep, S), S)
     sizes: dict[str, int] = {rref: realization_bytes(rref, S) for rref in sorted(rrefs)}
     sizes.update({dref: config_bytes(dref, S) for dref in sorted(drefs)})
+    failed = failed_candidates(keep, S)
+    sizes.update(failed)
     _print_candidates(session, sizes)
     gone: list[str] = []
     if sizes and not dry_run and (yes or click.confirm(f"Remove these {len(sizes)}?", err=True)):
         gone = _collected(sweep(keep, drefs, rrefs, S))
+        gone += remove_failed(sorted(failed.keys() & failed_candidates(keep, S).keys()))
     _print_collected(session, gone, sum(sizes[ref] for ref in gone), dry_run)
 
 
@@ -200,7 +211,7 @@ def _print_candidates(session: Session, sizes: dict[str, int]) -> None:
 
     for ref, size in sizes.items():
         if session.answers.as_json:
-            session.answers.object("candidate", ref=ref, bytes=size)
+            session.answers.object("candidate", **{"path" if ref.startswith("/") else "ref": ref}, bytes=size)
         else:
             session.answers.text(f"{diskspace_h(size)}  {ref}")
 

@@ -22,6 +22,7 @@ from pylightnix.archives.limits import Unpacking, shown_name
 from pylightnix.archives.links import Parts, TooCrooked, is_straight, leads_out, parts_of, plain_name
 from pylightnix.nar import MAX_LEVELS
 from pylightnix.tree_writer import TARGET_BYTES, enter_folder, make_folder, make_link, new_file, problem_with_name, write_all
+from pylightnix.walking import OpenFolders
 
 __all__ = ["TreeDraft"]
 
@@ -51,15 +52,16 @@ class TreeDraft:
         self.replaced = 0
         self._unpacking = unpacking
         self._top_fd = top_fd
-        self._entered: list[tuple[bytes, int]] = []
+        self._entered: list[bytes] = []
         """The folders that the last entry lies in. Entries come folder by folder, mostly."""
+        self._way = OpenFolders(top_fd)
         self._links: dict[Parts, Parts] = {}
         self._targets: dict[Parts, bytes] = {}
 
     def close(self) -> None:
         """Close the folders that are open."""
-        while self._entered:
-            os.close(self._entered.pop()[1])
+        self._way.close()
+        self._entered.clear()
 
     def check_name(self, path: bytes) -> bytes:
         """Return the name that something other than a folder has in the tree, without what stays where it is. Makes nothing."""
@@ -197,14 +199,16 @@ class TreeDraft:
     def _enter(self, parts: Parts) -> int:
         """Return the descriptor of a folder, which is made with its parents as far as they are not there."""
         shared = 0
-        while shared < min(len(parts), len(self._entered)) and self._entered[shared][0] == parts[shared]:
+        while shared < min(len(parts), len(self._entered)) and self._entered[shared] == parts[shared]:
             shared += 1
         while len(self._entered) > shared:
-            os.close(self._entered.pop()[1])
+            self._entered.pop()
+            self._way.leave()
         for part in parts[shared:]:
-            self._entered.append((part, self._enter_or_make(self._entered[-1][1] if self._entered else self._top_fd, part)))
+            self._way.enter(self._enter_or_make(self._way.fd, part))
+            self._entered.append(part)
         self.tops.update(parts[:1])
-        return self._entered[-1][1] if self._entered else self._top_fd
+        return self._way.fd
 
     def _enter_or_make(self, parent_fd: int, name: bytes) -> int:
         try:

@@ -13,6 +13,7 @@ from pylightnix.errors import InvalidSource
 from pylightnix.sources.patterns import excluding
 from pylightnix.sources.walking import open_source_file, shown_path, unreadable, walk_source, way_below
 from pylightnix.tree_writer import make_folder, make_link, new_file, write_all
+from pylightnix.walking import OpenFolders
 
 __all__ = ["copy_source"]
 
@@ -48,36 +49,35 @@ class _Copier:
     """Makes what it is shown in the folder that was entered last."""
 
     def __init__(self, folder_fd: int, name: bytes) -> None:
-        self._fds = [folder_fd]
+        self._way = OpenFolders(folder_fd)
         self._name = name
 
     def close(self) -> None:
         """Close the folders that are open."""
-        while len(self._fds) > 1:
-            self.leave_folder()
+        self._way.close()
 
     def enter_folder(self, path: bytes) -> None:
-        self._fds.append(make_folder(self._fds[-1], os.path.basename(path) or self._name))
+        self._way.enter(make_folder(self._way.fd, os.path.basename(path) or self._name))
 
     def end_of_files(self) -> None:
         pass
 
     def leave_folder(self) -> None:
-        os.close(self._fds.pop())
+        self._way.leave()
 
     def visit_link(self, name: bytes, target: bytes) -> None:
-        make_link(self._fds[-1], name, target)
+        make_link(self._way.fd, name, target)
 
     def visit_file(self, parent_fd: int, name: bytes, info: os.stat_result, where: bytes) -> bytes:
         own = name or self._name
         source_fd = open_source_file(parent_fd, name, where)
         try:
-            with new_file(self._fds[-1], own, executable=bool(info.st_mode & stat.S_IXUSR)) as fd:
+            with new_file(self._way.fd, own, executable=bool(info.st_mode & stat.S_IXUSR)) as fd:
                 if info.st_size < _SHARED_BYTES or not _share(source_fd, fd):
                     return _copy(source_fd, fd, where)
         finally:
             os.close(source_fd)
-        return _digest(self._fds[-1], own)
+        return _digest(self._way.fd, own)
 
 
 def _copy(source_fd: int, fd: int, where: bytes) -> bytes:

@@ -25,6 +25,7 @@ from typing import Final, Optional, Protocol
 from pylightnix.errors import InvalidSource
 from pylightnix.nar import MAX_LEVELS, OPEN_FLAGS, NarHash, sort_of
 from pylightnix.sources.patterns import Excluded
+from pylightnix.walking import OpenFolders
 
 __all__ = ["Visitor", "open_source_file", "shown_path", "unreadable", "walk_source", "way_below"]
 
@@ -146,26 +147,26 @@ class _Leaf:
 class _Folder:
     """A folder that the walk is in."""
 
-    fd: int
     path: bytes
     entries: Iterator[tuple[bytes, Optional[_Leaf]]] = field(default_factory=lambda: iter(()))
     """What is still to be told of it; None is a folder."""
 
 
 def _walk(nar: NarHash, top_fd: int, top: bytes, excluded: Optional[Excluded], visitor: Visitor) -> None:
-    stack = [_Folder(top_fd, b"")]
+    way, stack = OpenFolders(top_fd), [_Folder(b"")]
     try:
-        _begin(nar, stack[-1], top, excluded, visitor)
+        _begin(nar, stack[-1], way.fd, top, excluded, visitor)
         while stack:
             folder = stack[-1]
             for name, leaf in folder.entries:
                 nar.entry(name)
                 if leaf is None:
                     path = _joined(folder.path, name)
-                    stack.append(_Folder(_open_folder(folder.fd, name, top + b"/" + path), path))
+                    way.enter(_open_folder(way.fd, name, top + b"/" + path))
+                    stack.append(_Folder(path))
                     if len(stack) > _MAX_LEVELS:
                         raise InvalidSource(shown_path(top + b"/" + path), f"it is nested deeper than {_MAX_LEVELS} levels", "exclude it")
-                    _begin(nar, stack[-1], top, excluded, visitor)
+                    _begin(nar, stack[-1], way.fd, top, excluded, visitor)
                     break
                 _tell(nar, leaf)
                 nar.close()
@@ -173,12 +174,18 @@ def _walk(nar: NarHash, top_fd: int, top: bytes, excluded: Optional[Excluded], v
                 visitor.leave_folder()
                 nar.close()
                 if len(stack) > 1:
-                    os.close(folder.fd)
+                    _leave(way, top + b"/" + folder.path)
                     nar.close()  # of the entry that the folder was
                 stack.pop()
     finally:
-        for folder in stack[1:]:
-            os.close(folder.fd)
+        way.close()
+
+
+def _leave(way: OpenFolders, where: bytes) -> None:
+    try:
+        way.leave()
+    except OSError as error:
+        raise unreadable(where, error) from error
 
 
 def _tell(nar: NarHash, leaf: _Leaf) -> None:
@@ -199,11 +206,11 @@ def _open_folder(parent_fd: int, name: bytes, where: bytes) -> int:
         raise unreadable(where, error) from error
 
 
-def _begin(nar: NarHash, folder: _Folder, top: bytes, excluded: Optional[Excluded], visitor: Visitor) -> None:
+def _begin(nar: NarHash, folder: _Folder, fd: int, top: bytes, excluded: Optional[Excluded], visitor: Visitor) -> None:
     """List a folder and visit its files and links. The folders in it are left to the walk."""
     where = _joined(top, folder.path) if folder.path else top
     try:
-        with os.scandir(folder.fd) as listed:
+        with os.scandir(fd) as listed:
             found = [(os.fsencode(entry.name), entry) for entry in listed]
     except OSError as error:
         raise unreadable(where, error) from error
@@ -212,7 +219,7 @@ def _begin(nar: NarHash, folder: _Folder, top: bytes, excluded: Optional[Exclude
     found.sort(key=_name_of)
     nar.open_folder()
     visitor.enter_folder(folder.path)
-    folder.entries = iter([(name, _visited(folder.fd, name, entry, where + b"/" + name, visitor)) for name, entry in found])
+    folder.entries = iter([(name, _visited(fd, name, entry, where + b"/" + name, visitor)) for name, entry in found])
     visitor.end_of_files()
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Optional, Protocol
+
+from pylightnix.walking import walk
 
 __all__ = ["Durability", "sync_file_system", "sync_trees"]
 
@@ -42,28 +45,23 @@ def sync_file_system(path: str) -> None:
         os.close(fd)
 
 
-def _sync_path(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+def _sync_path(path: str, dir_fd: Optional[int] = None) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
-def _refuse(error: OSError) -> None:
-    raise error  # os.walk would pass over what it cannot list
-
-
 def sync_trees(trees: Sequence[str], storage: str) -> None:
     """Flush these realizations file by file, with the derivations and names that lead to them."""
     derivations = {os.path.dirname(tree) for tree in trees}
     for tree in trees:
-        for folder, _, files in os.walk(tree, onerror=_refuse):
-            for name in files:
-                path = os.path.join(folder, name)
-                if not os.path.islink(path):
-                    _sync_path(path)
-            _sync_path(folder)
+        for folder in walk(tree):
+            for name in folder.others:
+                if stat.S_ISREG(os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode):
+                    _sync_path(name, folder.fd)
+            os.fsync(folder.fd)
     for derivation in derivations:
         _sync_path(os.path.join(derivation, "config.json"))
         _sync_path(derivation)

@@ -24,7 +24,7 @@ from pylightnix.errors import StoreIOError
 __all__ = ["make_movable", "open_unlocked", "remove_tree", "reopen_unlocked"]
 
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_MAX_LEVELS: Final = 128
+_MAX_LEVELS: Final = 48
 _MAX_ROUNDS: Final = 1000
 
 

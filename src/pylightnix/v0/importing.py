@@ -41,6 +41,7 @@ from pylightnix.v0.reading import (
     read_derivations,
     read_realizations,
 )
+from pylightnix.walking import walk
 
 __all__ = ["ImportReport", "Remark", "RemarkKind", "import_v0"]
 
@@ -267,11 +268,10 @@ def _seconds(stamp: Optional[bytes]) -> float:
 
 def _links_out(folder: str) -> Iterator[tuple[str, str]]:
     """Yield (path, target) of the links that lead out of a realization: a relative one led elsewhere from where that was."""
-    for top, folders, files in os.walk(folder):
-        for name in sorted((*folders, *files)):
-            path = os.path.join(top, name)
-            if os.path.islink(path):
-                target = os.readlink(path)
-                inside = os.path.normpath(os.path.join(top, target))
+    for walked in walk(folder):
+        for name in sorted(walked.others):
+            if stat.S_ISLNK(os.stat(name, dir_fd=walked.fd, follow_symlinks=False).st_mode):
+                target = os.readlink(name, dir_fd=walked.fd)
+                inside = os.path.normpath(os.path.join(walked.path, target))
                 if os.path.isabs(target) or not inside.startswith(f"{folder}{os.sep}"):
-                    yield path, target
+                    yield f"{walked.path}/{name}", target

@@ -1,0 +1,76 @@
+"""What lies in a store beside derivations and realizations: how much room it takes, and the removal of what is done with.
+
+The folders of failed builds are kept for whoever wants to look, until a collection of garbage; see `store.kept`. Of the
+trash and of build folders those that nobody needs go by themselves. Must not know what is garbage among realizations.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Optional
+
+from pylightnix.errors import InvalidStorage, StoreError
+from pylightnix.storage import store_layout
+from pylightnix.store.layout import StoreLayout
+from pylightnix.store.removal import make_movable, open_unlocked, remove_tree
+from pylightnix.types import StorageSettings
+from pylightnix.walking import file_bytes
+
+__all__ = ["failed_builds", "leftovers", "remove_failed"]
+
+
+def failed_builds(S: Optional[StorageSettings] = None) -> dict[str, int]:
+    """Return the folders that failed builds have left, the oldest first, each with the bytes of its files."""
+    layout = _layout(S)
+    return {} if layout is None else _sizes(layout.failed)
+
+
+def leftovers(S: Optional[StorageSettings] = None) -> dict[str, int]:
+    """Return what else takes room, in bytes: the trash, and the folders of builds that run or ran."""
+    layout = _layout(S)
+    if layout is None:
+        return {}
+    return {folder: size for folder in (layout.trash, layout.tmp) if (size := sum(_sizes(folder).values()))}
+
+
+def remove_failed(paths: Iterable[str]) -> list[str]:
+    """Remove folders that failed builds have left, and return those that are gone."""
+    gone = []
+    for path in paths:
+        try:
+            remove_tree(path)
+        except StoreError:
+            continue  # a file of root's for example; the others go
+        gone.append(path)
+    return gone
+
+
+def _layout(S: Optional[StorageSettings]) -> Optional[StoreLayout]:
+    """Return where everything lies. A daemon may keep its state elsewhere: only it knows where. None where there is no store."""
+    from pylightnix.remote import ask_store
+
+    try:
+        state: str = ask_store(S, lambda store: store.layout.state, lambda client: client.welcome.store, flush=False)
+    except InvalidStorage:
+        return None
+    return replace(store_layout(S), state=state)
+
+
+def _sizes(folder: str) -> dict[str, int]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return {}  # there is none, or it is another user's
+    return {path: _size(path) for name in names for path in [f"{folder}/{name}"]}
+
+
+def _size(path: str) -> int:
+    try:
+        if os.path.islink(path) or not os.path.isdir(path):
+            return os.lstat(path).st_size
+        make_movable(path)
+        return file_bytes(path, open_unlocked)
+    except (OSError, StoreError):
+        return 0  # it was removed just now, or holds what this user may not see
