@@ -45,7 +45,8 @@ def _totals(outcome: Outcome, expected: Expectation) -> str:
         return said
     builds = f"{expected.unknown} build{'' if expected.unknown == 1 else 's'}"
     rest = f", and {builds} of unknown time" if expected.unknown else ""
-    return f"{said}; expected: {human_seconds(sum(expected.seconds.values()))} of building{rest}"
+    total = sum(expected.seconds.values())
+    return f"{said}; expected: {human_seconds(total) if total >= 1 else 'less than a second'} of building{rest}"
 
 
 def _tell_steps(answers: Answers, outcome: Outcome, why: Callable[[PlanStep], Optional[Answer]], expected: Expectation) -> None:

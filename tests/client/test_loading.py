@@ -58,6 +58,39 @@ def test_whatever_a_file_raises_is_told(tmp_path: Path, text: str) -> None:
         load(tmp_path, text)
 
 
+def test_a_file_in_a_package_is_a_part_of_it(tmp_path: Path) -> None:
+    for folder, text in (("outer", "X = 1\n"), ("outer/inner", "")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text(text)
+    (tmp_path / "outer" / "inner" / "neighbour_of_it.py").write_text("value = 3\n")
+    text = "from .. import X\nfrom . import neighbour_of_it as one\nimport neighbour_of_it as other\n"
+    text += "def main(r): return X, one.value, other.value\n"
+    module = load(tmp_path / "outer" / "inner", text)
+    assert module.__name__ == "outer.inner.the_stages"
+    assert module.main(None) == (1, 3, 3)
+    assert load_file(str(tmp_path / "outer" / "__init__.py")).X == 1
+    assert load_module("outer.inner.the_stages") is module
+
+
+def test_a_package_whose_name_is_taken_is_left_aside(tmp_path: Path) -> None:
+    for package in ("random", "my-package"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+        module = load(tmp_path / package, f"x = {package!r}\n", f"alone_{package[:2]}.py")
+        assert (module.x, module.__name__) == (package, f"alone_{package[:2]}")
+
+
+def test_relative_imports_without_a_package_say_how_to_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wine" / "red").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wine" / "red" / "other.py").write_text("value = 3\n")
+    with pytest.raises(TargetFailed, match=r"name it wine\.red\.the_stages:STAGE, or make wine/red/__init__\.py"):
+        load(Path("wine") / "red", "from .other import value\n")
+    assert load_module("wine.red.the_stages").value == 3
+    with pytest.raises(TargetFailed, match=r"make __init__\.py, so that it is part of a package"):
+        load(Path(), "from .wine import red\n", "at_the_top.py")
+
+
 def test_missing_file_and_module(tmp_path: Path) -> None:
     with pytest.raises(TargetNotFound, match="there is no file"):
         load_file(str(tmp_path / "absent.py"))

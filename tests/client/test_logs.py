@@ -124,6 +124,31 @@ def test_through_the_next_daemon_while_it_runs_builds_of_its_own(built: Built) -
     check_every_route(built, {**built.logs, **own})
 
 
+def print_much_and_wait(b: Build) -> None:
+    print_much(b)
+    daemons.wait_for_ever(b)
+
+
+def test_a_long_log_is_read_whole_while_it_is_written(built: Built) -> None:
+    daemon = daemons.start_daemon(str(built.S.root), "--drain", "0.2")
+    try:
+        _, closure = instantiate(lambda r: daemons.stage(r, "goes-on", print_much_and_wait, text="goes on"), S=built.S)
+        wrote = text_of("goes on") + "it waits\n"
+        assert len(wrote) > PIECE
+        with Client.connect(store_layout(built.S)) as client:
+            operation = client.submit(closure)
+            wait_until(lambda: client.ps().builds != [] and client.log(closure.targets[0]).data.endswith(b"it waits\n"))
+            found = client.log(closure.targets[0])
+            assert (found.data == wrote.encode(), found.finished) == (True, False)
+            check_every_route(built, {closure.targets[0]: wrote, found.build: wrote})
+            client.cancel(operation.id)
+            wait_until(lambda: client.log(found.build).finished)
+            check_every_route(built, {closure.targets[0]: wrote, found.build: wrote})
+    finally:
+        daemons.end_daemon(daemon)
+    check_every_route(built, {found.build: wrote})
+
+
 def test_a_realization_has_the_log_of_the_build_that_made_it(built: Built) -> None:
     daemon = daemons.start_daemon(str(built.S.root), "--drain", "1")
     try:

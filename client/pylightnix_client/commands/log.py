@@ -39,30 +39,36 @@ def log_command(session: Session, ref: str, follow: bool) -> None:
     Logs are there while no daemon runs, too. With --follow the exit status is 75 if the daemon goes away in the middle of the build.
     """
     from pylightnix_client.errors import DaemonGone, DaemonLeft, NoDaemon
-    from pylightnix_client.stored_logs import StoredLogs
 
     try:
-        client: Optional[Client] = session.connect()
+        client = session.connect()
     except NoDaemon:
         if session.socket is not None:
             raise
-        client = None
-    if client is None:
-        stored = StoredLogs(session.settings())
-        _Printer(stored, session.answers).print_log(_subject(session, stored, ref), follow=False)
+        _print_stored(session, ref)
         return
     with client:
-        ref = _subject(session, client, ref)
         printer = _Printer(client, session.answers)
         try:
+            ref = _subject(session, client, ref)
             running = printer.print_log(ref, follow)
             is_whole = running is None or not _was_interrupted(client, running)
         except DaemonGone as error:
-            if not follow:
+            if follow:
+                raise DaemonLeft(client.path, f"the log of {ref}", session.own_command("ps")) from error
+            if session.socket is not None or not printer.is_empty:
                 raise
-            raise DaemonLeft(client.path, f"the log of {ref}", session.own_command("ps")) from error
+            _print_stored(session, ref)  # it ended just now
+            return
         if not is_whole:
             raise DaemonLeft(client.path, f"the build {ref}", session.own_command("ps"))
+
+
+def _print_stored(session: Session, ref: str) -> None:
+    from pylightnix_client.stored_logs import StoredLogs
+
+    stored = StoredLogs(session.settings())
+    _Printer(stored, session.answers).print_log(_subject(session, stored, ref), follow=False)
 
 
 def _subject(session: Session, logs: Union[Client, StoredLogs], text: str) -> str:
@@ -83,12 +89,16 @@ def _subject(session: Session, logs: Union[Client, StoredLogs], text: str) -> st
 
 
 class _Printer:
-    """Prints one log, piece by piece."""
+    """Prints one log, piece by piece.
+
+    Attributes:
+        is_empty: whether nothing of it was printed yet.
+    """
 
     def __init__(self, logs: Union[Client, StoredLogs], answers: Answers) -> None:
         self._logs, self._answers = logs, answers
         self._text = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # a piece may end within a character
-        self._is_empty = True
+        self.is_empty = True
 
     def print_log(self, ref: str, follow: bool) -> Optional[m.BuildLine]:
         """Print a log to its end, or to where it is now. Return the build if it was seen running."""
@@ -114,11 +124,12 @@ class _Printer:
     def _print(self, build: str, data: bytes, is_last: bool) -> None:
         if not self._answers.as_json:
             self._answers.raw(data)
+            self.is_empty = self.is_empty and not data
             return
         text = self._text.decode(data, is_last)
-        if text or (is_last and self._is_empty):
+        if text or (is_last and self.is_empty):
             self._answers.object("log", build=build, text=text)
-            self._is_empty = False
+            self.is_empty = False
 
 
 def _was_interrupted(client: Client, build: m.BuildLine) -> bool:
