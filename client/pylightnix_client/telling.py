@@ -31,16 +31,19 @@ def tell_plan(answers: Answers, outcome: Outcome, closure: Closure, S: StorageSe
 
     expected = expectation(outcome.steps, S)
     _tell_steps(answers, outcome, reasons(closure, outcome, S, force), expected)
-    if not answers.as_json:
-        note(_totals(outcome, expected))
+    counts = {kind: sum(step.kind is kind for step in outcome.steps) for kind in _ORDER_OF_KINDS}
+    if answers.as_json:
+        named = {kind.value: count for kind, count in counts.items()}
+        answers.object("planned", **named, seconds=sum(expected.seconds.values()), of_unknown_time=expected.unknown)
+    else:
+        note(_totals(counts, expected))
 
 
-def _totals(outcome: Outcome, expected: Expectation) -> str:
+def _totals(counts: Mapping[StepKind, int], expected: Expectation) -> str:
     from pylightnix_client.progress import human_seconds
 
     words = {StepKind.build: "to build", StepKind.unknown: "perhaps to build", StepKind.reuse: "to reuse"}
-    counts = [(sum(step.kind is kind for step in outcome.steps), words.get(kind, kind.value)) for kind in _ORDER_OF_KINDS]
-    said = ", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do"
+    said = ", ".join(f"{count} {words.get(kind, kind.value)}" for kind, count in counts.items() if count) or "nothing to do"
     if not expected.seconds:
         return said
     builds = f"{expected.unknown} build{'' if expected.unknown == 1 else 's'}"

@@ -45,11 +45,17 @@ def test_dry_run_builds_nothing(program: Any) -> None:
     assert [line.strip() for line in ran.lines[1::2]] == ["nothing of this name was realized before"] * 2
     assert ran.stderr == "2 to build\n"
     steps = program("build", "stages.py", "--dry-run", "--json").objects
-    assert [(step["kind"], step.get("action")) for step in steps] == [("step", "build"), ("step", "build"), ("result", None)]
-    assert all(step["reason"] for step in steps[:-1])
+    assert [(step["kind"], step.get("action")) for step in steps] == [
+        ("step", "build"),
+        ("step", "build"),
+        ("planned", None),
+        ("result", None),
+    ]
+    assert all(step["reason"] for step in steps[:-2])
+    assert [steps[-2][kind] for kind in ("build", "reuse", "unknown", "of_unknown_time")] == [2, 0, 0, 2]
     program("build", "stages.py")
     done = program("build", "stages.py", "--dry-run", "--json")
-    assert [step.get("action") for step in done.objects] == ["reuse", "reuse", None]
+    assert [step.get("action") for step in done.objects] == ["reuse", "reuse", None, None]
     assert len(done.last["realized"]) == 1
 
 

@@ -143,7 +143,7 @@ def test_the_folder_knows_what_lies_there(tmp_path: Path) -> None:
     first.compressed(paths[1], packed)
 
     def builds(folder: LogFolder, *refs: str) -> list[str | None]:
-        return [place and place.build for place in (folder.find(ref, nobody) for ref in refs)]
+        return [None if place is None else place.build for place in (folder.find(ref, nobody) for ref in refs)]
 
     asked = (DREFS[0], BUILDS[0], BUILDS[3], DREFS[2], "b-thr", "b-one", "b-four", DREFS[1].replace("2", "9"))
     expected = [BUILDS[1], BUILDS[0], BUILDS[3], BUILDS[3], BUILDS[3], None, None, None]
@@ -169,6 +169,19 @@ def test_the_folder_knows_what_lies_there(tmp_path: Path) -> None:
     assert second.excess(Keep(days=30)) == []
 
 
+@given(st.floats(0, 1e11))
+def test_names_are_understood_whatever_the_clock_says(began: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        logs = LogFolder.of(folder)
+        path = logs.path_of("b-0123456789", DREFS[0], began)
+        Path(path).touch()
+        logs.ended(path)
+        for known in (logs, LogFolder.of(folder)):
+            found = known.find("b-0123456789", nobody)
+            assert found is not None
+            assert found.path == path
+
+
 def test_the_log_of_a_realization_is_that_of_the_build_which_made_it(tmp_path: Path) -> None:
     folder, epoch = LogFolder.of(str(tmp_path)), 1.6e9
     rref = f"rref:{'4' * 32}-{DREFS[0][5:]}"
@@ -178,9 +191,9 @@ def test_the_log_of_a_realization_is_that_of_the_build_which_made_it(tmp_path: P
         os.utime(path, (epoch + began + 10,) * 2)
     catalog = LogCatalog.of(str(tmp_path))
     cases = [(1000.0, "b-early"), (1000.0005, "b-early"), (2005.5, "b-late"), (3010.0, "b-latest"), (999.0, None), (1500.0, None)]
-    for started, build in cases:
+    for started, expected in cases:
         found = catalog.find(rref, {rref: epoch + started}.get)
-        assert (found and found.build) == build, started
+        assert (None if found is None else found.build) == expected, started
     assert catalog.find(rref, nobody) is None
     latest = catalog.find(DREFS[0], nobody)
     assert latest is not None

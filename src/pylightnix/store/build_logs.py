@@ -63,7 +63,7 @@ def logs_folder(state: str) -> str:
 
 def log_name(build: str, dref: str, began: float) -> str:
     """Return what the log of a build is called that began then, UTC seconds since the epoch."""
-    return f"{int(began * 1000):x}-{build}-{undref(dref)[0]}.log"
+    return f"{int(began * 1000):011x}-{build}-{undref(dref)[0]}.log"
 
 
 def _parts(name: str) -> tuple[float, str, str]:
