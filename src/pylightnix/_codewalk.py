@@ -376,7 +376,8 @@ class CodeWalk:
                 self._add_subclasses(content, cls)
         for held in class_values(cls, definition):  # type: ignore[arg-type]  # of a class
             made = () if held.is_written or definition is None else None
-            place = Place(filename, namespace, cls.__name__, made, is_added=not held.is_written, is_quiet=held.is_quiet)
+            name = cls.__name__ if cls.__qualname__ == cls.__name__ else ""
+            place = Place(filename, namespace, name, made, is_added=not held.is_written, is_quiet=held.is_quiet)
             found = self._bound(held.value, ("class", id(cls), held.name), f"{node.name}.{held.name}", place)
             content.edges.append(Edge(f".{held.name}", found))
 
@@ -603,23 +604,19 @@ class CodeWalk:
 
     def _add_statements(self, content: Content, place: Place, node: Node, needed: bool) -> bool:
         """Add what binds and fills a value: statements of its module, or what its definition says. Return whether there is such."""
-        binding = None
-        if place.made is not None:
-            binding = place.namespace or {}, place.filename, "", place.made
-        elif place.namespace is not None:
-            binding = binding_of(place.namespace, place.name)
-        if binding is None:
-            if needed and not place.is_added:
-                told = f"{node.name}: code changes it, and what binds it is not to be found; it counts by its type only"
-                content.problems[told] = node.line
-            return False
-        namespace, filename, bound, statements = binding
-        content.text += b"bound by" + b";".join(map(canonical_text, statements))
-        if filename:
-            self._note_file(content, filename)
-        scope = _Scope(node.name, None, namespace, {}, filename)
-        self._follow_names(content, names_of_statements(statements, bound), scope, needed=place.made is None)
-        return True
+        bindings = [] if place.made is None else [(place.namespace or {}, place.filename, "", place.made)]
+        outside = binding_of(place.namespace, place.name) if place.namespace is not None and place.name else None
+        for namespace, filename, bound, statements in [*bindings, *([] if outside is None else [outside])]:
+            content.text += b"bound by" + b";".join(map(canonical_text, statements))
+            if filename:
+                self._note_file(content, filename)
+            scope = _Scope(node.name, None, namespace, {}, filename)
+            self._follow_names(content, names_of_statements(statements, bound), scope, needed=bool(bound))
+        is_bound = bool(bindings) or outside is not None
+        if needed and not is_bound and not place.is_added:
+            told = f"{node.name}: code changes it, and what binds it is not to be found; it counts by its type only"
+            content.problems[told] = node.line
+        return is_bound
 
     def _code_or_module(self, pyobj: Any) -> Node:
         return self._external(pyobj) if _is_module(pyobj) else self._code(pyobj)

@@ -46,6 +46,9 @@ def is_project_file(filename: str) -> bool:
 def is_project_module(name: str) -> bool:
     """Tell whether a module is a project's own; one that is not loaded was made by hand, and is."""
     module = sys.modules.get(name)
+    while module is None and "." in name:  # classes may say that they are of a module that shows them, and is not loaded
+        name = name.rpartition(".")[0]
+        module = sys.modules.get(name)
     if name in sys.builtin_module_names or name.partition(".")[0] == "pylightnix":
         return False
     return is_project_file(_file_of(module)) if module is not None else name.partition(".")[0] not in sys.stdlib_module_names
