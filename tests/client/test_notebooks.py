@@ -119,3 +119,41 @@ def test_awaiting_in_a_cell(store: StorageSettings) -> None:
     result, context = notebook(store, HELPER, STAGE, "found = await realize_async(instantiate(stage))", "result = [found[0], found[2]]")
     rref, _ = notebook(store, HELPER, STAGE, REALIZE)
     assert context == {result: [rref]}
+
+
+POOL = """
+import inspect, multiprocessing, pickle
+
+class Net:
+    size = 3
+
+def double(net):
+    return 2 * net.size
+
+@autostage(name="pool", out=[selfref, "out.txt"])
+def pool(out):
+    with multiprocessing.get_context("fork").Pool(2) as workers, open(out, "w") as file:
+        twice = workers.map(double, [Net(), pickle.loads(pickle.dumps(Net()))])
+        file.write(f"{twice} {Net.__module__} {inspect.getsource(double)}")
+"""
+RAISES = """
+@autostage(name="raises", out=[selfref, "out.txt"])
+def raises(out):
+    raise ValueError("no such luck")
+"""
+CATCH = """
+import traceback
+try:
+    realize1(instantiate(raises))
+except Exception as error:
+    result = "".join(traceback.format_exception(error))
+"""
+
+
+def test_what_a_cell_defines_can_be_pickled_and_read_in_a_build(store: StorageSettings) -> None:
+    said = notebook(store, POOL, REALIZE.replace("stage", "pool"))[1]
+    assert said == "[6, 6] __main__ def double(net):\n    return 2 * net.size\n"
+
+
+def test_a_traceback_shows_the_lines_of_a_cell(store: StorageSettings) -> None:
+    assert '    raise ValueError("no such luck")\n' in notebook(store, RAISES, CATCH)
