@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Optional, Union
 
 from pylightnix.errors import InvalidReference
-from pylightnix.refs import isdref, isrref, undref
+from pylightnix.refs import isdref, isrref, rref2dref, undref
 from pylightnix.storage import store_layout
 from pylightnix.types import DRef, RRef, StorageSettings
 
@@ -254,7 +254,8 @@ def _realizations(meant: _Found, S: StorageSettings) -> list[Reference]:
 def _only(text: str, refs: Sequence[Reference], S: StorageSettings, kinds: Sequence[str]) -> Reference:
     wanted = [ref for ref in dict.fromkeys(refs) if ref[:4] in kinds]
     if not wanted:
-        raise InvalidReference(text, f"{' or '.join(_KINDS[kind] for kind in kinds)}; this is {refs[0]}")
+        what = f"{refs[0]}, a realization of {rref2dref(refs[0])}" if isrref(refs[0]) else refs[0]
+        raise InvalidReference(text, f"{' or '.join(_KINDS[kind] for kind in kinds)}; this is {what}")
     if len(wanted) > 1:
         from pylightnix_client.candidates import candidate_lines
         from pylightnix_client.errors import AmbiguousReference
@@ -271,6 +272,8 @@ def _suggestion(text: str, S: StorageSettings) -> str:
 
     if os.path.isfile(f"{text}.py"):
         return f"; did you mean {text}.py?"
+    if not os.path.isdir(store_layout(S).storage):
+        return f"; there is no store {store_layout(S).state}"
     if os.path.lexists(text):
         return f"; there is such a path, but it is not in the store {os.path.realpath(store_layout(S).storage)}"
     close = difflib.get_close_matches(text, {undref(dref)[1] for dref in alldrefs(S)}, n=1)

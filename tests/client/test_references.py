@@ -85,6 +85,12 @@ def test_paths_and_links(S: StorageSettings, dref: DRef, tmp_path: Path) -> None
         reference_of_path(str(tmp_path), S)
 
 
+def test_where_there_is_no_store_that_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InvalidReference, match=f"called 'thing'; there is no store {tmp_path}/absent"):
+        resolve_reference("thing", mkSS(str(tmp_path / "absent")))
+    assert not (tmp_path / "absent").exists()
+
+
 def test_missing_realization(S: StorageSettings) -> None:
     with pytest.raises(MissingRealization):
         existing_realization(RRef("rref:" + "0" * 32 + "-" + "1" * 32 + "-x"), S)

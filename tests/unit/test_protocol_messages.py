@@ -12,7 +12,7 @@ import pytest
 from tests.loops import for_each
 from tests.wire import RECORDS, Recorded
 
-from pylightnix.protocol import messages, parse_message, worker_messages
+from pylightnix.protocol import _values, messages, parse_message, worker_messages
 from pylightnix.protocol.errors import MessageInvalid
 from pylightnix.protocol.limits import CONFIG_BYTES_MAX, DERIVATIONS_PER_MESSAGE_MAX
 from pylightnix.protocol.messages import (
@@ -32,6 +32,7 @@ from pylightnix.protocol.messages import (
     ToldRow,
     rows_of,
 )
+from pylightnix.protocol.vocabulary import in_words
 
 DREF = "dref:" + "0123456789abcdef" * 2 + "-model"
 RREF = "rref:" + "fedcba9876543210" * 2 + "-" + "0123456789abcdef" * 2 + "-model"
@@ -154,3 +155,21 @@ def test_importing_the_package_loads_no_protocol() -> None:
     script = "import sys, json, pylightnix; print(json.dumps(sorted(sys.modules)))"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
     assert not {"msgpack", "msgspec", "pylightnix.protocol"} & set(json.loads(child.stdout))
+
+
+def test_no_pattern_reaches_whoever_sent_a_wrong_value() -> None:
+    patterns = {
+        meta.pattern
+        for kind in vars(_values).values()
+        for meta in getattr(kind, "__metadata__", ())
+        if isinstance(meta, msgspec.Meta) and meta.pattern is not None
+    }
+    assert len(patterns) >= 12
+    for pattern in patterns:
+        said = in_words(f"Expected `str` matching regex {pattern!r}")
+        assert said.startswith("Expected `str`: ")
+        assert "another text" not in said, f"{pattern} has no words"
+    for ref in ("./result", "wine.stages:model", "a b", "dref:00", ""):
+        with pytest.raises(MessageInvalid, match=r"\$\.ref: Expected `str`: dref:<32 hex .* or the name of a build") as caught:
+            parse_message({"ref": ref}, messages.Log)
+        assert "regex" not in str(caught.value)

@@ -118,6 +118,8 @@ _WORDS: Final[Mapping[str, str]] = {
             (v.RRefText, "rref:<32 hex digits>-<32 hex digits>-<name>"),
             (v.Id, "a name of letters, digits, - and _"),
             (v.Subject, "dref:<32 hex digits>-<name>, rref:<32 hex digits>-<32 hex digits>-<name>, or the name of a build"),
+            (v.Word, "a word of UTF-8"),
+            (v.Label, "a text of UTF-8"),
             (v.Sha256, "64 hexadecimal digits"),
             (v.BlobKey, "64 hexadecimal digits, or nothing"),
             (v.PathText, "an absolute path"),
