@@ -65,7 +65,7 @@ class AsyncClient:
     @classmethod
     async def connect(
         cls,
-        where: Where,
+        where: Where = None,
         deadline_seconds: float = DEADLINE_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,
         waiting: Optional[Callable[[TooMany], None]] = None,

@@ -67,7 +67,7 @@ class Client:
     @classmethod
     def connect(
         cls,
-        where: Where,
+        where: Where = None,
         deadline_seconds: float = DEADLINE_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,
         waiting: Optional[Callable[[TooMany], None]] = None,
@@ -75,7 +75,7 @@ class Client:
         """Connect to the daemon at a socket's path, or to the one that owns a store.
 
         Args:
-            where: the path; or the store, as `mkSS` or `store_layout` give it.
+            where: the path; or the store, as `mkSS` gives it; None for the current store.
             deadline_seconds: how long it may take to answer.
             patience_seconds: how long to wait for others' end where it has as many connections of this user as it takes.
             waiting: is called once, with what it said, before such a wait.

@@ -32,12 +32,12 @@ _PATH_BYTES_MAX: Final = 107
 """Longest path of a Unix socket on Linux."""
 
 
-Where: TypeAlias = Union[str, os.PathLike[str], StoreLayout, StorageSettings]
-"""A daemon's socket, by its path, or the store that it owns."""
+Where: TypeAlias = Union[str, os.PathLike[str], StoreLayout, StorageSettings, None]
+"""A daemon's socket, by its path, or the store that it owns; None for the current store."""
 
 
 def _place(where: Where) -> Union[str, StoreLayout]:
-    if isinstance(where, StorageSettings):
+    if where is None or isinstance(where, StorageSettings):
         return store_layout(where)
     return where if isinstance(where, StoreLayout) else os.fspath(where)
 

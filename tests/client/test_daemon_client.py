@@ -34,6 +34,7 @@ from pylightnix import (
     StorageSettings,
     allrrefs,
     build_wrapper,
+    current_storage,
     drefrrefs,
     drefrrefsC,
     instantiate,
@@ -61,6 +62,7 @@ from pylightnix.remote import _Search, realize_closure
 from pylightnix.storage import store_layout
 from pylightnix.store.ownership import daemon_socket
 from pylightnix_client.client import Client
+from pylightnix_client.connecting import socket_of
 from pylightnix_client.errors import DaemonFull, NoDaemon, SocketRefused
 from pylightnix_client.failures import build_report
 from pylightnix_client.onlooker import Onlooker
@@ -122,6 +124,16 @@ def test_another_user_is_refused_clearly(served: StorageSettings) -> None:
         return "connected"
 
     assert "another user" in in_child(connect, uid=OTHER_UID)
+
+
+def test_a_daemon_is_found_by_its_store_its_socket_or_as_the_current_one(served: StorageSettings) -> None:
+    layout = store_layout(served)
+    path = socket_of(served)
+    for where in (served, layout, path, Path(path), None):
+        with current_storage(served), Client.connect(where) as client:
+            assert (client.path, client.welcome.storage) == (path, layout.storage)
+    with current_storage(served), Client.connect() as client:
+        assert client.path == path
 
 
 def test_a_daemon_says_who_it_is(client: Client, served: StorageSettings) -> None:
