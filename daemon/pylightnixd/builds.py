@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from typing import Final, Optional
 
 import trio
@@ -25,6 +26,7 @@ from pylightnix.refs import isdref, isrref
 from pylightnix.store.build_logs import BEGINNING_MIN, LogPlace
 from pylightnix.travel import capture_environment
 from pylightnix.types import DRef, RRef
+from pylightnixd.boundary import guarded
 from pylightnixd.bulk import Bulk
 from pylightnixd.caller_builds import CallerBuilds
 from pylightnixd.claims import Abandoned, Caller
@@ -339,7 +341,7 @@ class Builds:
         if job.caller is not None:
             running.claim = job.caller.take(build, job.key.dref)
             running.token = running.claim.id
-        self.nursery.start_soon(self._run, running)
+        self.nursery.start_soon(guarded, f"the end of build {running.id}", partial(self._run, running))
 
     def _look(self, job: BuildJob) -> Fact:
         """Return what there is to match now, or why that cannot be told."""
@@ -407,9 +409,12 @@ class Builds:
             with trio.CancelScope(shield=True):
                 self._end(running, failure)
                 if running.log.size > COMPRESS_BYTES:
-                    size = await self.hold.with_trees(lambda: self.logs.compress(running.log.path))  # noqa: ASYNC102  # it ends by itself
-                    if size is not None:
-                        self.logs.compressed(running.log.path, size)
+                    await guarded(f"compressing the log of build {running.id}", partial(self._compress, running.log.path))  # noqa: ASYNC102  # it ends by itself
+
+    async def _compress(self, path: str) -> None:
+        size = await self.hold.with_trees(lambda: self.logs.compress(path))
+        if size is not None:
+            self.logs.compressed(path, size)
 
     async def _build(self, running: RunningBuild) -> Optional[FailedRow]:
         running.log.open()

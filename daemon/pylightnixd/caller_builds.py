@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Optional, Union
 
 import trio
@@ -16,6 +17,7 @@ from pylightnix.errors import InvalidOutput, StoreError
 from pylightnix.protocol.errors import TooMany
 from pylightnix.protocol.messages import FailedRow
 from pylightnix.types import RRef
+from pylightnixd.boundary import guarded
 from pylightnixd.claims import Abandoned, Caller, Claim, Delivery, claim_row, left_names
 from pylightnixd.durations import Durations
 from pylightnixd.hold import HeldStore
@@ -65,7 +67,7 @@ class CallerBuilds:
         finally:
             claim.dropped = True
             if folder is not None and offered and not claim.over.is_set():
-                self.nursery.start_soon(self._clear_when_over, caller, claim, folder)
+                self.nursery.start_soon(guarded, f"removing {folder}", partial(self._clear_when_over, caller, claim, folder))
             else:
                 await self._clear(caller, claim, folder)  # noqa: ASYNC102  # shielded there
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Optional
 
 import trio
@@ -20,6 +21,7 @@ from pylightnix.refs import rref2dref
 from pylightnix.store.access import translated_errors
 from pylightnix.store.derivations import read_config
 from pylightnix.types import DRef, RRef
+from pylightnixd.boundary import guarded
 from pylightnixd.hold import HeldStore
 from pylightnixd.session import Session
 
@@ -68,7 +70,7 @@ class Insertions:
 
             def leave() -> None:
                 del self._folders[session], self._inserted[session]
-                self.nursery.start_soon(self.hold.remove, folder)
+                self.nursery.start_soon(guarded, f"removing {folder}", partial(self.hold.remove, folder))
 
             session.on_end.append(leave)
         return self._folders[session]

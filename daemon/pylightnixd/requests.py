@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +25,7 @@ from pylightnix.protocol.vocabulary import Message
 from pylightnix.refs import isdref, isrref
 from pylightnix.store.build_logs import read_log, tail_offset
 from pylightnix.types import DRef, RRef
+from pylightnixd.boundary import guarded
 from pylightnixd.builds import Builds
 from pylightnixd.claims import Caller
 from pylightnixd.hold import HeldStore
@@ -147,7 +149,7 @@ class Requests:
             settle=settle,
             at_work=self._at_work,
         )
-        self.nursery.start_soon(self.hold.removals.empty_trash)
+        self.nursery.start_soon(guarded, "emptying the trash", self.hold.removals.empty_trash)
         listed = [str(rref) for rref in removal.rrefs[:ROWS_PER_MESSAGE_MAX]]
         return m.Removed(
             drefs=[str(dref) for dref in removal.drefs],
@@ -243,7 +245,7 @@ class Requests:
     async def submit_commit(self, session: Session, params: m.SubmitCommit) -> m.Done:
         operation = self._open_operation(params.operation)
         operation.state = OperationState.running
-        self.nursery.start_soon(self._run, operation)
+        self.nursery.start_soon(guarded, f"the end of operation {operation.id}", partial(self._run, operation))
         return m.Done()
 
     async def _run(self, operation: Operation) -> None:
