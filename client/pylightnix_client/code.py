@@ -19,7 +19,6 @@ from typing import Any, Final, Optional
 
 from pylightnix._origins import is_project_file
 from pylightnix.attempt import realizer_digest, realizer_manifest
-from pylightnix.codekey import reached_values
 from pylightnix.errors import CodeKeyError
 from pylightnix.travel.claims import CodeClaim, file_digest, sent_values
 from pylightnix.types import Realizer
@@ -70,8 +69,8 @@ def sent_code(realizer: Realizer, files: Optional[ProjectFiles]) -> SentCode:
     manifest = realizer_manifest(realizer) if digest is not None else None
     if manifest is None or manifest.digest != digest:
         return SentCode(digest, None)
-    read = {name: value for name, value in reached_values([realizer]).items() if manifest.is_data(name)}
-    return SentCode(digest, CodeClaim(manifest.to_json(), files.digests, "", files.touched, sent_values(read)))
+    values = sent_values(name for name, entry in manifest.entries.items() if entry.kind == "data")
+    return SentCode(digest, CodeClaim(manifest.to_json(), files.digests, "", files.touched, values))
 
 
 def _is_stale(realizer: Any) -> bool:

@@ -129,11 +129,6 @@ class CodeWalk:
                 return False
         return all(file_stamp(name) is self._stamps[name] for name in files)
 
-    def bindings(self, view: View) -> list[tuple[dict[str, Any], str, Any]]:
-        """Return the values of modules that a view covers: the module's names, its name there, and the value."""
-        places = ((node.place, self._values[node][1]) for node in view if node.place is not None)
-        return [(place.namespace, place.name, value) for place, value in places if place.namespace is not None and place.made is None]
-
     # --- roots ----------------------------------------------------------------------------------------
 
     def _root(self, pyobj: Any) -> Node:

@@ -19,7 +19,6 @@ import json
 import os
 import sys
 import threading
-import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Optional
@@ -32,7 +31,7 @@ from pylightnix._unseen import Line
 from pylightnix.errors import CodeKeyError, Misuse
 from pylightnix.types import Hash
 
-__all__ = ["CodeEntry", "CodeManifest", "CodeTerms", "Track", "UnseenCode", "code_manifest", "pyobjhash", "reached_values", "source_digest"]
+__all__ = ["CodeEntry", "CodeManifest", "CodeTerms", "Track", "UnseenCode", "code_manifest", "pyobjhash", "source_digest"]
 
 Track = Literal["closure", "strict", "packages", "function"]
 """What counts as the code of a function: all that it reaches; the same, and what cannot be seen is an error;
@@ -89,10 +88,6 @@ class CodeManifest:
     key: int = _KEY
     """Version of the rules by which code counts; digests of two versions are never equal."""
 
-    def is_data(self, name: str) -> bool:
-        """Tell whether the digest covers the value of that name."""
-        return name in self.entries and self.entries[name].kind == "data"
-
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
         return self._json
@@ -145,18 +140,6 @@ def code_manifest(pyobjs: Iterable[Any]) -> CodeManifest:
         CodeKeyError: the source of one cannot be found, or it has none.
     """
     return _found(_listed(pyobjs)).manifest()
-
-
-def reached_values(pyobjs: Iterable[Any]) -> dict[str, Any]:
-    """Return the values of modules that functions and classes reach, by module and name. Functions, classes and modules are left out."""
-    found: dict[str, Any] = {}
-    for walk, view in _found(_listed(pyobjs)).views:
-        for namespace, name, value in walk.bindings(view):
-            module = str(namespace.get("__name__"))
-            loaded = sys.modules.get(module)
-            if loaded is not None and vars(loaded) is namespace and not isinstance(value, types.ModuleType) and not callable(value):
-                found[f"{module}.{name}"] = value
-    return found
 
 
 def source_digest(pyobj: Any) -> Hash:

@@ -131,7 +131,7 @@ def test_what_is_realized_needs_no_code(project: Project) -> None:
 
 
 MODULE_OF_VALUES = """
-import datetime, os, random, tempfile, time, uuid
+import datetime, functools, os, random, tempfile, time, uuid
 from pathlib import Path
 
 from pylightnix import build_outpath, build_wrapper
@@ -155,7 +155,10 @@ realizer = build_wrapper(write)
         ("TIMES = {'start': time.time(), 'day': datetime.datetime.now()}", "TIMES"),
         ("DRAWN = [random.random() for _ in range(3)]", "DRAWN"),
         ("ID = uuid.uuid4()\nNAMES = (ID.hex, os.getcwd())", "(ID, NAMES)"),
-        ("WHO = os.getpid()\nclass Box:\n    who = WHO", "(WHO, os.path.basename('x'))"),
+        ("class Box:\n    who = os.getpid()", "Box.who"),
+        ("class Box:\n    def __init__(self): self.who = os.getpid()\nBOX = Box()", "BOX.who"),
+        ("PART = functools.partial(max, os.getpid())", "PART(1)"),
+        ("NAMES = list({'a', 'b', 'c', 'd', 'e', 'f', 'g'})", "NAMES"),
     ],
 )
 def test_value_that_each_process_makes_anew_is_that_of_the_program(project: Project, values: str, read: str) -> None:
@@ -168,8 +171,29 @@ def test_value_that_each_process_makes_anew_is_that_of_the_program(project: Proj
     assert info is not None
     assert info.realizer_digest is not None
     log = project.log(rref)
-    assert f"warning: the value stages_of_mine.{values.partition(' ')[0]} differs: " in log
+    name = values.rpartition("\n")[2].split()[0] if "class" not in values or "BOX" in values else "Box.who"
+    assert f"warning: the value stages_of_mine.{name} differs" in log
     assert " in the worker; that of the program is used; each process makes it anew, so pass it to the stage as a parameter" in log
+    assert " at 0x" not in log
+
+
+@pytest.mark.parametrize(
+    ("values", "read", "named"),
+    [
+        ("def who(pid=os.getpid()): return pid", "who()", "who=pid"),
+        (
+            "def outer():\n    pid = os.getpid()\n    def who(): return pid\n    return who\nwho = outer()",
+            "who()",
+            "outer.<locals>.who.pid",
+        ),
+        ("TABLE = {'f': lambda: 1, 'pid': os.getpid()}", "TABLE['pid']", "TABLE"),
+    ],
+)
+def test_value_that_cannot_be_taken_along_is_told(project: Project, values: str, read: str, named: str) -> None:
+    project.module.write_text(MODULE_OF_VALUES.format(values=values, read=read))
+    rref = project.go(project.load(f"left-{named}"))
+    assert f"warning: the value stages_of_mine.{named} differs: " in project.log(rref)
+    assert "that of the worker is used" in project.log(rref)
 
 
 def test_value_that_a_program_sets_is_that_of_the_program(project: Project) -> None:

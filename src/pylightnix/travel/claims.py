@@ -11,8 +11,10 @@ import functools
 import hashlib
 import os
 import pickle
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Optional
 
@@ -25,6 +27,7 @@ __all__ = ["ClaimedRealizer", "CodeClaim", "Difference", "changed_file", "differ
 _VALUE_BYTES_MAX: Final = 1 << 16
 _VALUES_BYTES_MAX: Final = 1 << 20
 _SHOWN_CHARACTERS: Final = 60
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +71,38 @@ class Difference:
 # --- in the program ---------------------------------------------------------------------------------------
 
 
-def sent_values(values: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return pickles of those values that can be pickled and are small."""
+def sent_values(names: Iterable[str]) -> dict[str, bytes]:
+    """Return pickles of the values of these names: those that can be pickled and are small."""
     found: dict[str, bytes] = {}
     size = 0
-    for name, value in sorted(values.items()):
+    for name in sorted(names):
         try:
-            blob = pickle.dumps(value)
-        except Exception:  # noqa: BLE001  # methods of users' classes
+            owner, attribute = _owner(name)
+            blob = pickle.dumps(vars(owner)[attribute])
+        except Exception:  # noqa: BLE001  # a name of no module or class, or methods of users' classes
             continue
         size += len(blob)
         if len(blob) <= _VALUE_BYTES_MAX and size <= _VALUES_BYTES_MAX:
             found[name] = blob
     return found
+
+
+def _owner(name: str) -> tuple[types.ModuleType | type, str]:
+    """Return the module, or the class in it, that has a value, and its name there.
+
+    Raises:
+        LookupError: it is the value of something else: a closure, the default of a parameter.
+    """
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        owner: Any = sys.modules.get(".".join(parts[:end]))
+        if isinstance(owner, types.ModuleType):
+            for part in parts[end:-1]:
+                owner = vars(owner)[part]
+                if not isinstance(owner, type):
+                    raise LookupError(name)
+            return owner, parts[-1]
+    raise LookupError(name)
 
 
 def file_digest(path: str) -> str:
@@ -122,27 +144,24 @@ def differences(claim: CodeClaim, claimed: CodeManifest, found: CodeManifest) ->
 def _texts(claim: CodeClaim, name: str) -> tuple[str, str]:
     """Return how a value of a type that manifests do not show reads in the program and in the worker."""
     try:
-        module, _, attribute = name.rpartition(".")
-        return _line(pickle.loads(claim.values[name])), _line(vars(sys.modules[module])[attribute])
+        owner, attribute = _owner(name)
+        return _line(pickle.loads(claim.values[name])), _line(vars(owner)[attribute])
     except Exception:  # noqa: BLE001  # methods of users' classes
         return "", ""
 
 
 def _line(value: object) -> str:
-    return " ".join(shown(value, _SHOWN_CHARACTERS).split())
+    return _ADDRESS.sub("", " ".join(shown(value, _SHOWN_CHARACTERS).split()))
 
 
 def take_values(claim: CodeClaim, names: Sequence[str]) -> list[str]:
-    """Bind these names of modules to the values that the program has; return those for which that was done."""
+    """Bind these names of modules and classes to the values that the program has; return those for which that was done."""
     taken = []
     for name in names:
-        module, _, attribute = name.rpartition(".")
-        blob = claim.values.get(name)
-        if blob is None or module not in sys.modules:
-            continue
         try:
-            vars(sys.modules[module])[attribute] = pickle.loads(blob)
-        except Exception:  # noqa: BLE001  # methods of users' classes
+            owner, attribute = _owner(name)
+            setattr(owner, attribute, pickle.loads(claim.values[name]))
+        except Exception:  # noqa: BLE001  # it has not travelled, or methods of users' classes
             continue
         taken.append(name)
     return taken
