@@ -10,20 +10,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import sys
 import time
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Optional
 
-from pylightnix._origins import is_project_file
 from pylightnix.attempt import realizer_digest, realizer_manifest
 from pylightnix.errors import CodeKeyError
-from pylightnix.travel.claims import CodeClaim, file_digest, sent_values
+from pylightnix.travel.claims import CodeClaim, is_younger, module_files, sent_values
 from pylightnix.types import Realizer
 
-__all__ = ["ProjectFiles", "SentCode", "sent_code"]
+__all__ = ["SentCode", "sent_code"]
 
 _NO_CODE: Final = hashlib.sha256(b"changed after it was loaded").hexdigest()
 
@@ -38,44 +36,30 @@ class SentCode:
     """For the worker that it travels to."""
 
 
-class ProjectFiles:
-    """The files of the project's modules that this program has loaded, read when they are asked for first."""
-
-    @functools.cached_property
-    def digests(self) -> dict[str, str]:
-        paths = {getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if name not in ("__main__", "__mp_main__")}
-        return {path: file_digest(path) for path in sorted(path for path in paths if isinstance(path, str) and is_project_file(path))}
-
-    @functools.cached_property
-    def touched(self) -> list[str]:
-        """Those that are younger than this program."""
-        return [path for path in self.digests if _changed_since_start(path)]
-
-
-def sent_code(realizer: Realizer, files: Optional[ProjectFiles]) -> SentCode:
-    """Return what code `realizer` is. With `files` it travels to a worker; without, it runs here."""
+def sent_code(realizer: Realizer, *, travels: bool) -> SentCode:
+    """Return what code `realizer` is. It `travels` to a worker, or runs here."""
     stale = ""
     try:
-        if files is not None and _is_stale(realizer):
+        if travels and _is_stale(realizer):
             code = _code_of(realizer)
             stale = "" if code is None else f"the function {code.co_qualname} differs from {code.co_filename}, which was edited meanwhile"
         digest = None if stale else realizer_digest(realizer)
     except CodeKeyError as error:  # something that it reaches was changed
         digest, stale = None, str(error)
-    if files is None:
+    if not travels:
         return SentCode(digest, None)
     if stale:
-        return SentCode(_NO_CODE, CodeClaim("", {}, stale, (), {}))
+        return SentCode(_NO_CODE, CodeClaim("", {}, 0.0, stale, {}))
     manifest = realizer_manifest(realizer) if digest is not None else None
     if manifest is None or manifest.digest != digest:
         return SentCode(digest, None)
     values = sent_values(name for name, entry in manifest.entries.items() if entry.kind == "data")
-    return SentCode(digest, CodeClaim(manifest.to_json(), files.digests, "", files.touched, values))
+    return SentCode(digest, CodeClaim(manifest.to_json(), module_files(manifest.entries), _process_start(), "", values))
 
 
 def _is_stale(realizer: Any) -> bool:
     code = _code_of(realizer)
-    if code is None or not _changed_since_start(code.co_filename):
+    if code is None or not is_younger(code.co_filename, _process_start()):
         return False
     try:
         with open(code.co_filename, "rb") as file:
@@ -109,15 +93,6 @@ def _codes(whole: types.CodeType) -> Iterator[types.CodeType]:
         code = stack.pop()
         yield code
         stack += [item for item in code.co_consts if isinstance(item, types.CodeType)]
-
-
-def _changed_since_start(filename: str) -> bool:
-    try:
-        stat = os.stat(filename)
-    except OSError:
-        return False  # not in a file
-    # The second cannot be set: it tells of files that were put in place with an older time.
-    return max(stat.st_mtime, stat.st_ctime) > _process_start()
 
 
 @functools.cache

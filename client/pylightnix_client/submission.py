@@ -22,7 +22,7 @@ from pylightnix.store.derivations import read_canonical
 from pylightnix.store.layout import StoreLayout
 from pylightnix.travel import capture_environment, pack_arguments, pack_claimed, pack_matcher, pack_realizer
 from pylightnix.types import Closure, Derivation, DRef, Matcher, RealizeArg, Realizer
-from pylightnix_client.code import ProjectFiles, SentCode, sent_code
+from pylightnix_client.code import SentCode, sent_code
 from pylightnix_client.exchange import CREDIT, Ask, Exchange
 
 __all__ = ["Wishes", "steering_of", "submission"]
@@ -152,7 +152,6 @@ class _Packing:
         self._realizers: dict[int, tuple[Realizer, m.RealizerSpec, Optional[str]]] = {}
         self._matchers: dict[int, tuple[Matcher, m.MatcherSpec]] = {}
         self._codes: dict[bytes, SentCode] = {}
-        self._files = ProjectFiles()
 
     def spec(self, derivation: Derivation, config: bytes, arguments: Optional[RealizeArg]) -> tuple[m.DerivationSpec, int]:
         """Return the derivation as it travels, and about how many bytes that is. Its blobs go before it."""
@@ -190,12 +189,12 @@ class _Packing:
         digest = None  # where the code is this package's
         if packed.kind == "python" and packed.blob is not None:
             if packed.blob not in self._codes:  # what is pickled alike is the same code
-                self._codes[packed.blob] = sent_code(realizer, self._files)
+                self._codes[packed.blob] = sent_code(realizer, travels=True)
             code = self._codes[packed.blob]
             digest = code.digest
             packed = packed if code.claim is None else pack_claimed(packed.blob, code.claim)
         elif packed.kind == "caller":
-            digest = sent_code(realizer, None).digest
+            digest = sent_code(realizer, travels=False).digest
         kind, blob, reason = self._taken(packed.kind, packed.blob, packed.reason)
         spec = m.RealizerSpec(kind=cast(RealizerKind, kind), blob=blob, reason=reason)
         self._realizers[id(realizer)] = (realizer, spec, digest)  # with the object itself, so that nothing else gets its id

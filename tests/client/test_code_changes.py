@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.client import daemons
 
 from pylightnix import RRef, StorageSettings, rref2path
 from pylightnix.query import realization_info
+from pylightnix.travel.claims import sent_values
 
 MODULE = """
 import os
@@ -30,6 +32,7 @@ realizer = build_wrapper(write)
 
 PROGRAM = """
 import sys
+import types
 
 import stages_of_mine
 from pylightnix import PylightnixException, instantiate, match_latest, mkconfig, mkdrv, mkSS, realize1
@@ -240,3 +243,33 @@ def test_function_that_each_process_chooses_is_refused_and_named(project: Projec
     assert said.startswith("code-changed ")
     assert "the function stages_of_mine.pick differs" in said
     assert "no file changed" in said
+
+
+def test_command_builds_a_constant_of_the_working_folder_once(tmp_path: Path, served: StorageSettings) -> None:
+    lines = [
+        "import os",
+        "from pylightnix import autostage, selfref",
+        "DATA = os.path.abspath('data.txt')",
+        "@autostage(name='job', out=[selfref, 'out.txt'])",
+        "def stage(out):",
+        "    open(out, 'w').write(open(DATA).read())",
+    ]
+    (tmp_path / "job.py").write_text("\n".join(lines) + "\n")
+    (tmp_path / "data.txt").write_text("7")
+    command = [sys.executable, "-m", "pylightnix_client", "--store", str(served.root), "build", "job:stage"]
+    told = []
+    for _ in range(2):
+        ran = subprocess.run(command, cwd=tmp_path, env=daemons.environment(), capture_output=True, text=True, check=True)
+        told.append(ran.stderr.strip().splitlines()[-1])
+    assert [text.rpartition(", ")[2] for text in told] == ["1 built", "1 reused"]
+
+
+def test_large_values_stay() -> None:
+    values = {"small": [1, 2], "large": b"x" * (1 << 17), "function": lambda: 1}
+    module = types.ModuleType("module_of_large_values")
+    vars(module).update(values)
+    sys.modules[module.__name__] = module
+    try:
+        assert set(sent_values(f"{module.__name__}.{name}" for name in [*values, "nothing"])) == {f"{module.__name__}.small"}
+    finally:
+        del sys.modules[module.__name__]

@@ -18,11 +18,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Optional
 
+from pylightnix._origins import is_project_file
 from pylightnix.codekey import CodeManifest
 from pylightnix.comparison import code_changes
 from pylightnix.errors import shown
 
-__all__ = ["ClaimedRealizer", "CodeClaim", "Difference", "changed_file", "differences", "file_digest", "sent_values", "take_values"]
+__all__ = [
+    "ClaimedRealizer",
+    "CodeClaim",
+    "Difference",
+    "changed_file",
+    "differences",
+    "is_younger",
+    "module_files",
+    "sent_values",
+    "take_values",
+]
 
 _VALUE_BYTES_MAX: Final = 1 << 16
 _VALUES_BYTES_MAX: Final = 1 << 20
@@ -37,13 +48,13 @@ class CodeClaim:
     manifest: str
     """What its digest covers, as JSON."""
     files: Mapping[str, str]
-    """Digests of the project's files that the program has loaded, by path."""
+    """Digests of the files of the modules that its code reaches, by path."""
+    started: float
+    """When the program began, UTC seconds since the epoch; a file that is younger may have changed after it was loaded."""
     stale: str
     """What shows that a file changed after the program loaded it, as a sentence; else empty."""
-    touched: Sequence[str]
-    """Files that may have changed after the program loaded them: they are younger than the program."""
     values: Mapping[str, bytes]
-    """Pickles of the plain values that it reads, by module and name."""
+    """Pickles of the values that it reads in modules and classes, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +89,28 @@ def sent_values(names: Iterable[str]) -> dict[str, bytes]:
     for name in sorted(names):
         try:
             owner, attribute = _owner(name)
-            blob = pickle.dumps(vars(owner)[attribute])
-        except Exception:  # noqa: BLE001  # a name of no module or class, or methods of users' classes
+            file = _Bounded(min(_VALUE_BYTES_MAX, _VALUES_BYTES_MAX - size))
+            pickle.Pickler(file).dump(vars(owner)[attribute])
+        except Exception:  # noqa: BLE001  # a name of no module or class, too large, or methods of users' classes
             continue
-        size += len(blob)
-        if len(blob) <= _VALUE_BYTES_MAX and size <= _VALUES_BYTES_MAX:
-            found[name] = blob
+        found[name] = bytes(file.written)
+        size += len(found[name])
     return found
+
+
+class _Bounded:
+    """A file that takes so many bytes: a large array is not pickled to its end to be thrown away."""
+
+    def __init__(self, limit: int) -> None:
+        self.written = bytearray()
+        self._limit = limit
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if len(self.written) + size > self._limit:
+            raise BufferError("too large")
+        self.written += data
+        return size
 
 
 def _owner(name: str) -> tuple[types.ModuleType | type, str]:
@@ -93,19 +119,50 @@ def _owner(name: str) -> tuple[types.ModuleType | type, str]:
     Raises:
         LookupError: it is the value of something else: a closure, the default of a parameter.
     """
+    owner: Any
+    owner, rest = _module_of(name)
+    for part in rest[:-1]:
+        owner = vars(owner)[part] if owner is not None else None
+        if not isinstance(owner, type):
+            raise LookupError(name)
+    if owner is None:
+        raise LookupError(name)
+    return owner, rest[-1]
+
+
+def _module_of(name: str) -> tuple[Optional[types.ModuleType], list[str]]:
+    """Return the module in which a name is, None if it is in none, and the rest of the name."""
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
-        owner: Any = sys.modules.get(".".join(parts[:end]))
-        if isinstance(owner, types.ModuleType):
-            for part in parts[end:-1]:
-                owner = vars(owner)[part]
-                if not isinstance(owner, type):
-                    raise LookupError(name)
-            return owner, parts[-1]
-    raise LookupError(name)
+        module = sys.modules.get(".".join(parts[:end]))
+        if isinstance(module, types.ModuleType):
+            return module, parts[end:]
+    return None, parts
 
 
-def file_digest(path: str) -> str:
+def module_files(names: Iterable[str]) -> dict[str, str]:
+    """Return digests of the files of the modules in which these names are, by path."""
+    paths = {getattr(_module_of(name)[0], "__file__", None) for name in names}
+    return {path: _digest_of(path) for path in sorted(path for path in paths if isinstance(path, str) and is_project_file(path))}
+
+
+def _project_files() -> list[str]:
+    """Return the files of the project's modules that are loaded, without that of the program itself."""
+    paths = {getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if name not in ("__main__", "__mp_main__")}
+    return sorted(path for path in paths if isinstance(path, str) and is_project_file(path))
+
+
+def is_younger(path: str, moment: float) -> bool:
+    """Tell whether a file was changed, or put in place, after a moment."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return False  # it is no file
+    # The second time cannot be set: it tells of files that were put in place with an older first one.
+    return max(stat.st_mtime, stat.st_ctime) > moment
+
+
+def _digest_of(path: str) -> str:
     """Return the digest of a file's bytes; empty if it cannot be read. Read once as long as the file stays the same."""
     try:
         stat = os.stat(path)
@@ -127,8 +184,11 @@ def _file_digest(path: str, stamp: tuple[int, ...]) -> str:
 
 
 def changed_file(claim: CodeClaim) -> Optional[str]:
-    """Return a file that is not what it was when the program sent the claim; None if all are."""
-    return next((path for path, digest in claim.files.items() if file_digest(path) != digest), None)
+    """Return what shows that a file that is loaded here is not what the program had loaded, as a sentence; None if nothing does."""
+    for path, digest in claim.files.items():
+        if _digest_of(path) != digest:
+            return f"{path} changed"
+    return next((f"{path} is younger than the program" for path in _project_files() if is_younger(path, claim.started)), None)
 
 
 def differences(claim: CodeClaim, claimed: CodeManifest, found: CodeManifest) -> Iterator[Difference]:

@@ -60,9 +60,7 @@ def _settle(dref: DRef, claim: CodeClaim, claimed: CodeManifest, found: CodeMani
     what = (code or which)[0].text if which else str(code_change(found, claimed))
     changed = changed_file(claim)
     if changed is not None:
-        what = f"{changed} changed: {what}"
-    elif claim.touched:
-        what = f"{claim.touched[0]} is younger than the program: {what}"
+        what = f"{changed}: {what}"
     elif code or not which:
         what = f"{what}; no file changed, so the process decides which one is taken"
     else:
