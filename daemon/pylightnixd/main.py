@@ -198,7 +198,7 @@ def _serve(settings: Settings, read: Callable[[], Settings], fds: list[int], rea
                 pass  # who started it has gone; others may want it
             os.close(ready_fd)
         else:
-            click.echo(f"pylightnixd {__version__}: serving {settings.layout.state} at {settings.socket_path}", err=True)
+            _tell(f"pylightnixd {__version__}: serving {settings.layout.state} at {settings.socket_path}", err=True)
 
     trio.run(serve, settings, listen, Notifier(os.environ), ready, read)
 
@@ -214,7 +214,7 @@ def _detach(settings: Settings, read: Callable[[], Settings]) -> None:
     with open(ready_read, "rb") as said:
         words = said.read()
     if words == b"ready":
-        click.echo(f"pid {pid}\nsocket {settings.socket_path}\nlog {log_path}")
+        _tell(f"pid {pid}\nsocket {settings.socket_path}\nlog {log_path}")
         return
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     click.echo(words.decode("utf-8", "replace") or f"pylightnixd: ended with status {status}; see {log_path}", err=True)
@@ -239,6 +239,16 @@ def _write_to_log(log_fd: int) -> None:
     os.dup2(log_fd, 2)
     os.close(log_fd)
     renew_streams()
+
+
+def _tell(text: str, err: bool = False) -> None:
+    """Write a line for whoever listens. A daemon that serves is none the worse if nobody does, or if the disk is full."""
+    try:
+        click.echo(text, err=err)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2 if err else 1)  # or the interpreter would fail on it once more at its end
+        os.close(null)
 
 
 def _set_aside_if_large(log_path: str) -> None:

@@ -126,6 +126,12 @@ def test_a_daemon_with_signals_blocked_can_be_ended(tmp_path: Path) -> None:
         assert signals(pid, "SigBlk") == set()
 
 
+@pytest.mark.parametrize("where", ["/dev/full", ">(true)"])
+def test_a_daemon_starts_whether_or_not_anybody_can_be_told(tmp_path: Path, where: str) -> None:
+    with started(f"{{daemon}} > {where}", tmp_path):
+        assert (tmp_path / "said").read_text() == ""
+
+
 def test_too_few_open_files_are_refused_with_a_word(tmp_path: Path) -> None:
     ran = bash(f"ulimit -n 40; {PYTHON} -m pylightnixd --store {tmp_path / 'store'}", tmp_path)
     assert ran.returncode == 71
