@@ -129,3 +129,45 @@ def test_what_was_not_remembered_is_told(tmp_path: Path) -> None:
         said = prompt.type(SHOW).splitlines()
         assert "its source <stdin> is not kept; define it in a file" in said[-1]
         assert len([line for line in said if line.startswith("  File ")]) <= 2
+
+
+DOCTEST = '''
+"""
+>>> from pylightnix import autostage, fsinit, instantiate, mklens, realize1, selfref
+>>> fsinit()
+>>> def half(x):
+...     return x / 2
+>>> @autostage(name="tested", out=[selfref, "out.txt"])
+... def tested(out):
+...     _ = open(out, "w").write(str(half(3)))
+>>> open(mklens(realize1(instantiate(tested))).out.syspath).read()
+'1.5'
+"""
+import doctest
+assert doctest.testmod().attempted
+'''
+
+
+def test_examples_of_a_docstring(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(DOCTEST)
+    assert run(tmp_path, "program.py").stdout == ""
+
+
+def test_code_whose_maker_tells_its_source(tmp_path: Path) -> None:
+    makes = (
+        "import linecache\nfrom pylightnix import code_manifest\ntext = 'def f(x):\\n    return x + 1\\n'\n"
+        "linecache.cache['<made>'] = (len(text), None, text.splitlines(True), '<made>')\n"
+        "exec(compile(text, '<made>', 'exec'))\nprint(code_manifest([f]).unresolved)\n"
+    )
+    (tmp_path / "program.py").write_text(makes)
+    assert run(tmp_path, "program.py").stdout == "()\n"
+
+
+def test_constant_that_a_piped_program_changes_counts_by_its_statement(tmp_path: Path) -> None:
+    changes = (
+        "from pylightnix import code_manifest\nPARAMS = {'rate': 1}\ndef f():\n    PARAMS['more'] = 2\n    return PARAMS\n"
+        "found = code_manifest([f])\nprint(found.digest, found.unresolved)\n"
+    )
+    one, other = (run(tmp_path, "-c", changes.replace("1}", number)).stdout for number in ("1}", "3}"))
+    assert one != other
+    assert one.endswith(" ()\n")
