@@ -20,9 +20,9 @@ from pylightnix.samples import samples_of
 from pylightnix.storage import store_layout
 from pylightnix.store.derivations import read_canonical
 from pylightnix.store.layout import StoreLayout
-from pylightnix.travel import capture_environment, pack_arguments, pack_claimed, pack_matcher, pack_realizer
+from pylightnix.travel import Packed, capture_environment, pack_arguments, pack_claimed, pack_matcher, pack_realizer
 from pylightnix.types import Closure, Derivation, DRef, Matcher, RealizeArg, Realizer
-from pylightnix_client.code import SentCode, sent_code
+from pylightnix_client.code import sent_code
 from pylightnix_client.exchange import CREDIT, Ask, Exchange
 
 __all__ = ["Wishes", "steering_of", "submission"]
@@ -151,7 +151,7 @@ class _Packing:
         self._unsent: list[tuple[str, bytes]] = []
         self._realizers: dict[int, tuple[Realizer, m.RealizerSpec, Optional[str]]] = {}
         self._matchers: dict[int, tuple[Matcher, m.MatcherSpec]] = {}
-        self._codes: dict[bytes, SentCode] = {}
+        self._codes: dict[bytes, tuple[Optional[str], Packed]] = {}
 
     def spec(self, derivation: Derivation, config: bytes, arguments: Optional[RealizeArg]) -> tuple[m.DerivationSpec, int]:
         """Return the derivation as it travels, and about how many bytes that is. Its blobs go before it."""
@@ -189,10 +189,9 @@ class _Packing:
         digest = None  # where the code is this package's
         if packed.kind == "python" and packed.blob is not None:
             if packed.blob not in self._codes:  # what is pickled alike is the same code
-                self._codes[packed.blob] = sent_code(realizer, travels=True)
-            code = self._codes[packed.blob]
-            digest = code.digest
-            packed = packed if code.claim is None else pack_claimed(packed.blob, code.claim)
+                code = sent_code(realizer, travels=True)
+                self._codes[packed.blob] = code.digest, packed if code.claim is None else pack_claimed(packed.blob, code.claim)
+            digest, packed = self._codes[packed.blob]
         elif packed.kind == "caller":
             digest = sent_code(realizer, travels=False).digest
         kind, blob, reason = self._taken(packed.kind, packed.blob, packed.reason)
