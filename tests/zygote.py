@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -16,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Optional
 
-from tests.waiting import wait_until
+from tests.waiting import is_readable, wait_until
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 START_SECONDS: Final = 30.0
@@ -44,7 +43,7 @@ class Forked:
 
     def poll(self) -> Optional[int]:
         """Return the exit status, or None while it runs."""
-        if self.returncode is None and select.select([self._pidfd], [], [], 0)[0]:
+        if self.returncode is None and is_readable(self._pidfd, 0):
             self.returncode = self._zygote.reap(self.pid)
         return self.returncode
 
@@ -54,7 +53,7 @@ class Forked:
         Raises:
             subprocess.TimeoutExpired: it runs still.
         """
-        if self.returncode is None and not select.select([self._pidfd], [], [], timeout)[0]:
+        if self.returncode is None and not is_readable(self._pidfd, timeout):
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
         status = self.poll()
         assert status is not None

@@ -6,12 +6,13 @@ import fcntl
 import os
 import pty
 import re
-import select
 import struct
 import subprocess
 import termios
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.waiting import is_readable
 
 SECONDS = 30
 _PIECES = re.compile(r"\x1b\[(?P<arguments>[?0-9;]*)(?P<letter>[A-Za-z])|(?P<plain>[^\x1b])", re.DOTALL)
@@ -106,7 +107,7 @@ class Session:
             assert self._read(), f"ended without {text!r}: {self.seen!r}"
 
     def _read(self) -> bool:
-        ready, _, _ = select.select([self._ours], [], [], SECONDS)
+        ready = is_readable(self._ours, SECONDS)
         assert ready, f"nothing more for {SECONDS} s: {self.seen[-2000:]!r}"
         try:
             data = os.read(self._ours, 1 << 16)

@@ -6,13 +6,14 @@ import fcntl
 import os
 import pty
 import re
-import select
 import struct
 import subprocess
 import sys
 import termios
 from pathlib import Path
 from types import TracebackType
+
+from tests.waiting import is_readable
 
 __all__ = ["Prompt"]
 
@@ -47,7 +48,7 @@ class Prompt:
     def _read(self) -> tuple[str, bool]:
         """Return what came up to the next prompt, without that, and whether it asks for the rest of a block."""
         while not (at := _AT_PROMPT.search(self._seen)):
-            ready, _, _ = select.select([self._ours], [], [], SECONDS)
+            ready = is_readable(self._ours, SECONDS)
             assert ready, f"no prompt for {SECONDS} s: {self._seen!r}"
             try:
                 self._seen += os.read(self._ours, 1 << 16).replace(b"\r\n", b"\n")
