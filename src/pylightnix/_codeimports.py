@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pylightnix._origins import is_project_file, is_project_module, package_of
 
 if TYPE_CHECKING:
-    from pylightnix._names import Imported
+    from pylightnix._references import Imported
 
 __all__ = ["MISSING", "Leaf", "imported_value", "module_member"]
 

@@ -18,34 +18,52 @@ import functools
 import operator
 import sys
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Optional, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, Optional
 
 from pylightnix._bindings import binding_of
 from pylightnix._codeclasses import class_values
 from pylightnix._codegraph import UNORDERED, Content, Edge, Node, View, reached
 from pylightnix._codeimports import MISSING, Leaf, imported_value, module_member
+from pylightnix._codeobjects import (
+    attribute_change,
+    cell_content,
+    cell_made,
+    changes_argument,
+    changes_parameter,
+    given_defaults,
+    is_atom,
+    is_module,
+    is_project_code,
+    made_value,
+    subclasses,
+)
 from pylightnix._codestates import Changed, code_in
-from pylightnix._codevalues import Encoder, Token, fingerprint, shown_value, type_text
-from pylightnix._definitions import class_definitions, class_file, enclosing_definitions, file_stamp, function_definitions, name_of
-from pylightnix._names import Names, Passed, Reference, names_of, names_of_statements
+from pylightnix._codevalues import Encoder, Token, shown_value, type_text
+from pylightnix._codewatch import same_code, same_name, same_value, unchanged_attributes, unchanged_class, unchanged_function
+from pylightnix._definitions import (
+    check_as_before,
+    class_definitions,
+    class_file,
+    file_stamp,
+    function_definitions,
+    name_of,
+    the_definition,
+)
+from pylightnix._names import names_of, names_of_statements
 from pylightnix._origins import is_project_class, is_project_file, is_project_module, package_of
 from pylightnix._placing import NOWHERE, Place
+from pylightnix._references import Names, Reference
 from pylightnix._syntax import canonical_text
 from pylightnix._unseen import Line, finder_name
-from pylightnix._wrappers import instance_attributes, is_code, wrapped_of
+from pylightnix._wrappers import is_code, wrapped_of
 from pylightnix.errors import CodeKeyError, kind_of
 
 if TYPE_CHECKING:
-    import ast
-
     from pylightnix._syntax import Definition
 
 __all__ = ["CodeWalk"]
-
-_TEXTS_KEPT: Final = 8192
-_ATOMS: Final = (str, int, float, complex, bytes, type(None))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,31 +244,21 @@ class CodeWalk:
             node.content.text = b"unseen"
             node.content.problems.setdefault(f"{node.name}: {error.problem}", self._at)
             return node
-        told = ("_fields", "_field_defaults", "__annotations__", "__total__", "__required_keys__", "__match_args__", "__slots__")
-        held = {
-            name: vars(pyobj)[name]
-            for name in told
-            if name in vars(pyobj) and not isinstance(vars(pyobj)[name], types.GetSetDescriptorType)
-        }
-        about = [
-            _made_fields(pyobj),
-            pyobj.__name__,
-            {name: sorted(item) if isinstance(item, frozenset) else item for name, item in held.items()},
-        ]
+        about = made_value(pyobj)
         node.content.edges.append(Edge("made", self._value(about, ("made", id(pyobj)), f"{node.name} as made", Place(made=()))))
         self._follow_class(pyobj, node, None)
         return node
 
     def _foreign_wrapper(self, function: types.FunctionType) -> Node:
         """Return the node of a function that an installed decorator made: what it wraps, or holds, of the project counts."""
-        cells = dict(zip(function.__code__.co_freevars, map(_content, function.__closure__ or ()), strict=False))
+        cells = dict(zip(function.__code__.co_freevars, map(cell_content, function.__closure__ or ()), strict=False))
         attributes = dict(vars(function))
         inner, found = wrapped_of(function), dict[str, Any]()
         if isinstance(attributes.get("registry"), types.MappingProxyType):  # of functools.singledispatch
             pairs = list(attributes["registry"].items())
             return self._wrapper(function, "dispatch", {}, [part for pair in pairs for part in pair])
         for name, content in ({"__wrapped__": inner} | cells | attributes).items():
-            ours = [item for item in code_in(content) if _is_project_code(item)]
+            ours = [item for item in code_in(content) if is_project_code(item)]
             found |= {f"{name} {number}": item for number, item in enumerate(ours) if not any(item is other for other in found.values())}
         plain = {name: item for name, item in cells.items() if type(item) in (str, int, float, bool, bytes)}
         if not found:
@@ -267,13 +275,13 @@ class CodeWalk:
             for cls, handler in zip(pairs[::2], pairs[1::2], strict=True):
                 pair = Node("", Content("part", b"pair", [Edge("0", self._code(cls)), Edge("1", self._code(handler))]))
                 node.content.edges.append(Edge("*", pair))
-            node.content.still.append(_unchanged_attributes(pyobj))
+            node.content.still.append(unchanged_attributes(pyobj))
         return node
 
     def _external(self, pyobj: Any) -> Node:
         if type(pyobj) is Leaf:
             name = pyobj.name
-        elif _is_module(pyobj):
+        elif is_module(pyobj):
             name = pyobj.__name__
         else:
             module = getattr(pyobj, "__module__", None)
@@ -289,12 +297,12 @@ class CodeWalk:
         if node is not None:
             return node
         if isinstance(pyobj, type):
-            definition, text = _the_definition(pyobj, class_definitions(pyobj))
+            definition, text = the_definition(pyobj, class_definitions(pyobj))
             filename = class_file(pyobj) or ""
         else:
-            definition, text = _the_definition(pyobj, function_definitions(pyobj))
+            definition, text = the_definition(pyobj, function_definitions(pyobj))
             filename = pyobj.__code__.co_filename
-            _check_as_before(pyobj, text)
+            check_as_before(pyobj, text)
         node = self._node("class" if isinstance(pyobj, type) else "function", name_of(pyobj), key=id(pyobj), keep=pyobj)
         node.content.text = text
         self._note_file(node.content, filename)
@@ -326,7 +334,7 @@ class CodeWalk:
         import ast
 
         content, filename = node.content, function.__code__.co_filename
-        content.still.append(_unchanged_function(function))
+        content.still.append(unchanged_function(function))
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
         names = names_of(definition)
         scope = _Scope(node.name, definition, function.__globals__, cells, filename)
@@ -339,10 +347,10 @@ class CodeWalk:
                 content.edges.append(Edge(f".{name}", self._bound(item, ("attribute", id(function), name), f"{node.name}.{name}", place)))
         if isinstance(definition, ast.ClassDef):
             return
-        given = _given_defaults(function, definition)
+        given = given_defaults(function, definition)
         for name, (item, expression) in given.items():
             key = ("default", id(function), name)
-            if self._changes_parameter(function, name):
+            if changes_parameter(function, name):
                 content.changed |= _changed_place(key, item)
             place = Place(filename, function.__globals__, made=() if expression is None else (expression,))
             content.edges.append(Edge(f"={name}", self._bound(item, key, f"{node.name}={name}", place)))
@@ -350,7 +358,7 @@ class CodeWalk:
     def _follow_class(self, cls: type, node: Node, definition: Optional[Definition]) -> None:
         content, filename = node.content, class_file(cls) or ""
         self._classes[id(cls)] = cls
-        content.still.append(_unchanged_class(cls))
+        content.still.append(unchanged_class(cls))
         namespace: dict[str, Any] = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
         cells: dict[str, types.CellType] = {}
         for method in vars(cls).values():
@@ -377,8 +385,8 @@ class CodeWalk:
             content.edges.append(Edge(f".{held.name}", found))
 
     def _add_subclasses(self, content: Content, cls: type) -> None:
-        taken = _subclasses(cls)
-        content.still.append(lambda: len(now := _subclasses(cls)) == len(taken) and all(map(operator.is_, now, taken)))
+        taken = subclasses(cls)
+        content.still.append(lambda: len(now := subclasses(cls)) == len(taken) and all(map(operator.is_, now, taken)))
         content.edges += [Edge(UNORDERED, self._code(found)) for found in taken]
 
     def _follow_names(self, content: Content, names: Names, scope: _Scope, needed: bool = True) -> None:
@@ -392,7 +400,7 @@ class CodeWalk:
             if found.value is MISSING:
                 if reference.needed and needed:
                     content.problems.setdefault(f"{scope.name}: {found.name}", self._at)
-            elif _is_module(found.value) and is_project_module(found.value.__name__):
+            elif is_module(found.value) and is_project_module(found.value.__name__):
                 content.edges.append(Edge(reference.text, self._module(content, found.value, reference, scope), reference.runs))
             else:
                 content.edges.append(Edge(reference.text, self._bound(found.value, found.key, found.name, found.place), reference.runs))
@@ -410,33 +418,10 @@ class CodeWalk:
                 content.changed |= _changed_place(found.key, found.value)
         for passed in names.passed:
             called = None if passed.is_parameter else self._referred(Reference(passed.called, needed=False), scope, scratch)
-            if called is not None and self._changes_argument(called.value, passed):
+            if called is not None and changes_argument(called.value, passed):
                 found = self._referred(Reference(passed.path, needed=False), scope, scratch)
                 content.changed |= _changed_place(found.key, found.value) if found is not None and found.value is not MISSING else set()
         content.changed_attributes |= {(0, how, name) for how, name in names.changed_attributes}
-
-    def _changes_argument(self, called: Any, passed: Passed, seen: frozenset[Any] = frozenset()) -> bool:
-        """Tell whether a function changes what it is passed."""
-        if type(called) is not types.FunctionType or not is_project_file(called.__code__.co_filename):
-            return False
-        code = called.__code__
-        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        name = passed.keyword if passed.position < 0 else names[passed.position] if passed.position < code.co_argcount else ""
-        return self._changes_parameter(called, name, seen)
-
-    def _changes_parameter(self, function: types.FunctionType, name: str, seen: frozenset[Any] = frozenset()) -> bool:
-        """Tell whether a function changes what one of its parameters is, itself or by a function that it passes it to."""
-        if (function, name) in seen:
-            return False
-        try:
-            names = names_of(_the_definition(function, function_definitions(function))[0])
-        except CodeKeyError:
-            return False
-        if name in names.changed_parameters:
-            return True
-        inner = [passed for passed in names.passed if passed.is_parameter and passed.path[0] == name]
-        seen |= {(function, name)}
-        return any(self._changes_argument(_looked_up(function.__globals__, passed.called), passed, seen) for passed in inner)
 
     def _check_finder(self, content: Content, reference: Reference, scope: _Scope, found: Optional[_Found]) -> None:
         """Tell of functions that find code by a name made at run time."""
@@ -463,7 +448,7 @@ class CodeWalk:
 
     def _bound(self, value: Any, key: Any, name: str, place: Place) -> Node:
         """Return the node of what a name stands for."""
-        if type(value) is Leaf or (_is_module(value) and not is_project_module(value.__name__)):
+        if type(value) is Leaf or (is_module(value) and not is_project_module(value.__name__)):
             return self._external(value)
         if is_code(value):
             return self._code(value)
@@ -486,24 +471,26 @@ class CodeWalk:
             if value is MISSING:
                 return _Found(None, problem)
             imported = reference.imported
-            key: Any = ("import", imported) if _is_module(value) else ("name", imported.module, imported.name)
+            key: Any = ("import", imported) if is_module(value) else ("name", imported.module, imported.name)
             found = _Found(key, f"{imported.module}.{imported.name}".strip("."), value)
-            if not _is_module(value) and imported.module in sys.modules:
+            if not is_module(value) and imported.module in sys.modules:
                 found = _Found(key, found.name, value, Place("", vars(sys.modules[imported.module]), imported.name))
         elif name in scope.cells:
             cell = scope.cells[name]
-            value = _content(cell)
-            content.still.append(lambda: _content(cell) is value)
+            value = cell_content(cell)
+            content.still.append(lambda: cell_content(cell) is value)
             self._kept.append(cell)
-            place = Place(scope.filename, None if (made := _cell_made(scope, name)) is None else scope.namespace, made=made)
+            place = Place(
+                scope.filename, None if (made := cell_made(scope.filename, scope.definition, name)) is None else scope.namespace, made=made
+            )
             found = _Found(("cell", id(cell)), f"{scope.name}.{name}", value, place)
         elif name in scope.namespace:
             value = scope.namespace[name]
-            content.still.append(_same_name(scope.namespace, name, value))
+            content.still.append(same_name(scope.namespace, name, value))
             shown = f"{scope.namespace.get('__name__', '')}.{name}"
             found = _Found((id(scope.namespace), name), shown, value, Place(scope.filename, scope.namespace, name))
         else:
-            content.still.append(_same_name(scope.namespace, name, MISSING))
+            content.still.append(same_name(scope.namespace, name, MISSING))
             return None if hasattr(builtins, name) else _Found(None, f"there is nothing of the name {name}")
         if found.value is MISSING:
             return _Found(None, f"{name} has no value yet")
@@ -512,7 +499,7 @@ class CodeWalk:
     def _member(self, found: _Found, attributes: Sequence[str], content: Content) -> Optional[_Found]:
         """Follow attributes as long as they lead through modules of the project."""
         for attribute in attributes:
-            if not _is_module(found.value) or not is_project_module(found.value.__name__):
+            if not is_module(found.value) or not is_project_module(found.value.__name__):
                 break
             if attribute == "__dict__":  # any name of the module may be read from there
                 break
@@ -522,7 +509,7 @@ class CodeWalk:
             value, shown = module_member(module, attribute), f"{module.__name__}.{attribute}"
             if value is MISSING:
                 return _Found(None, f"there is no {shown}")
-            content.still.append(_same_name(namespace, attribute, value))
+            content.still.append(same_name(namespace, attribute, value))
             place = Place(getattr(module, "__file__", None) or "", namespace, attribute)
             found = _Found((id(namespace), attribute), shown, value, place)
         return None if found.name.rpartition(".")[2] in _MODULE_ITEMS else found
@@ -534,11 +521,11 @@ class CodeWalk:
         if node.place is None:
             return node.content
         key, value = self._values[node]
-        is_changed = functools.partial(self._is_changed, attributes)
+        is_changed = functools.partial(attribute_change, attributes)
         how = ""
         if ("rebound", key) in changed:
             how = "to"
-        elif key in changed or (not _is_atom(value) and ("value", id(value)) in changed):
+        elif key in changed or (not is_atom(value) and ("value", id(value)) in changed):
             how = "in"
         elif key[0] in ("class", "attribute"):
             how = self._is_attribute_changed(attributes, self._classes.get(key[1]), key[2])
@@ -550,11 +537,6 @@ class CodeWalk:
         self.fresh.add(content)
         self._finish()
         return content
-
-    @staticmethod
-    def _is_changed(attributes: frozenset[Any], cls: type, name: str) -> str:
-        owners = (0, *map(id, cls.__mro__))
-        return next((how for how in ("to", "in") if any((owner, how, name) in attributes for owner in owners)), "")
 
     def _is_attribute_changed(self, attributes: frozenset[Any], cls: Optional[type], name: str) -> str:
         """Tell how code changes an attribute of a function or class: by that class, one below or one above it."""
@@ -581,7 +563,7 @@ class CodeWalk:
         content.changed = frozenset(changed for part in encoder.changed for changed in _changed_place(None, part) if changed)
         is_seen = not encoder.problems or token != type_text(value)
         is_bound = False
-        if how or encoder.has_state or (encoder.problems and place.namespace is not None and not _is_module(value)):
+        if how or encoder.has_state or (encoder.problems and place.namespace is not None and not is_module(value)):
             is_bound = self._add_statements(content, place, node, needed=not encoder.problems and (bool(how) or encoder.is_loose))
         if how and not is_bound:
             content.is_absent = place.is_added and not isinstance(token, Node)
@@ -590,9 +572,9 @@ class CodeWalk:
             told = {f"{node.name}: {problem}; it counts by its type only": node.line for problem in encoder.problems}
             content.problems = told | content.problems
         if how == "in":
-            content.still.append(_same_code(value))
-        elif not how and is_seen and not _is_atom(value):  # what counts by its type only is not looked at again
-            content.still.append(_same_value(value, lambda cls, name: content.consulted.get((cls, name), "")))
+            content.still.append(same_code(value))
+        elif not how and is_seen and not is_atom(value):  # what counts by its type only is not looked at again
+            content.still.append(same_value(value, lambda cls, name: content.consulted.get((cls, name), "")))
         if place.filename:
             self._note_file(content, place.filename)
         return content
@@ -614,7 +596,7 @@ class CodeWalk:
         return is_bound
 
     def _code_or_module(self, pyobj: Any) -> Node:
-        return self._external(pyobj) if _is_module(pyobj) else self._code(pyobj)
+        return self._external(pyobj) if is_module(pyobj) else self._code(pyobj)
 
     def _note_file(self, content: Content, filename: str) -> None:
         content.files.add(filename)
@@ -625,166 +607,6 @@ class CodeWalk:
 _MODULE_ITEMS: Final = frozenset({"__builtins__", "__doc__", "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__"})
 
 
-# --- whether it still holds -----------------------------------------------------------------------------
-
-
-def _same_name(namespace: dict[str, Any], name: str, value: Any) -> Callable[[], bool]:
-    return lambda: namespace.get(name, MISSING) is value
-
-
-def _same_value(value: Any, is_changed: Changed) -> Callable[[], bool]:
-    taken = fingerprint(value, is_changed)
-    return lambda: bool(fingerprint(value, is_changed) == taken)
-
-
-def _same_code(value: Any) -> Callable[[], bool]:
-    taken = code_in(value)  # kept, so that no id is given anew
-    ids = set(map(id, taken))
-    return lambda: len(taken) >= 0 and set(map(id, code_in(value))) == ids
-
-
-def _unchanged_function(function: types.FunctionType) -> Callable[[], bool]:
-    code, given, named = function.__code__, function.__defaults__, function.__kwdefaults__
-    attributes = _unchanged_attributes(function)
-    return lambda: function.__code__ is code and function.__defaults__ is given and function.__kwdefaults__ is named and attributes()
-
-
-def _unchanged_attributes(pyobj: Any) -> Callable[[], bool]:
-    taken = dict(instance_attributes(pyobj))
-    return lambda: _are_same(instance_attributes(pyobj), taken)
-
-
-def _unchanged_class(cls: type) -> Callable[[], bool]:
-    taken, bases = dict(vars(cls)), cls.__bases__
-    return lambda: cls.__bases__ is bases and _are_same(vars(cls), taken)
-
-
-def _are_same(now: Any, taken: dict[str, Any]) -> bool:
-    return len(now) == len(taken) and all(now.get(name, MISSING) is item for name, item in taken.items())
-
-
-# --- objects --------------------------------------------------------------------------------------------
-
-
-def _is_module(value: Any) -> TypeGuard[types.ModuleType]:
-    return issubclass(type(value), types.ModuleType)  # not isinstance: a proxy may raise when it is asked what it is
-
-
-def _is_atom(value: Any) -> bool:
-    return issubclass(type(value), _ATOMS)
-
-
 def _changed_place(key: Any, value: Any) -> set[object]:
     """Return how it is noted that code changes a value: by where it is, and by which it is, wherever else that is."""
-    return {key} if _is_atom(value) else {key, ("value", id(value))}
-
-
-def _subclasses(cls: type) -> list[type]:
-    found: list[type] = []
-    stack = [cls]
-    while stack:
-        known: list[type] = type.__subclasses__(stack.pop())
-        for below in known:
-            if is_project_class(below) and below not in found:
-                found.append(below)
-                stack.append(below)
-    return found
-
-
-def _made_fields(cls: type) -> list[Any]:
-    """Return what `make_dataclass` was told of the fields of a class."""
-    fields: Any = vars(cls).get("__dataclass_fields__")
-    found = []
-    for field in fields.values() if isinstance(fields, dict) else ():
-        parts = (field.name, field.type, field.default, field.default_factory, field.init, field.kw_only)
-        found.append([None if type(part).__name__ == "_MISSING_TYPE" else part for part in parts])
-    return found
-
-
-def _looked_up(namespace: dict[str, Any], path: Sequence[str]) -> Any:
-    found: Any = namespace.get(path[0], MISSING)
-    for attribute in path[1:]:
-        found = vars(found).get(attribute, MISSING) if _is_module(found) else MISSING
-    return found
-
-
-def _is_project_code(pyobj: Any) -> bool:
-    if isinstance(pyobj, type):
-        return is_project_class(pyobj)
-    if isinstance(pyobj, types.FunctionType):
-        return is_project_file(pyobj.__code__.co_filename) or wrapped_of(pyobj) is not None
-    return wrapped_of(pyobj) is not None or isinstance(pyobj, (staticmethod, classmethod, property))
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return MISSING
-
-
-def _cell_made(scope: _Scope, name: str) -> Optional[tuple[ast.AST, ...]]:
-    """Return how the function around a definition makes what a closure cell holds; None if that is given to it."""
-    import ast
-
-    if scope.definition is None:
-        return None
-    for outer in enclosing_definitions(scope.filename, scope.definition):
-        arguments = [*outer.args.posonlyargs, *outer.args.args, outer.args.vararg, *outer.args.kwonlyargs, outer.args.kwarg]
-        if any(argument is not None and argument.arg == name for argument in arguments):
-            return None
-        body = outer.body if isinstance(outer.body, list) else []
-        found = [
-            statement
-            for statement in body
-            if any(isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load) for node in ast.walk(statement))
-        ]
-        if found:
-            return tuple(found)
-    return None
-
-
-def _given_defaults(function: types.FunctionType, definition: Definition) -> dict[str, tuple[Any, Optional[ast.expr]]]:
-    """Return the defaults of a function's parameters by name, with what is written, but for the constants that stand in its text."""
-    import ast
-
-    if isinstance(definition, ast.ClassDef):
-        return {}
-    arguments = definition.args
-    every = [*arguments.posonlyargs, *arguments.args]
-    positional, named = function.__defaults__ or (), function.__kwdefaults__ or {}
-    written: list[Optional[ast.expr]] = [*arguments.defaults] if len(arguments.defaults) == len(positional) else [None] * len(positional)
-    names = [argument.arg for argument in every[len(every) - len(positional) :]]
-    keywords = {argument.arg: default for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
-    found = {name: (item, expression) for name, item, expression in zip(names, positional, written, strict=False)}
-    found |= {name: (item, keywords.get(name)) for name, item in sorted(named.items())}
-    return {name: given for name, given in found.items() if not isinstance(given[1], ast.Constant)}
-
-
-# --- definitions --------------------------------------------------------------------------------------------
-
-
-def _the_definition(pyobj: Any, definitions: Sequence[Definition]) -> tuple[Definition, bytes]:
-    texts = {canonical_text(node): node for node in definitions}
-    if len(texts) > 1:
-        lines = ", ".join(sorted({str(node.lineno) for node in definitions}))
-        raise CodeKeyError(name_of(pyobj), f"it may be any of {len(definitions)} on line {lines}; give each a line and a name of its own")
-    [(text, node)] = texts.items()
-    return node, text
-
-
-_texts: dict[int, tuple[types.CodeType, bytes]] = {}
-
-
-def _check_as_before(function: types.FunctionType, text: bytes) -> None:
-    """Refuse a definition that another file has put in the place of what was loaded."""
-    code = function.__code__
-    known = _texts.get(id(code))
-    if known is not None and known[0] is code and known[1] != text:
-        where = f"line {code.co_firstlineno} of {code.co_filename}"
-        problem = f"it is not on {where} as it was; the file changed after it was loaded, so start again"
-        raise CodeKeyError(name_of(function), problem, stale=True)
-    if known is None:
-        while len(_texts) >= _TEXTS_KEPT:
-            _texts.pop(next(iter(_texts)), None)
-        _texts[id(code)] = (code, text)
+    return {key} if is_atom(value) else {key, ("value", id(value))}

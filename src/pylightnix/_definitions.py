@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Optional, Union
 
+from pylightnix._syntax import canonical_text
 from pylightnix._typed import is_without_file, program_name, typed_lines
 from pylightnix.errors import CodeKeyError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     FunctionNode: TypeAlias = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda]
 
 __all__ = [
+    "check_as_before",
     "class_definitions",
     "class_file",
     "enclosing_definitions",
@@ -34,10 +36,12 @@ __all__ = [
     "parse_file",
     "parsed_files",
     "spelled_paths",
+    "the_definition",
 ]
 
 _FILES_KEPT: Final = 64
 """Parsed files that are remembered: a program's own, without holding every notebook cell of a long day."""
+_TEXTS_KEPT: Final = 8192
 _CALL_SHAPE: Final = 0x04 | 0x08 | 0x20
 """Code flags: takes ``*args``, takes ``**kwargs``, is a generator."""
 
@@ -283,3 +287,32 @@ def _compiled(node: ast.Lambda) -> types.CodeType:
 def _shape(code: types.CodeType) -> tuple[Any, ...]:
     counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _CALL_SHAPE)
     return (*counts, code.co_varnames, code.co_names, code.co_code, ascii(code.co_consts))
+
+
+# --- which one it is -----------------------------------------------------------------------------------------
+
+
+def the_definition(pyobj: Any, definitions: Sequence[Definition]) -> tuple[Definition, bytes]:
+    texts = {canonical_text(node): node for node in definitions}
+    if len(texts) > 1:
+        lines = ", ".join(sorted({str(node.lineno) for node in definitions}))
+        raise CodeKeyError(name_of(pyobj), f"it may be any of {len(definitions)} on line {lines}; give each a line and a name of its own")
+    [(text, node)] = texts.items()
+    return node, text
+
+
+_texts: dict[int, tuple[types.CodeType, bytes]] = {}
+
+
+def check_as_before(function: types.FunctionType, text: bytes) -> None:
+    """Refuse a definition that another file has put in the place of what was loaded."""
+    code = function.__code__
+    known = _texts.get(id(code))
+    if known is not None and known[0] is code and known[1] != text:
+        where = f"line {code.co_firstlineno} of {code.co_filename}"
+        problem = f"it is not on {where} as it was; the file changed after it was loaded, so start again"
+        raise CodeKeyError(name_of(function), problem, stale=True)
+    if known is None:
+        while len(_texts) >= _TEXTS_KEPT:
+            _texts.pop(next(iter(_texts)), None)
+        _texts[id(code)] = (code, text)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Optional
 
 from pylightnix._lookups import LOOKUPS, constant_member, constant_source, constant_text
 from pylightnix._lookups import path_of as _path
+from pylightnix._references import Imported, Names, Passed, Reference
 from pylightnix._syntax import without_stage_decorator
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pylightnix._definitions import FunctionNode
     from pylightnix._syntax import Definition
 
-__all__ = ["CHANGING_METHODS", "Imported", "Names", "Passed", "Reference", "names_of", "names_of_statements"]
+__all__ = ["CHANGING_METHODS", "names_of", "names_of_statements"]
 
 CHANGING_METHODS: Final = frozenset(
     {
@@ -45,75 +46,6 @@ _CONSTRUCTORS: Final = frozenset({"__attrs_post_init__", "__init__", "__new__", 
 _LOADING_METHODS: Final = frozenset({"__class_getitem__", "__init_subclass__", "__prepare__", "__set_name__"})
 """Methods that run while classes are made."""
 _CONTAINERS: Final = frozenset({"bytearray", "dict", "list", "set"})
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Imported:
-    """An import statement inside a definition."""
-
-    level: int
-    """How many dots stand before the module's name."""
-    module: str
-    name: str
-    """What is imported from the module; empty for the module itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """One use of a name."""
-
-    path: tuple[str, ...]
-    """The name, then the attributes behind it."""
-    imported: Optional[Imported] = None
-    needed: bool = True
-    """False if it may well stand for nothing: in annotations, and in class bodies that bind it too."""
-    is_open: bool = True
-    """False if all that is done with it is known: a module that is only imported, `eval` of a constant text."""
-    line: int = 0
-    """Where it is used first."""
-    runs: bool = True
-    """False if it is used only while the definition is made: by decorators, annotations, the body of a class."""
-
-    @property
-    def text(self) -> str:
-        return ".".join(self.path)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Passed:
-    """Something that is named, as an argument of a call."""
-
-    called: tuple[str, ...]
-    position: int
-    """Of the argument, -1 of one that is given by keyword."""
-    keyword: str
-    path: tuple[str, ...]
-    is_parameter: bool
-    """Whether it is a parameter of the definition itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The references of a definition."""
-
-    references: tuple[Reference, ...]
-    """Sorted, without doubles."""
-    changed: frozenset[tuple[str, ...]]
-    """Paths of what the definition changes when it runs."""
-    indexed: frozenset[tuple[str, ...]] = frozenset()
-    """Paths of what it reads items of, which changes a `defaultdict`."""
-    rebound: frozenset[tuple[str, ...]] = frozenset()
-    """Those of them that it binds to something else: names declared `global` or `nonlocal`."""
-    changed_parameters: frozenset[str] = frozenset()
-    """Names of the definition's own parameters that it changes."""
-    passed: tuple[Passed, ...] = ()
-    """What it passes on to functions that may change it."""
-    changed_attributes: frozenset[tuple[str, str]] = frozenset()
-    """Attributes that it changes, of whatever object: ``in`` or ``to`` and the name, as what they hold or what they stand for changes."""
-    own_changed_attributes: frozenset[tuple[str, str]] = frozenset()
-    """Attributes that the methods of a class change of their own object, after it was made."""
-    finds_subclasses: bool = False
-    """Whether it asks a class which classes are built on it."""
 
 
 @functools.lru_cache(maxsize=4096)  # as the text of a definition is: nodes of parsed files stay as they are

@@ -65,7 +65,7 @@ class CodeEntry:
     """One thing that a digest covers."""
 
     kind: str
-    """``function``, ``class``, ``data``, ``state`` (data that the code itself changes: its value does not count),
+    """``function``, ``class``, ``data``, ``state`` (data that the code itself changes: what binds it counts),
     ``wrapper`` (a decorated function), ``external`` (of an installed package), ``version``."""
     digest: str
     """Of this definition or value alone, 64 hex digits."""
