@@ -33,7 +33,7 @@ class Keep:
 
     days: float = 30.0
     bytes_in_all: int = 1 << 30
-    empty: int = 20_000
+    empty: int = 5_000
     """How many logs of builds that wrote nothing."""
 
 
