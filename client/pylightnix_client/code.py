@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-import time
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Optional
 
+from pylightnix._started import PROGRAM_STARTED
 from pylightnix.attempt import realizer_digest, realizer_manifest
 from pylightnix.errors import CodeKeyError
 from pylightnix.travel.claims import CodeClaim, is_younger, module_files, sent_values
@@ -54,12 +53,12 @@ def sent_code(realizer: Realizer, *, travels: bool) -> SentCode:
     if manifest is None or manifest.digest != digest:
         return SentCode(digest, None)
     values = sent_values(name for name, entry in manifest.entries.items() if entry.kind == "data")
-    return SentCode(digest, CodeClaim(manifest.to_json(), module_files(manifest.entries), _process_start(), "", values))
+    return SentCode(digest, CodeClaim(manifest.to_json(), module_files(manifest.entries), PROGRAM_STARTED, "", values))
 
 
 def _is_stale(realizer: Any) -> bool:
     code = _code_of(realizer)
-    if code is None or not is_younger(code.co_filename, _process_start()):
+    if code is None or not is_younger(code.co_filename, PROGRAM_STARTED):
         return False
     try:
         with open(code.co_filename, "rb") as file:
@@ -93,18 +92,3 @@ def _codes(whole: types.CodeType) -> Iterator[types.CodeType]:
         code = stack.pop()
         yield code
         stack += [item for item in code.co_consts if isinstance(item, types.CodeType)]
-
-
-@functools.cache
-def _process_start() -> float:
-    """Return when this process began, UTC seconds since the epoch; 0 where the system does not tell.
-
-    One tick of the system's later, by which nothing of the project can have been read yet.
-    """
-    try:
-        with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
-            ticks = int(file.read().rpartition(")")[2].split()[19])
-        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        return booted + (ticks + 1) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError, AttributeError):
-        return 0.0

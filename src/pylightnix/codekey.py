@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Optional
 
+import pylightnix._started  # noqa: F401  # now, for it must not be younger than the modules of a program that forks
 from pylightnix._codegraph import Node, View, entry_digest, hashes, own_hash
 from pylightnix._codewalk import CodeWalk
 from pylightnix._definitions import name_of

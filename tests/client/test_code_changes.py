@@ -273,3 +273,13 @@ def test_large_values_stay() -> None:
         assert set(sent_values(f"{module.__name__}.{name}" for name in [*values, "nothing"])) == {f"{module.__name__}.small"}
     finally:
         del sys.modules[module.__name__]
+
+
+def test_process_that_was_forked_has_the_files_of_the_first(project: Project) -> None:
+    project.module.write_text(MODULE_OF_VALUES.format(values="LEVEL = 1", read="LEVEL"))
+    forks = "import os, sys\nimport stages_of_mine\nprint('loaded', flush=True)\nsys.stdin.readline()\n"
+    forks += "if os.fork():\n    os.wait()\n    os._exit(0)\n"
+    (project.folder / "program.py").write_text(forks + PROGRAM.replace('print("loaded", flush=True)\nsys.stdin.readline()\n', ""))
+    program = project.load("forked")
+    project.module.write_text(project.module.read_text().replace("LEVEL = 1", "LEVEL = 2"))
+    assert project.go(program).startswith("code-changed ")
