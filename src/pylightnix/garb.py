@@ -70,8 +70,7 @@ def gc_exceptions(keep_paths: Iterable[str], S: Optional[StorageSettings] = None
         OSError: a folder in them cannot be read, so what it keeps is not known.
     """
     found: set[Union[DRef, RRef]] = set()
-    # One path is meant as a list of it: the letters of a text are no paths.
-    for path in [keep_paths] if isinstance(keep_paths, (str, os.PathLike)) else keep_paths:
+    for path in _listed(keep_paths):
         if not os.path.lexists(path):
             raise Misuse(f"gc expects folders whose links say what is to be kept, found nothing at {path}")
         for candidate in (path, *_links_below(path, S)):
@@ -79,6 +78,11 @@ def gc_exceptions(keep_paths: Iterable[str], S: Optional[StorageSettings] = None
             if place is not None and _is_there(place[0], S):
                 found.add(place[0])
     return sorted(DRef(ref) for ref in found if not isrref(ref)), sorted(RRef(ref) for ref in found if isrref(ref))
+
+
+def _listed(paths: Iterable[str]) -> list[str]:
+    # One path is meant as a list of it: the letters of a text are no paths.
+    return [os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
 
 
 def _links_below(path: str, S: Optional[StorageSettings]) -> Iterator[str]:
@@ -96,7 +100,7 @@ def _links_below(path: str, S: Optional[StorageSettings]) -> Iterator[str]:
 def failed_candidates(keep_paths: Iterable[str], S: Optional[StorageSettings] = None) -> dict[str, int]:
     """Return the folders of failed builds that no link in these folders leads to, each with its bytes."""
     found = failed_builds(S)
-    kept = {os.path.realpath(link) for path in keep_paths if found for link in (path, *_links_below(path, S))}
+    kept = {os.path.realpath(link) for path in _listed(keep_paths) if found for link in (path, *_links_below(path, S))}
     return {
         path: size
         for path, size in found.items()
