@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
 import pytest
@@ -151,12 +153,9 @@ def test_a_hello_that_never_ends_is_hung_up_on(daemon: Daemon, client: WireClien
     assert client.status().pid == daemon.process.pid
 
 
-def submission(daemon: Daemon) -> bytes:
-    """Return the bytes of a whole valid conversation; the operation's name is that of the daemon's next one."""
+def opening(daemon: Daemon) -> tuple[bytes, Callable[[str], bytes]]:
+    """Return how a whole valid conversation begins, and what follows it, given the name of the operation that it opens."""
     closure = stages.many(daemon.plans, 2)
-    with daemon.client() as client:
-        instance, _, number = client.open(closure).rpartition("-")
-        operation = f"{instance}-{int(number) + 1}"
     blob = pack_realizer(stages.plain).blob
     assert blob is not None
     name = hashlib.sha256(blob).hexdigest()
@@ -165,42 +164,60 @@ def submission(daemon: Daemon) -> bytes:
         {"config": config_bytes(d), "matcher": {"kind": "latest", "n": 1}, "realizer": {"kind": "python", "blob": name}}
         for d in closure.derivations
     ]
-    messages = [
-        [0, 2, "submit.open", [opened]],
-        [0, 3, "submit.blob", [{"operation": operation, "sha256": name, "size": len(blob), "data": blob}]],
-        [0, 4, "submit.add", [{"operation": operation, "derivations": specs}]],
-        [0, 5, "submit.commit", [{"operation": operation}]],
-        [0, 6, "subscribe", [{"operation": operation, "credit": 100, "log": True}]],
-        [0, 7, "wait", [{"operation": operation}]],
-    ]
-    return b"".join([HELLO, *map(msgpack.packb, messages)])
+
+    def rest(operation: str) -> bytes:
+        messages = [
+            [0, 3, "submit.blob", [{"operation": operation, "sha256": name, "size": len(blob), "data": blob}]],
+            [0, 4, "submit.add", [{"operation": operation, "derivations": specs}]],
+            [0, 5, "submit.commit", [{"operation": operation}]],
+            [0, 6, "subscribe", [{"operation": operation, "credit": 100, "log": True}]],
+            [0, 7, "wait", [{"operation": operation}]],
+        ]
+        return b"".join(map(msgpack.packb, messages))
+
+    return HELLO + msgpack.packb([0, 2, "submit.open", [opened]]), rest
+
+
+def answer_to(line: socket.socket, number: int, answers: dict[int, list[Any]]) -> Any:
+    """Return the result of a request; what is answered before that is added to `answers`."""
+    unpacker = msgpack.Unpacker()
+    while number not in answers:
+        piece = line.recv(1 << 16)
+        assert piece, answers
+        unpacker.feed(piece)
+        answers.update({message[1]: message for message in unpacker if message[0] == 1})
+    return answers[number][3]
+
+
+@contextmanager
+def connected(daemon: Daemon) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(DEADLINE_SECONDS)
+        line.connect(daemon.socket_path)
+        yield line
 
 
 def test_vanishing_at_any_point_of_a_submission(daemon: Daemon, client: WireClient) -> None:
-    size = len(submission(daemon))
-    for cut in sorted({1, *range(7, size, max(1, size // 40)), size - 1, size}):
-        data = submission(daemon)[:cut]
-        with socket.socket(socket.AF_UNIX) as line:
-            line.connect(daemon.socket_path)
-            line.sendall(data)
+    first, rest_of = opening(daemon)
+    size = len(first) + len(rest_of("op-0123456789"))
+    for cut in sorted({1, *range(7, size, max(1, size // 40)), len(first), size - 1, size}):
+        with connected(daemon) as line:
+            line.sendall(first[:cut])
+            if cut > len(first):
+                operation = answer_to(line, 2, {})["operation"]
+                line.sendall(rest_of(operation)[: cut - len(first)])
     assert any(client.status().operations == 0 for _ in range(5000))
 
 
 def test_a_submission_in_one_go(daemon: Daemon, client: WireClient) -> None:
-    """Requests that build on each other need not wait for each other's answers."""
+    """Requests that build on each other need not wait for each other's answers, once the operation has its name."""
+    first, rest_of = opening(daemon)
     for _ in range(20):
-        data = submission(daemon)
-        with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(DEADLINE_SECONDS)
-            line.connect(daemon.socket_path)
-            line.sendall(data)
-            unpacker = msgpack.Unpacker()
-            answers: dict[int, list[object]] = {}
-            while 7 not in answers:
-                piece = line.recv(1 << 16)
-                assert piece, answers
-                unpacker.feed(piece)
-                answers.update({message[1]: message for message in unpacker if message[0] == 1})
+        answers: dict[int, list[Any]] = {}
+        with connected(daemon) as line:
+            line.sendall(first)
+            line.sendall(rest_of(answer_to(line, 2, answers)["operation"]))
+            answer_to(line, 7, answers)
         assert [answer for answer in answers.values() if answer[2] is not None] == []
 
 
