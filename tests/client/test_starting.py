@@ -128,6 +128,7 @@ def test_what_dead_daemons_leave_is_in_nobodys_way(alone: Program) -> None:
         daemons.end_started_daemon(alone.store)
 
 
+@pytest.mark.slow  # eight programs and their daemons start at once
 def test_eight_builds_at_once_start_one_daemon(alone: Program) -> None:
     builds = [alone.start("build", "stages.py", "--json") for _ in range(8)]
     ended = [(*build.communicate(timeout=120), build.returncode) for build in builds]
@@ -140,14 +141,15 @@ def test_eight_builds_at_once_start_one_daemon(alone: Program) -> None:
 def test_programs_go_on_while_daemons_come_and_go(alone: Program) -> None:
     alone.write(
         "program.py",
-        "from pylightnix import instantiate, realize1, mkSS\nimport stages, sys\n"
-        "for _ in range(200): realize1(instantiate(stages.node, S=mkSS(sys.argv[1])))\n",
+        "from pylightnix import instantiate, realize1, mkSS\nimport os, stages, sys\n"
+        "while not os.path.exists('stop'): realize1(instantiate(stages.node, S=mkSS(sys.argv[1])))\n",
     )
     command = [sys.executable, "program.py", str(alone.store)]
     with subprocess.Popen(command, cwd=alone.folder, env=alone.environment, stderr=subprocess.PIPE) as program:
         for _ in range(2):
             daemon = daemons.start_daemon(str(alone.store), "--drain", "1")
             assert "BUG" not in daemons.end_daemon(daemon)
+        (alone.folder / "stop").touch()
         _, errors = program.communicate(timeout=120)
         assert program.returncode == 0, errors
 
