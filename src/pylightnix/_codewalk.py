@@ -56,7 +56,7 @@ from pylightnix._origins import is_project_class, is_project_file, is_project_mo
 from pylightnix._placing import NOWHERE, Place
 from pylightnix._references import Names, Reference
 from pylightnix._syntax import canonical_text
-from pylightnix._unseen import Line, finder_name
+from pylightnix._unseen import Line, finder_name, finder_of_module
 from pylightnix._wrappers import is_code, wrapped_of
 from pylightnix.errors import CodeKeyError, kind_of
 
@@ -431,8 +431,9 @@ class CodeWalk:
         attributes = reference.path[1:]
         if type(value) is Leaf:
             module, _, member = value.name.partition(":")
-            value, attributes = sys.modules.get(module), (*([member] if member else []), *attributes)
-        finder = finder_name(value, attributes)
+            finder = finder_of_module(module, [*([member] if member else []), *attributes])
+        else:
+            finder = finder_name(value, attributes)
         if finder:
             told = f"{scope.name}, line {reference.line}: what {finder} finds by a name or text made at run time"
             content.problems.setdefault(told, self._at)

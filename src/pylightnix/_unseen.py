@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Line", "finder_name"]
+__all__ = ["Line", "finder_name", "finder_of_module"]
 
 _FINDERS: Final = frozenset(
     {
@@ -45,15 +45,22 @@ def finder_name(value: Any, attributes: Sequence[str] = ()) -> str:
     """
     if value is sys.modules:
         return "sys.modules"
+    if "__globals__" in attributes:
+        return "__globals__"
     if issubclass(type(value), types.ModuleType):
-        if value.__name__.partition(".")[0] not in _FOUND_IN:
-            return ""
-        names = [
-            ".".join([value.__name__, *attributes[skipped:end]]) for skipped in range(len(attributes)) for end in range(len(attributes) + 1)
-        ]
-    elif issubclass(type(value), (types.FunctionType, types.BuiltinFunctionType, type)):
-        names = [f"{value.__module__}.{value.__qualname__}"]
-    else:
+        return finder_of_module(value.__name__, attributes)
+    if issubclass(type(value), (types.FunctionType, types.BuiltinFunctionType, type)):
+        return _known(f"{value.__module__}.{value.__qualname__}")
+    return ""
+
+
+def finder_of_module(module: str, attributes: Sequence[str]) -> str:
+    """Return the same of attributes of a module, which need not be loaded."""
+    if module.partition(".")[0] not in _FOUND_IN:
         return ""
-    found = next((name for name in names if name in _FINDERS), "")
-    return found.removeprefix("builtins.")
+    names = (".".join([module, *attributes[begin:end]]) for begin in range(len(attributes)) for end in range(len(attributes) + 1))
+    return next(filter(None, map(_known, names)), "")
+
+
+def _known(name: str) -> str:
+    return name.removeprefix("builtins.") if name in _FINDERS else ""

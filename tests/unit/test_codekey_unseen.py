@@ -74,6 +74,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
         "operator.attrgetter(name)(helpers)",
         "operator.methodcaller(name, 1)(helpers)",
         "runpy.run_path(name)",
+        "helpers.alpha.__globals__[name]",
         "runpy.run_module('helpers')",
         "pkgutil.resolve_name(name)",
         "[m.alpha(1) for m in [helpers]]",
@@ -91,6 +92,23 @@ def test_what_finds_code_by_name_is_told_at_its_line(project: Project, expressio
         source_digest(module.stage)
     assert all(sentence.startswith("main.stage, line 8: ") for sentence in code_manifest([module.stage]).unresolved)
     assert code_manifest([module.stage]).unresolved
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "from runpy import run_path as run\n    return run(name)",
+        "from importlib import import_module\n    return import_module(name)",
+        "import importlib as i\n    return i.import_module(name)",
+        "import pydoc\n    return pydoc.locate(name)",
+        "from sys import modules\n    return modules[name]",
+        "found = eval\n    return found(name)",
+    ],
+)
+def test_what_a_stage_imports_itself_is_told(project: Project, statements: str) -> None:
+    manifest = code_manifest([project.load(f"def stage(name):\n    {statements}\n").stage])
+    [told] = manifest.unresolved
+    assert told.startswith("main.stage, line ")
 
 
 def test_line_is_that_of_the_helper_that_does_it(project: Project) -> None:
