@@ -23,7 +23,7 @@ from typing import Any, Final, Optional
 from pylightnix._codenumpy import array_value, is_array, numpy_value
 from pylightnix._codetyping import typing_value
 from pylightnix._names import CHANGING_METHODS
-from pylightnix._origins import is_project_class, package_of
+from pylightnix._origins import is_project_class, is_project_module, package_of
 from pylightnix._wrappers import bound_object, instance_attributes, is_code, slot_attributes
 
 __all__ = ["Changed", "CodeIn", "Silent", "State", "Unseen", "Used", "code_in", "state_of"]
@@ -68,9 +68,6 @@ class Silent:
 class Used:
     """A value changes as it is used: an iterator, a generator of numbers. What binds it counts."""
 
-    is_quiet: bool = False
-    """Whether nobody need know if what binds it is not to be found."""
-
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
@@ -108,7 +105,9 @@ def state_of(value: Any, is_changed: Changed) -> State | Silent | Used | Unseen:
 def _builtin(value: Any, cls: type) -> Optional[State | Silent | Used | Unseen]:
     """Return what a value of a built-in type, or one near it, counts by."""
     if cls.__module__ == "logging" and cls.__name__ in ("Logger", "LoggerAdapter"):
-        return Used(is_quiet=True)  # its name may be that of the module, which does not count
+        # Names of modules do not count, and many a logger has one.
+        name = getattr(value, "name", "")
+        return State("logger", [None if name == "__main__" or (name in sys.modules and is_project_module(name)) else name])
     if cls is object or package_of(cls.__module__) in _SILENT_PACKAGES:
         return Silent()
     if issubclass(cls, functools.partial) and cls.__module__ == "functools":

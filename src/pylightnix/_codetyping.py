@@ -32,13 +32,14 @@ def typing_value(value: Any) -> Optional[list[Any]]:
         return ["ForwardRef", value.__forward_arg__]
     if cls.__name__ == "TypeAliasType":
         return ["type", value.__name__, value.__value__, list(value.__type_params__)]
+    if hasattr(value, "__metadata__"):
+        return ["annotated", value.__origin__, list(value.__metadata__)]
     origin = typing.get_origin(value)
     if origin is None:
         return ["special", getattr(value, "_name", None) or getattr(value, "__name__", None) or cls.__name__]
     if origin is types.UnionType or origin is typing.Union:
         return ["union", *typing.get_args(value)]
-    metadata = getattr(value, "__metadata__", ())
-    return ["alias", cls.__module__, origin, list(typing.get_args(value)), list(metadata)]
+    return ["alias", cls.__module__, origin, list(typing.get_args(value))]
 
 
 def _asked(value: Any, name: str) -> Any:

@@ -77,8 +77,6 @@ class Encoder:
     """What was met that does not count as it should."""
     has_state: bool = False
     """Whether a part does not count as it is, for code changes it or it changes as it is used."""
-    is_loose: bool = False
-    """Whether that must be told where what binds the value is not to be found."""
     changed: list[Any] = field(default_factory=list)
     """Such parts."""
     _count: int = 0
@@ -182,7 +180,7 @@ class Encoder:
             if cls is bytearray:
                 return _Made(b"bytearray", [hashlib.sha256(value).digest()])
             if cls is CodeIn:
-                self.has_state = self.is_loose = True
+                self.has_state = True
                 self.changed.append(value.value)
                 return self._code_in(value.value)
             if issubclass(type(cls), enum.EnumMeta):
@@ -221,7 +219,7 @@ class Encoder:
             self._kept.append(state.children)
             return (yield from self._items(state.kind, state.children, state.is_ordered))
         if isinstance(state, Used):
-            self.has_state, self.is_loose = True, self.is_loose or not state.is_quiet
+            self.has_state = True
             return _Made(b"used", [self.code(type(value))])
         if isinstance(state, Unseen):
             self._problem(state.problem, value)

@@ -411,7 +411,11 @@ class CodeWalk:
             found = self._referred(Reference(path, needed=False), scope, scratch)
             if found is not None and found.value is not MISSING:
                 content.changed |= _changed_place(found.key, found.value)
-                content.changed |= {("rebound", found.key)} if path in names.rebound else set()
+        for path in sorted(names.rebound):
+            owner = self._referred(Reference(path[:-1], needed=False), scope, scratch) if len(path) > 1 else None
+            found = self._referred(Reference(path, needed=False), scope, scratch)
+            if found is not None and found.value is not MISSING and (len(path) == 1 or (owner is not None and is_module(owner.value))):
+                content.changed |= {("rebound", found.key)}
         for path in sorted(names.indexed - names.changed):
             found = self._referred(Reference(path, needed=False), scope, scratch)
             if found is not None and issubclass(type(found.value), collections.defaultdict):
@@ -565,7 +569,8 @@ class CodeWalk:
         is_seen = not encoder.problems or token != type_text(value)
         is_bound = False
         if how or encoder.has_state or (encoder.problems and place.namespace is not None and not is_module(value)):
-            is_bound = self._add_statements(content, place, node, needed=not encoder.problems and (bool(how) or encoder.is_loose))
+            is_bound = self._add_statements(content, place, node, needed=not encoder.problems)
+            self._add_statements_of_subclasses(content, node)
         if how and not is_bound:
             content.is_absent = place.is_added and not isinstance(token, Node)
             content.text += type_text(value)
@@ -595,6 +600,14 @@ class CodeWalk:
             told = f"{node.name}: code changes it, and what binds it is not to be found; it counts by its type only"
             content.problems[told] = node.line
         return is_bound
+
+    def _add_statements_of_subclasses(self, content: Content, node: Node) -> None:
+        """Add the statements that fill an attribute of a class by the names of classes below it."""
+        key, _ = self._values[node]
+        for below in subclasses(self._classes[key[1]]) if key[0] == "class" else []:
+            module = sys.modules.get(below.__module__)
+            if module is not None and below.__qualname__ == below.__name__:
+                self._add_statements(content, Place("", vars(module), below.__name__, is_added=True), node, needed=False)
 
     def _code_or_module(self, pyobj: Any) -> Node:
         return self._external(pyobj) if is_module(pyobj) else self._code(pyobj)

@@ -256,6 +256,7 @@ class _Reader:
             self._change(node if isinstance(node, ast.Name) else node.value, scope)
             if isinstance(node, ast.Attribute):
                 self._attributes.append((scope, _path(node.value), ("to", node.attr)))
+                self._rebound += [(scope, path)] if (path := _path(node)) is not None else []
             elif isinstance(node, ast.Name):
                 self._rebound.append((scope, (node.id,)))
         elif isinstance(node, ast.Subscript) and (indexed := _path(node.value)) is not None:
@@ -383,6 +384,9 @@ class _Reader:
             *((-1, word.arg or "", word.value) for word in node.keywords),
         ]
         self._passed += [(scope, called, number, keyword, path) for number, keyword, value in given if (path := _path(value)) is not None]
+        for word in node.keywords:
+            if word.arg == "out":
+                self._change(word.value, scope)
         if not node.args:
             return
         if called[-1] in _CHANGING_FUNCTIONS or (called[0] in _CONTAINERS and called[-1] in CHANGING_METHODS):

@@ -67,7 +67,7 @@ class Names:
     indexed: frozenset[tuple[str, ...]] = frozenset()
     """Paths of what it reads items of, which changes a `defaultdict`."""
     rebound: frozenset[tuple[str, ...]] = frozenset()
-    """Those of them that it binds to something else: names declared `global` or `nonlocal`."""
+    """What it binds to something else: names declared `global` or `nonlocal`, and attributes, of modules perhaps."""
     changed_parameters: frozenset[str] = frozenset()
     """Names of the definition's own parameters that it changes."""
     passed: tuple[Passed, ...] = ()

@@ -136,6 +136,8 @@ def test_bound_methods_and_wrappers_of_callables(load: Load) -> None:
             ("functools.cmp_to_key(lambda a, b: a - b)", "a - b", "b - a"),
             ("struct.Struct('<i').pack", "<i", ">i"),
             ("collections.Counter('aab').most_common", "aab", "abb"),
+            ("logging.getLogger('a')", "'a'", "'b'"),
+            ("functools.partial(g, [logging.getLogger('a')])", "'a'", "'b'"),
         ),
     )
     own = "\ndef h(x): return x + 7\n"
