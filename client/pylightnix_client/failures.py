@@ -15,9 +15,10 @@ from typing import Any, Final, Optional
 import click
 
 import pylightnix.errors
-from pylightnix.errors import BuildError, PylightnixException, RemoteFailure
+from pylightnix.errors import BuildError, Misuse, PylightnixException, RemoteFailure
 from pylightnix.store.kept import left_by
 from pylightnix.travel.failures import RemoteTraceback
+from pylightnix.workfolder import program_folder
 from pylightnix_client.errors import TargetFailed
 
 __all__ = [
@@ -81,6 +82,9 @@ def report(error: BaseException) -> Report:
         return Report(error.code, str(error), error.exit_status, user_traceback(error.__cause__))
     if isinstance(error, PylightnixException):
         return Report(error.code, str(error), error.exit_status)
+    if isinstance(error, FileNotFoundError) and error.filename is None and program_folder() is None:
+        gone = "the folder that this command was started in was removed; go to another one"
+        return Report(Misuse.code, gone, Misuse.exit_status)
     message = f"{type(error).__name__}: {error}; this is a defect of Pylightnix, please report it with the traceback"
     return Report("internal", message, EXIT_INTERNAL, "".join(traceback.format_exception(error)))
 

@@ -19,6 +19,8 @@ from types import ModuleType
 from typing import Any, Optional
 
 from pylightnix.errors import StoreError, TargetNotFound
+from pylightnix.shadowing import load_ahead_of
+from pylightnix.workfolder import absolute, program_folder
 from pylightnix_client.errors import InvalidArgument, TargetFailed
 
 __all__ = ["LoadedStage", "choose_stage", "load_file", "load_module", "users_code"]
@@ -65,7 +67,7 @@ def load_file(path: str) -> ModuleType:
         TargetNotFound: there is no such file.
         TargetFailed: it raised.
     """
-    full = os.path.abspath(path)
+    full = absolute(path)
     if not os.path.isfile(full):
         raise TargetNotFound(f"there is no file {path}")
     packaged = _load_in_package(full, path)
@@ -119,7 +121,7 @@ def _load_in_package(full: str, path: str) -> Optional[ModuleType]:
 
 
 def _advice_on_packages(full: str) -> str:
-    here = os.path.relpath(full, os.getcwd())
+    here = os.path.relpath(full, program_folder() or "/")
     parts = here[: -len(".py")].split(os.sep)
     init = os.path.join(os.path.dirname(here), "__init__.py")
     if len(parts) > 1 and all(map(str.isidentifier, parts)):
@@ -151,7 +153,7 @@ def load_module(name: str) -> ModuleType:
         TargetNotFound: there is no such module.
         TargetFailed: it raised.
     """
-    _put_first(os.getcwd())
+    _put_first(absolute("."))
     try:
         with users_code(name, "importing it"):
             return importlib.import_module(name)
@@ -166,6 +168,7 @@ def load_module(name: str) -> ModuleType:
 
 def _put_first(folder: str) -> None:
     if sys.path[:1] != [folder]:
+        load_ahead_of([folder])
         sys.path.insert(0, folder)
 
 

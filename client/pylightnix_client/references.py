@@ -18,6 +18,7 @@ from pylightnix.errors import InvalidReference
 from pylightnix.refs import isdref, isrref, rref2dref, undref
 from pylightnix.storage import store_layout
 from pylightnix.types import DRef, RRef, StorageSettings
+from pylightnix.workfolder import program_folder
 
 if TYPE_CHECKING:
     from pylightnix.embedded import Outcome
@@ -193,7 +194,7 @@ def _is_there(module: str) -> bool:
     """Tell whether there is a module or a package of which `module` may be one. Imports nothing."""
     from importlib.machinery import PathFinder
 
-    return PathFinder.find_spec(module.partition(".")[0], [os.getcwd(), *sys.path]) is not None
+    return PathFinder.find_spec(module.partition(".")[0], [*filter(None, [program_folder()]), *sys.path]) is not None
 
 
 def _built(found: _Found, S: StorageSettings, by_name: bool) -> Sequence[Reference]:

@@ -20,6 +20,7 @@ from pylightnix.errors import PylightnixException
 from pylightnix.storage import fsroot, fsstorage, mkSS, root_in, store_layout
 from pylightnix.store.access import make_folders
 from pylightnix.store.layout import StoreLayout
+from pylightnix.workfolder import absolute
 from pylightnixd.fetch_builds import FetchSettings
 from pylightnixd.inheritance import renew_streams, settle
 from pylightnixd.limits import Limits
@@ -83,15 +84,15 @@ def main(config: Optional[str], foreground: bool, wait: Optional[float], **optio
     try:
         fds = listening_fds(os.environ)
         inherited = settle(fds)
-        path = os.path.abspath(config.removeprefix("-")) if config else None
+        path = absolute(config.removeprefix("-")) if config else None
         may_be_absent = config is not None and config.startswith("-")
 
         # Absolute now, for it is read again when this process is elsewhere.
-        options.update({name: os.path.abspath(options[name]) for name in ("store", "state", "socket") if options[name]})
+        options.update({name: absolute(options[name]) for name in ("store", "state", "socket") if options[name]})
         if options["store"] and (root := root_in(options["store"])) != options["store"]:
             click.echo(f"pylightnixd: there is no store in {options['store']}; using the one in {root}", err=True)
             options["store"] = root
-        os.environ.update({name: os.path.abspath(os.environ[name]) for name in STORE_VARIABLES if os.environ.get(name)})
+        os.environ.update({name: absolute(os.environ[name]) for name in STORE_VARIABLES if os.environ.get(name)})
         options["tags"] = dict(options["tags"]) or None
 
         def read() -> Settings:
@@ -131,7 +132,7 @@ def _settings(said: SettingsFile, fds: list[int]) -> Settings:
     if fds:
         path = _path_of(fds[0])
     elif said.socket is not None:
-        path = os.path.abspath(said.socket)
+        path = absolute(said.socket)
         check_socket_path(path)
     else:
         path = usual_socket_path(layout.state, os.environ)
@@ -181,7 +182,7 @@ def _layout(store: Optional[str], state: Optional[str]) -> StoreLayout:
     layout = store_layout(settings)
     if state is None:
         return layout
-    return StoreLayout(storage=str(fsstorage(settings)), tmp=os.path.join(fsroot(settings), "tmp"), state=os.path.abspath(state))
+    return StoreLayout(storage=str(fsstorage(settings)), tmp=os.path.join(fsroot(settings), "tmp"), state=absolute(state))
 
 
 def _serve(settings: Settings, read: Callable[[], Settings], fds: list[int], ready_fd: Optional[int] = None) -> None:

@@ -87,6 +87,7 @@ class AutoStage:
         check_runs_when_called(f)
         functools.update_wrapper(self, f)
         self._steering, self._registry, self._items = steering, r, items
+        self._check_names()
         self._check_keywords()
         self.__signature__ = self._signature()
         # One object each, so that registering the same derivation again is seen to be the same.
@@ -177,6 +178,13 @@ class AutoStage:
             made = build_wrapper(self._body(steering), nouts=steering.nouts)
             self._realizers[key] = steered(made, steering.options, steering.sourcedeps)
         return self._realizers[key]
+
+    def _check_names(self) -> None:
+        p = self._parameters.get("r")
+        if p is not None and p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+            raise ConflictingArguments(
+                f"{self!r} has a parameter 'r', and 'r' is the registry in every call of a stage; rename the parameter"
+            )
 
     # --- what other kinds of stages do otherwise ------------------------------------------------------
 
@@ -273,6 +281,8 @@ def autostage(
     Raises:
         ConflictingArguments: a keyword is also the default of a parameter.
     """
+    if r is not None and not isinstance(r, Registry):
+        raise InvalidStageCall(f"autostage takes for r a registry, found {shown(r)}; give a config item another name")
 
     def decorate(f: Callable[..., Any]) -> AutoStage:
         steering, items = sorted_keywords(f, {**kwargs, "sourcedeps": sourcedeps})

@@ -17,6 +17,7 @@ from pylightnix.refs import isdref, isrefpath, isrref, undref, unrref
 from pylightnix.registry import write_waiting
 from pylightnix.storage import fsstorage
 from pylightnix.types import DRef, Path, RefPath, RRef, StorageSettings
+from pylightnix.workfolder import absolute
 
 __all__ = [
     "catref",
@@ -235,6 +236,7 @@ def linkdref(dref: DRef, destdir: Optional[str] = None, format: str = "_rref_%(N
 
 def _link(folder: str, destdir: Optional[str], name: str) -> Path:
     path = os.path.join(destdir or ".", name)
+    absolute(path)  # a link in a folder that was removed leads nowhere
     # A relative link counts from where its folder really is.
     forcelink(os.path.relpath(os.path.realpath(folder), os.path.realpath(os.path.dirname(path))), path)
     return Path(path)

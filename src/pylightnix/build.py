@@ -394,9 +394,17 @@ def build_environ(b: Build, env: Optional[dict[str, str]] = None) -> dict[str, s
     """Return a copy of `env` (this process's environment by default) with every top-level config item as text.
 
     A refpath that is in one place becomes that path.
+
+    Raises:
+        Misuse: an item cannot be an environment variable.
     """
     environ = dict(os.environ if env is None else env)
     for key, value in build_config(b).val.items():
         paths = build_paths(b, value) if isrefpath(value) else []
         environ[key] = paths[0] if len(paths) == 1 else str(value)
+        if not key or "=" in key or "\0" in key or "\0" in environ[key]:
+            raise Misuse(
+                f"the config item {key!r} of {b.dref} cannot be an environment variable, whose name has no '=' and which holds no NUL; "
+                "rename the item, or make the environment of build_config(b).val"
+            )
     return environ

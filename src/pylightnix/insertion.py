@@ -19,6 +19,7 @@ from pylightnix.store.removal import make_movable, remove_tree
 from pylightnix.store.store import Store, open_store
 from pylightnix.timestamps import parsetime
 from pylightnix.types import Context, DRef, RRef, StorageSettings
+from pylightnix.workfolder import absolute
 
 __all__ = ["insert_here", "insert_output", "moved_output"]
 
@@ -28,7 +29,7 @@ def insert_output(dref: DRef, context: Context, folder: str, S: StorageSettings 
     from pylightnix.remote import insert
 
     deps = {dep: sorted(context_deref(context, dep)) for dep in cfgdeps(written_config(dref, S))}
-    path = os.path.abspath(folder)
+    path = absolute(folder)
     if os.path.islink(path) or not os.path.isdir(path):
         raise Misuse(f"mkrealization expects the folder that is to become a realization of {dref}, found none at {path}")
     return insert(dref, deps, path, _start_of(path), S)

@@ -408,6 +408,11 @@ def instantiate(
         InvalidStorage: `S` and the registry's store differ.
         ForeignDerivation, MissingDerivation: the result needs what this registry does not have.
     """
+    if S is not None and not isinstance(S, StorageSettings):
+        raise Misuse(
+            f"S expects the settings of a store, found {shown(S)}; write S=mkSS({str(S)[:200]!r}), or give a config item "
+            "of that name in a call of your own: instantiate(lambda r: stage(r=r, S=…))"
+        )
     registry = tlregistry(r)
     if registry is None:
         registry = mkregistry(S)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Optional, TypeAlias, Union
 from pylightnix.errors import InvalidStorage, Misuse, StoreExists
 from pylightnix.store.layout import STORAGE_NAME, StoreLayout, state_folder
 from pylightnix.types import Path, StorageSettings
+from pylightnix.workfolder import absolute
 
 if TYPE_CHECKING:
     from pylightnix.registry import Registry
@@ -60,7 +61,7 @@ def mkSS(root: AnyPath, stordir: Optional[AnyPath] = None, tmpdir: Optional[AnyP
 
     Relative paths are made absolute, for a build works in another folder.
     """
-    return StorageSettings(*(None if part is None else Path(os.path.abspath(part)) for part in (root, stordir, tmpdir)))
+    return StorageSettings(*(None if part is None else Path(absolute(part)) for part in (root, stordir, tmpdir)))
 
 
 def root_in(folder: AnyPath) -> str:
@@ -104,7 +105,7 @@ def absolute_settings(S: Optional[StorageSettings]) -> Optional[StorageSettings]
     S = _checked(S)
     if all(part is None or part[:1] == "/" for part in S):
         return S
-    return StorageSettings(*(None if part is None else Path(os.path.abspath(part)) for part in S))
+    return StorageSettings(*(None if part is None else Path(absolute(part)) for part in S))
 
 
 def setstorage(S: Optional[StorageSettings]) -> Optional[StorageSettings]:
@@ -129,7 +130,7 @@ def fsroot(S: Optional[StorageSettings] = None) -> Path:
     settings = tlstorage(S)
     given = (settings.root if settings else None) or os.environ.get("PYLIGHTNIX_ROOT")
     if given:
-        return Path(os.path.abspath(given))
+        return Path(absolute(given))
     import platformdirs  # here, for it costs every start some milliseconds otherwise
 
     return Path(platformdirs.user_data_dir("pylightnix"))
@@ -139,19 +140,19 @@ def fsstorage(S: Optional[StorageSettings] = None) -> Path:
     """Return the folder of derivations: of `S`, of `PYLIGHTNIX_STORAGE`, else `storagename()` under the root."""
     settings = tlstorage(S)
     if settings and settings.storage:
-        return Path(os.path.abspath(settings.storage))
+        return Path(absolute(settings.storage))
     # An explicit root wins over the environment's storage, or one could not name a store at all.
     given = None if settings and settings.root else os.environ.get("PYLIGHTNIX_STORAGE")
-    return Path(os.path.abspath(given) if given else os.path.join(fsroot(settings), STORAGE_NAME))
+    return Path(absolute(given) if given else os.path.join(fsroot(settings), STORAGE_NAME))
 
 
 def fstmpdir(S: Optional[StorageSettings] = None) -> Path:
     """Return the folder in which build folders are made; inside a realizer, that build's own."""
     settings = tlstorage(S)
     if settings and settings.tmpdir:
-        return Path(os.path.abspath(settings.tmpdir))
+        return Path(absolute(settings.tmpdir))
     given = None if settings and settings.root else os.environ.get("PYLIGHTNIX_TMP")
-    return Path(os.path.abspath(given) if given else os.path.join(fsroot(settings), "tmp"))
+    return Path(absolute(given) if given else os.path.join(fsroot(settings), "tmp"))
 
 
 def store_layout(S: Optional[StorageSettings] = None) -> StoreLayout:

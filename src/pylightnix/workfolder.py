@@ -21,9 +21,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, Optional
 
-from pylightnix.errors import StoreFull, StoreIOError
+from pylightnix.errors import Misuse, StoreFull, StoreIOError
 
-__all__ = ["WorkingFolder", "absolute_variables", "left_files", "program_folder", "sample_folder", "this_build", "working_folder"]
+__all__ = [
+    "WorkingFolder",
+    "absolute",
+    "absolute_variables",
+    "left_files",
+    "program_folder",
+    "sample_folder",
+    "this_build",
+    "working_folder",
+]
 
 _CLONE_FS: Final = 0x200
 _NAMED_COUNT: Final = 100
@@ -53,6 +62,21 @@ def program_folder() -> Optional[str]:
     """Return the folder that relative paths of the program mean, in a build and outside of one; None if it is gone."""
     here = _current.get()
     return _cwd() if here is None else here.program
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return a path made absolute.
+
+    Raises:
+        Misuse: it is relative, and the working folder was removed.
+    """
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise Misuse(
+            f"{os.fspath(path)!r} is a relative path, and the folder that this program works in was removed; "
+            "go to another folder, or give an absolute path"
+        ) from error
 
 
 def _cwd() -> Optional[str]:

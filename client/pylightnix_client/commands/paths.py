@@ -78,7 +78,7 @@ def hash_command(session: Session, path: str) -> None:
     try:
         digest = tree_hash(path, exclude_top=excluded)
     except FileNotFoundError as error:
-        raise NoSuchFile(path, os.getcwd(), "give a file, a folder or a link") from error
+        raise NoSuchFile(path, _here(), "give a file, a folder or a link") from error
     except OSError as error:
         raise UnreadableFile(str(error.filename or path), error.strerror or str(error), "check its permissions") from error
     if session.answers.as_json:
@@ -99,3 +99,9 @@ def _is_realization(path: str, session: Session) -> bool:
     except InvalidReference:
         return False
     return isrref(found) and not inner
+
+
+def _here() -> str:
+    from pylightnix.workfolder import program_folder
+
+    return program_folder() or "a folder that was removed"

@@ -22,6 +22,7 @@ from pylightnix.stages._fetching import FetchedRealizer, FetchRealizer, LendFile
 from pylightnix.stages.node import checked_name, problem_with_entry
 from pylightnix.types import DRef
 from pylightnix.unpack_limits import UnpackLimits, checked_limits
+from pylightnix.workfolder import absolute
 
 __all__ = ["FetchRealizer", "FetchedRealizer", "LendFile", "fetchlocal", "fetchurl", "fetchurl2"]
 
@@ -223,7 +224,7 @@ def fetchlocal(
     config = {**kwargs, "name": checked_name("fetchlocal", name, "fetchlocal"), **source, **checksums, "mode": mode}
     # The working folder of the build may be another one.
     realizer = FetchRealizer(
-        path=os.path.abspath(where),
+        path=absolute(where),
         filename=file,
         checks_promises=_flag("fetchlocal", "check_promises", check_promises),
         limits=checked_limits(limits, "fetchlocal"),
@@ -289,7 +290,7 @@ def _local_path(what: str, url: str) -> Optional[str]:
     text = os.fspath(url)
     if "://" not in text:
         # The working folder of the build may be another one.
-        return os.path.abspath(text)
+        return absolute(text)
     return local_path_of(check_url(text))
 
 

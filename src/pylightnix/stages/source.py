@@ -21,6 +21,7 @@ from pylightnix.registry import Registry, mkdrv, tlregistry
 from pylightnix.stages.node import checked_name, problem_with_entry
 from pylightnix.storage import store_layout
 from pylightnix.types import Context, DRef, Path, RealizeArg, StorageSettings
+from pylightnix.workfolder import absolute
 
 __all__ = ["SourceRealizer", "source"]
 
@@ -97,7 +98,7 @@ def _located(path: object) -> tuple[str, str]:
     """Return the absolute path of a source, and its name in the realization."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise Misuse(f"source: path: expected the path of a file or folder, found {path!r:.100}")
-    where = os.path.abspath(os.fsdecode(path))
+    where = absolute(os.fsdecode(path))
     own = os.path.basename(where)
     shown = _shown(where)
     problem = problem_with_entry(own) or ("it has a NUL" if "\0" in where else None)

@@ -21,6 +21,7 @@ from pylightnix.registry import Registry, mkdrv
 from pylightnix.stages.node import checked_name
 from pylightnix.types import Context, DRef, Path, RealizeArg, RefPath, StorageSettings
 from pylightnix.unpack_limits import UnpackLimits, checked_limits
+from pylightnix.workfolder import absolute
 
 __all__ = ["UnpackRealizer", "unpack", "unpack_into"]
 
@@ -149,7 +150,7 @@ def unpack(
 def _absolute(path: object) -> str:
     if not isinstance(path, (str, os.PathLike)):
         raise Misuse(f"unpack: path: expected the path of an archive, found {path!r:.100}")
-    return os.path.abspath(os.fsdecode(path))
+    return absolute(os.fsdecode(path))
 
 
 def _refpath(refpath: object) -> list[str]:

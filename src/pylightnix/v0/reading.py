@@ -19,6 +19,7 @@ from typing import Any, Final, Optional
 from pylightnix.errors import InvalidStorage
 from pylightnix.refs import isdref, rref2dref
 from pylightnix.types import DRef, RRef
+from pylightnix.workfolder import absolute
 
 __all__ = [
     "OldDerivation",
@@ -79,7 +80,7 @@ def find_storage(path: str) -> str:
     Raises:
         InvalidStorage: there is none.
     """
-    top = os.path.abspath(path)
+    top = absolute(path)
     for folder in (top, os.path.join(top, _STORAGE_NAME), os.path.join(top, "_pylightnix", _STORAGE_NAME)):
         if os.path.isdir(folder) and (os.path.basename(folder) == _STORAGE_NAME or _looks_old(folder)):
             return folder

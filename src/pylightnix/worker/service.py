@@ -22,6 +22,7 @@ from typing import Any, Final, NoReturn
 
 from pylightnix._version import __version__
 from pylightnix.errors import PylightnixException
+from pylightnix.shadowing import load_ahead_of
 from pylightnix.travel.script import become_main_program
 from pylightnix.worker.ahead import Ahead, settle_memory
 from pylightnix.worker.building import parse_order, run_build
@@ -146,6 +147,7 @@ class Worker:
         if VERSION not in params["versions"]:
             found = f"it speaks version {VERSION} of the workers' protocol, and was offered {params['versions']}"
             raise Refused("unsupported-version", found, package=__version__)
+        load_ahead_of(entry for entry in params["import_path"] if entry not in sys.path)
         sys.path[:] = params["import_path"]
         os.umask(params["umask"])
         gc.disable()  # until a fork: here everything is kept anyway
