@@ -410,7 +410,7 @@ def instantiate(
     """
     if S is not None and not isinstance(S, StorageSettings):
         raise Misuse(
-            f"S expects the settings of a store, found {shown(S)}; write S=mkSS({str(S)[:200]!r}), or give a config item "
+            f"S expects the settings of a store, found {shown(S)}; write S=mkSS({repr(str(S)[:200]) if isinstance(S, (str, os.PathLike)) else '…'}), or give a config item "
             "of that name in a call of your own: instantiate(lambda r: stage(r=r, S=…))"
         )
     registry = tlregistry(r)
