@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
+from pylightnix.display import called
 from pylightnix.protocol import messages as m
-from pylightnix.refs import undref
 from pylightnix.types import DRef
 from pylightnix_client.operation import Happening
 from pylightnix_client.plain import last_lines, plain_line
@@ -33,7 +33,7 @@ class Row:
     @property
     def name(self) -> str:
         """The derivation's name."""
-        return undref(DRef(self.dref))[1]
+        return called(DRef(self.dref))
 
     @property
     def line(self) -> str:

@@ -16,11 +16,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from pylightnix.display import called
 from pylightnix.errors import PylightnixException
 from pylightnix.events import BuildFailed, BuildFinished, BuildJoined, Event
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import TooMany
-from pylightnix.refs import undref
 from pylightnix_client.board import Board, Row
 from pylightnix_client.log_ends import log_end_lines
 from pylightnix_client.operation import Happening
@@ -89,7 +89,7 @@ class LiveProgress(Progress):
 
     def __call__(self, event: Event) -> None:
         """Write the line that stays of an event."""
-        name = undref(event.dref)[1]
+        name = called(event.dref)
         if isinstance(event, BuildFinished):
             self._say(f"{name}: done in {human_seconds(event.seconds)}", "cyan")
         elif isinstance(event, BuildJoined):

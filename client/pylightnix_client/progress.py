@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Optional
 
+from pylightnix.display import called
 from pylightnix.errors import PylightnixException
 from pylightnix.events import (
     BuildFailed,
@@ -22,7 +23,6 @@ from pylightnix.events import (
 )
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import TooMany
-from pylightnix.refs import undref
 from pylightnix.types import DRef
 from pylightnix_client.log_ends import LogEnd, tell_log_end
 from pylightnix_client.onlooker import Onlooker
@@ -208,7 +208,7 @@ class TextProgress(Progress):
         self._fetches: dict[str, str] = {}  # what was told last of each fetch
 
     def __call__(self, event: Event) -> None:
-        name = undref(event.dref)[1]
+        name = called(event.dref)
         if isinstance(event, BuildStarted):
             width = len(str(event.total))
             place = self._places[event.dref] = f"[{event.done + 1:>{width}}/{event.total}] "
@@ -234,13 +234,13 @@ class TextProgress(Progress):
             told = plain_line(fetch.waiting or (f"fetching {fetch.mirror}" if fetch.mirror else ""))
             if told and self._fetches.get(happening.dref) != told:
                 self._fetches[happening.dref] = told
-                note(f"{undref(happening.dref)[1]}: {told}", self._places.get(happening.dref, ""))
+                note(f"{called(happening.dref)}: {told}", self._places.get(happening.dref, ""))
 
     def begin(self, attached: m.Attached, builds: Sequence[m.BuildLine]) -> None:
         """Say where an operation is that others began."""
         super().begin(attached, builds)
         now = time.time()
-        running = [f"{undref(DRef(line.dref))[1]} for {human_seconds(max(0.0, now - line.started))}" for line in builds if line.started]
+        running = [f"{called(DRef(line.dref))} for {human_seconds(max(0.0, now - line.started))}" for line in builds if line.started]
         said = [f"building {', '.join(running[:_NAMED])}{' …' if len(running) > _NAMED else ''}"] if running else []
         note(", ".join([f"{attached.done}/{attached.total} done", *said]))
 

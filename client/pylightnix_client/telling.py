@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Optional
 
+from pylightnix.display import called
 from pylightnix.errors import NotRealized
 from pylightnix.events import StepKind
-from pylightnix.refs import undref
 from pylightnix_client.failures import Report, build_report
 from pylightnix_client.log_ends import LogEnd, tell_log_end
 from pylightnix_client.output import Answers, note
@@ -91,7 +91,7 @@ def tell_failures(outcome: Outcome, logs: Mapping[DRef, LogEnd]) -> None:
     for dref, error in outcome.failed:
         found = build_report(error)
         if dref in logs:
-            tell_log_end(undref(dref)[1], logs[dref])
+            tell_log_end(called(dref), logs[dref])
         if found.traceback:
             note(found.traceback.rstrip("\n"))
         message = found.message if dref in found.message else f"building {dref} failed: {found.message}"

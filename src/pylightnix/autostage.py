@@ -18,6 +18,7 @@ from pylightnix._definitions import name_of
 from pylightnix.build import Build, build_wrapper
 from pylightnix.codekey import CodeTerms, source_digest
 from pylightnix.config import mkconfig
+from pylightnix.display import remember_function
 from pylightnix.errors import ConflictingArguments, Misuse, NoRegistry, shown
 from pylightnix.matchers import check_matcher, match_latest
 from pylightnix.options import Options, steered
@@ -126,7 +127,10 @@ class AutoStage:
                 config[key] = value(r=registry)
         realizer = self._realizer(steering)
         config[SOURCE_KEY] = str(source_digest(realizer))
-        return mkdrv(mkconfig(config), self._matcher(steering), realizer, registry)
+        dref = mkdrv(mkconfig(config), self._matcher(steering), realizer, registry)
+        if "name" not in config:
+            remember_function(dref, self.__wrapped__)
+        return dref
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.__qualname__ if named(self) is self else super().__reduce_ex__(protocol)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.client.daemons import end_started_daemon
 
 from pylightnix.refs import isrref, rref2dref
 
@@ -336,3 +337,47 @@ def test_realizers_of_files_win_over_configs(program: Any) -> None:
     ran = program("build", steps[1]["dref"], "stages.py", "--json")
     assert (ran.status, ran.last["built"]) == (0, 2)
     assert "registered again" not in ran.stderr
+
+
+UNNAMED = """
+from pylightnix import autodrv, autostage
+
+@autostage
+def houses_of_five(n=5):
+    pass
+
+@autostage
+def street(houses=houses_of_five):
+    raise ValueError("no")
+
+def inner(r):
+    @autodrv(r)
+    def garden(**kwargs):
+        pass
+    return garden
+
+raw = autostage(lambda: None)
+
+@autostage(name="named")
+def otherwise():
+    pass
+"""
+
+
+@pytest.mark.parametrize("through_daemon", [False, True])
+def test_a_stage_without_a_name_is_called_as_its_function(program: Any, through_daemon: bool) -> None:
+    program.daemon = through_daemon
+    program.write("unnamed.py", UNNAMED)
+    try:
+        for target, told in [
+            ("street", ["building houses_of_five …", "houses_of_five: done", "building street …", "street: failed"]),
+            ("inner", ["building garden …"]),
+            ("raw", ["building unnamed …"]),
+            ("otherwise", ["building named …"]),
+        ]:
+            ran = program("build", f"unnamed.py:{target}")
+            assert [text for text in told if text not in ran.stderr] == [], ran.stderr
+            assert "-unnamed" in ran.stdout + ran.stderr or target == "otherwise", "the config has no name all the same"
+    finally:
+        if through_daemon:
+            end_started_daemon(program.store)
