@@ -89,6 +89,23 @@ def test_a_script_through_a_daemon_where_nothing_is_utf8(surroundings: Path, tmp
     assert "Traceback" not in said
 
 
+def test_a_locale_that_has_no_word_for_a_path_is_told(tmp_path: Path) -> None:
+    store = tmp_path / "s\u00e9"
+    daemon = start_daemon(str(store), "--drain", "1")
+    try:
+        (tmp_path / "stages.py").write_text("from pylightnix import mknode\ndef node(r): return mknode(r, {'name': 'n'}, {'a': b'b'})\n")
+        narrow = {**environment(), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        for words in (("status",), ("build", "stages.py")):
+            command = [sys.executable, "-m", "pylightnix_client", "--store", str(store), *words]
+            ran = subprocess.run(command, capture_output=True, cwd=tmp_path, env=narrow, timeout=60)
+            assert ran.returncode == 2
+            assert b"expected a UTF-8 locale for the path" in ran.stderr
+            assert b"found ascii; set LANG=C.UTF-8 or PYTHONUTF8=1" in ran.stderr
+            assert b"UnicodeEncodeError" not in ran.stderr
+    finally:
+        end_daemon(daemon)
+
+
 HELLO = {"versions": [1], "features": [], "client": "c"}
 GREETINGS = [
     [0, 1, "hello", [{**HELLO, "client": LATIN}]],

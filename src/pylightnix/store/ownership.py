@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from typing import Any, Final, Optional
 
+from pylightnix.errors import Misuse
 from pylightnix.store.layout import StoreLayout
 
-__all__ = ["DAEMON_ROLE", "LINK_NAME", "daemon_socket", "link_target", "lock_says", "serving_daemon", "use_socket"]
+__all__ = ["DAEMON_ROLE", "LINK_NAME", "check_encodable", "daemon_socket", "link_target", "lock_says", "serving_daemon", "use_socket"]
 
 DAEMON_ROLE: Final = "pylightnixd"
 """What the lock file calls the daemon."""
@@ -92,8 +94,24 @@ def link_target(link: str) -> str:
     return os.path.join(os.path.dirname(link), os.readlink(link)) if os.path.islink(link) else link
 
 
+def check_encodable(path: str) -> None:
+    """Refuse a path that another process has told and that cannot be had here, in a locale that is not UTF-8.
+
+    Raises:
+        Misuse: this process has no bytes for it.
+    """
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        shown = path.encode("ascii", "backslashreplace").decode()
+        raise Misuse(f"expected a UTF-8 locale for the path {shown}, found {encoding}; set LANG=C.UTF-8 or PYTHONUTF8=1") from None
+
+
 def _answers(path: str) -> bool:
     import socket  # here, for a program without a daemon needs it nowhere
+
+    check_encodable(path)
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(_PROBE_SECONDS)

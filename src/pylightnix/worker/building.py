@@ -27,6 +27,7 @@ from pylightnix.samples import run_by, samples_of
 from pylightnix.stages.command import CommandRealizer
 from pylightnix.storage import current_storage, fstmpdir
 from pylightnix.store.kept import left_by
+from pylightnix.store.ownership import check_encodable
 from pylightnix.travel.claims import ClaimedRealizer, CodeClaim
 from pylightnix.travel.failures import dump_exception
 from pylightnix.travel.packing import unpack, unpack_node
@@ -126,6 +127,7 @@ def _attempt(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) 
 
 def _realize(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) -> tuple[list[str], Optional[str]]:
     S = StorageSettings(Path(order.root), Path(order.storage), Path(order.folder))
+    check_encodable(order.folder)
     with current_storage(S), running_realizer(order.dref, order.storage, order.token, for_process=True):
         realizer, claim = _realizer(order)
         manifest = checked_code(realizer, order.dref, order.digest, claim)
