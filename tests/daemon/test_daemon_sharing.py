@@ -240,8 +240,11 @@ def test_a_lost_worker_takes_its_builds_and_nobody_elses(daemon: Daemon, client:
 
 def test_a_retired_worker_ends_with_its_last_build(tmp_path: Path, gate: stages.Gate, gated: Closure) -> None:
     env = environment()
-    with Daemon(tmp_path / "apart", "--jobs", "2", prepared=False) as daemon, daemon.client() as client, daemon.client() as other:
-        daemon.wait_ready()
+    with (
+        Daemon(tmp_path / "apart", "--jobs", "2", prepared=False) as daemon,
+        daemon.wait_ready().client() as client,
+        daemon.client() as other,
+    ):
         waiting = other.submit(gated, env)
         gate.wait_hello()
         (retired,) = children_of(daemon.process.pid)
