@@ -70,6 +70,8 @@ class StoreOwned(StoreBusy):
 
 LOCK_WAIT_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.02
+_SERVED_SECONDS: Final = 0.5
+"""How long a daemon that was told to end may take to say so to the next one."""
 
 _mutex = threading.Condition()
 """Notified whenever this process lets go of a lock that it held shared."""
@@ -131,9 +133,9 @@ def _flock_until(layout: StoreLayout, fd: int, operation: int, started: float, w
     while not try_flock(fd, operation):
         if operation == fcntl.LOCK_SH and (socket := daemon_socket(layout)) is not None:
             raise StoreOwned(layout.state, holders(layout), socket)
-        if role == DAEMON_ROLE and (serving := serving_daemon(layout)) is not None:
-            raise _served_already(layout, *serving)
         waited = time.monotonic() - started
+        if role == DAEMON_ROLE and waited >= _SERVED_SECONDS and (serving := serving_daemon(layout)) is not None:
+            raise _served_already(layout, *serving)
         if waited >= wait_seconds:
             raise StoreBusy(layout.state, holders(layout), wait_seconds)
         time.sleep(min(_POLL_SECONDS, wait_seconds - waited))
