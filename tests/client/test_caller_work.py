@@ -133,7 +133,7 @@ def test_it_is_the_same_as_without_a_daemon(served: StorageSettings, S: StorageS
         closure = instantiate(stages, S=settings)[1]
         realize1(closure, realize_args={closure.targets[0]: {"word": 1}})
     assert seen[0] == seen[1]
-    assert seen[0][1:] == (2, [], True, {"word": 1})
+    assert seen[0][1:] == (2, True, True, {"word": 1})
 
 
 def lock_in(f: Callable[..., Any]) -> Callable[..., Any]:
