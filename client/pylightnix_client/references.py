@@ -202,7 +202,8 @@ def _built(found: _Found, S: StorageSettings, by_name: bool) -> Sequence[Referen
     from pylightnix.query import drefrrefs
     from pylightnix_client.errors import NotBuilt
 
-    assert found.target is not None  # whoever calls has looked
+    if found.target is None:
+        raise AssertionError("BUG: nobody looked whether it is a target")
     realized: list[Reference] = []
     for dref in map(DRef, found.refs):
         rrefs = found.target.context.get(dref)
