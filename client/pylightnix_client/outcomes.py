@@ -114,11 +114,11 @@ def outcome_of(
 
 
 def _warn(told: m.ToldRow) -> None:
-    """Give a warning here that a matcher gave in a process of the daemon's."""
+    """Give a warning here that a matcher or a build gave in a process of the daemon's."""
     category = getattr(builtins, told.category, UserWarning)
     known = isinstance(category, type) and issubclass(category, Warning)
     # What it names in place of a line of this process is what the warning is about.
-    where = f"<matcher of {told.dref}>"
+    where = f"<{told.dref}>"
     warnings.warn_explicit(told.text, category if known else UserWarning, where, 1, registry=_warned)
 
 

@@ -118,6 +118,8 @@ class RunningBuild:
     """By which its realizer tells that it is this build that wants something; another one for each attempt."""
     realized: dict[DRef, set[RRef]] = field(default_factory=dict)
     """What was realized for its realizer: its dynamic dependencies."""
+    told: list[str] = field(default_factory=list)
+    """Warnings for who asked for it."""
     fetching: Optional[Fetching] = None
     """How far its fetch is, while it is on its way."""
     resumes: deque[trio.Event] = field(default_factory=deque)

@@ -143,7 +143,7 @@ class Operation:
     """Holds what waits for matchers; open while the operation runs."""
     _child: Optional[MatcherChild] = None
     told: list[tuple[DRef, str, str]] = field(default_factory=list)
-    """Warnings that matchers gave: of which derivation, their category and text."""
+    """Warnings that matchers and builds gave: of which derivation, their category and text."""
     _interruption: Optional[PylightnixException] = None
     """Why it was ended by somebody else than its clients."""
 
@@ -363,6 +363,8 @@ class Operation:
     def _tell_ended(self, fact: Fact) -> None:
         dref = getattr(fact, "dref", None)
         if dref is not None and self.telling.has_build(dref):
+            ended = [running for running in self.running.values() if running.job.key.dref == dref]
+            self.told += [(dref, UserWarning.__name__, text) for running in ended for text in running.told]
             self.running = {build: running for build, running in self.running.items() if running.job.key.dref != dref}
             failed = isinstance(fact, Failed)
             code, text = _told(fact.error) if isinstance(fact, Failed) else (None, None)

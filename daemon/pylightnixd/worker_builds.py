@@ -103,6 +103,7 @@ class WorkerBuilds:
 
     async def _conclude(self, running: RunningBuild, ended: BuildEnded, report: Optional[BuildReport], folder: str) -> Optional[FailedRow]:
         """Put in place what a build has made, or say why there is nothing to put."""
+        running.told = report.told if report is not None else []
         try:
             if report is None or report.error is not None or running.log.overflowed:
                 return await self._failure(running, ended, report, folder)

@@ -261,6 +261,7 @@ def test_command_builds_a_constant_of_the_working_folder_once(tmp_path: Path, se
     for _ in range(2):
         ran = subprocess.run(command, cwd=tmp_path, env=daemons.environment(), capture_output=True, text=True, check=True)
         told.append(ran.stderr.strip().splitlines()[-1])
+        assert (f"UserWarning: the value job.DATA differs: '{tmp_path}/"[:60] in ran.stderr) == (len(told) == 1), ran.stderr
     assert [text.rpartition(", ")[2] for text in told] == ["1 built", "1 reused"]
 
 

@@ -223,7 +223,7 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ToldRow(msgspec.Struct, frozen=True, array_like=True):
-    """``[dref, category, text]``: a warning that a matcher gave in a process of the daemon's."""
+    """``[dref, category, text]``: a warning that a matcher or a build gave in a process of the daemon's."""
 
     dref: v.DRefText
     category: v.Word

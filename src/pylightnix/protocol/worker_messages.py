@@ -97,6 +97,8 @@ class BuildReport(Message, frozen=True, kw_only=True):
     outputs: Annotated[list[v.FolderName], Meta(max_length=10_000)]
     error: Optional[dict[str, Any]] = None
     manifest: Optional[str] = None
+    told: Annotated[list[v.Text], Meta(max_length=1000)] = field(default_factory=list)
+    """Warnings for who asked."""
     started: v.Seconds
     stopped: v.Seconds
 

@@ -2,9 +2,9 @@
 
 The report is one MessagePack map on the status pipe: ``outputs`` (names of folders in the build folder),
 ``error`` (None, or a map of `dump_exception` with ``outpaths`` added), ``manifest`` (what the digest of the
-code covers, as JSON, or None), ``started`` and ``stopped`` (UTC seconds). Before it there may be MessagePack
-numbers of one byte: how many samples are left to be made, once they are fewer than are made at a time. A pipe
-that is closed without a report means that the process was lost. Must not know the worker.
+code covers, as JSON, or None), ``told`` (warnings for who asked), ``started`` and ``stopped`` (UTC seconds). Before it
+there may be MessagePack numbers of one byte: how many samples are left to be made, once they are fewer than are made at a
+time. A pipe that is closed without a report means that the process was lost. Must not know the worker.
 """
 
 from __future__ import annotations
@@ -115,22 +115,23 @@ def _attempt(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) 
     started, begun = time.time(), time.perf_counter()
     names: list[str] = []
     manifest: Optional[str] = None
+    told: list[str] = []
     error: Optional[dict[str, Any]] = None
     try:
-        names, manifest = _realize(order, status_fd, before_end)
+        names, manifest = _realize(order, status_fd, before_end, told)
     except BaseException as problem:  # noqa: BLE001, ASYNC103  # SystemExit and KeyboardInterrupt are failures of a build, too
         error = {**dump_exception(problem), "outpaths": kept_names(order.folder, left_by(problem))}
     # By the steady clock, so that no step of the other makes a build end before it began.
     stopped = started + (time.perf_counter() - begun)
-    return {"outputs": names, "error": error, "manifest": manifest, "started": started, "stopped": stopped}
+    return {"outputs": names, "error": error, "manifest": manifest, "told": told, "started": started, "stopped": stopped}
 
 
-def _realize(order: BuildOrder, status_fd: int, before_end: Callable[[], None]) -> tuple[list[str], Optional[str]]:
+def _realize(order: BuildOrder, status_fd: int, before_end: Callable[[], None], told: list[str]) -> tuple[list[str], Optional[str]]:
     S = StorageSettings(Path(order.root), Path(order.storage), Path(order.folder))
     check_encodable(order.folder)
     with current_storage(S), running_realizer(order.dref, order.storage, order.token, for_process=True):
         realizer, claim = _realizer(order)
-        manifest = checked_code(realizer, order.dref, order.digest, claim)
+        manifest = checked_code(realizer, order.dref, order.digest, claim, told)
         if samples_of(realizer) > 1:
             # However many at once: what a stage does must not depend on how busy the machine is.
             run = SideBySide(order.dref, order.build, order.at_once, _teller(status_fd), lambda: os.close(status_fd), before_end)

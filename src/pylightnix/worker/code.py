@@ -25,7 +25,9 @@ __all__ = ["checked_code"]
 _ADVICE = "each process makes it anew, so pass it to the stage as a parameter"
 
 
-def checked_code(realizer: Any, dref: DRef, digest: Optional[str], claim: Optional[CodeClaim]) -> Optional[str]:
+def checked_code(
+    realizer: Any, dref: DRef, digest: Optional[str], claim: Optional[CodeClaim], told: Optional[list[str]] = None
+) -> Optional[str]:
     """Return what the digest covers, as JSON, if that can be told.
 
     Args:
@@ -33,6 +35,7 @@ def checked_code(realizer: Any, dref: DRef, digest: Optional[str], claim: Option
         dref: what is built.
         digest: the code that was asked for; None to take what comes.
         claim: what the program says of that code, if it says anything. Values of modules may be bound to those that it has.
+        told: gets a sentence for each value that differs.
 
     Raises:
         CodeChanged: the code is another one.
@@ -49,11 +52,11 @@ def checked_code(realizer: Any, dref: DRef, digest: Optional[str], claim: Option
         raise CodeChanged(dref, digest, "", claim.stale)
     if claim is None or claimed is None or found is None or claimed.digest != digest:
         raise CodeChanged(dref, digest, "no source" if found is None else found.digest)
-    _settle(dref, claim, claimed, found)
+    _settle(dref, claim, claimed, found, [] if told is None else told)
     return claim.manifest
 
 
-def _settle(dref: DRef, claim: CodeClaim, claimed: CodeManifest, found: CodeManifest) -> None:
+def _settle(dref: DRef, claim: CodeClaim, claimed: CodeManifest, found: CodeManifest, told: list[str]) -> None:
     """Take over the values that differ, and warn of them; refuse if anything else does."""
     which = list(differences(claim, claimed, found))
     code = [difference for difference in which if not difference.is_value]
@@ -67,7 +70,8 @@ def _settle(dref: DRef, claim: CodeClaim, claimed: CodeManifest, found: CodeMani
         taken = take_values(claim, [difference.name for difference in which])
         for difference in which:
             whose = "program" if difference.name in taken else "worker"
-            sys.stderr.write(f"warning: {difference.text}; that of the {whose} is used; {_ADVICE}\n")
+            told.append(f"{difference.text}; that of the {whose} is used; {_ADVICE}")
+            sys.stderr.write(f"warning: {told[-1]}\n")
         return
     raise CodeChanged(dref, claimed.digest, found.digest, what)
 
