@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from typing import Final
@@ -41,8 +42,9 @@ def passes_alone(test: str, arguments: list[str]) -> bool:
 
 
 def options_only(arguments: list[str]) -> list[str]:
-    """Return the arguments that concern a test which is run alone: options of one word, less those that select tests."""
-    return [word for word in arguments if word.startswith("--") and not word.startswith(("--durations", "--dist", "--maxfail"))]
+    """Return the arguments that concern a test which is run alone: plugins, and options of one word, less those about many tests."""
+    plugins = [word for pair in itertools.pairwise(arguments) if pair[0] == "-p" for word in pair]
+    return plugins + [word for word in arguments if word.startswith("--") and not word.startswith(("--durations", "--dist", "--maxfail"))]
 
 
 def main(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,9 @@ def test_{name}(tmp_path):
 def run(folder: Path, *arguments: str) -> tuple[int, list[str]]:
     (folder / "pytest.ini").write_text("[pytest]\n")
     child = subprocess.run(
-        [sys.executable, RUN, "-q", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, RUN, "-q", "-p", "no:cacheprovider", "-p", "xdist.plugin", *arguments],
         cwd=folder,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # each of them takes its time to load
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -35,7 +37,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, list[str]]:
 
 def test_flaky_tests_pass_and_are_named_last(tmp_path: Path) -> None:
     (tmp_path / "test_luck.py").write_text(PASSES_SECOND.format(name="one") + PASSES_SECOND.format(name="two") + "def test_fine(): pass\n")
-    status, lines = run(tmp_path, "-n", "2")
+    status, lines = run(tmp_path, "-n", "1")
     assert status == 0, lines
     assert sorted(lines[-2:]) == ["FLAKY: test_luck.py::test_one", "FLAKY: test_luck.py::test_two"]
 
