@@ -201,14 +201,25 @@ def _of_type(cls: type) -> str:
 def _own_object(value: Any, is_changed: Changed) -> State:
     """Return what an instance of a project's class counts by. No method of that class runs."""
     cls = type(value)
-    below = next(base for base in cls.__mro__ if not is_project_class(base))
-    derived = {name for base in cls.__mro__ for name, member in vars(base).items() if "cached_property" in type(member).__name__}
-    own = {**instance_attributes(value), **dict(slot_attributes(value, is_project_class))}
-    held = {name: item for name, item in own.items() if name not in derived}
+    below, slotted, derived = _shape(cls)  # type: ignore[arg-type]  # a class can be hashed
+    held = instance_attributes(value)
+    if slotted:
+        held = {**held, **dict(slot_attributes(value, is_project_class))}
+    if derived:
+        held = {name: item for name, item in held.items() if name not in derived}
     changed = {name: how for name in held if (how := is_changed(cls, name))}
     kept = [[name, held[name]] for name in sorted(held.keys() - changed.keys(), key=str)]
     code = [held[name] for name in sorted(changed) if changed[name] == "in"]
     return State("object", [cls, _value_below(value, below), kept, *([CodeIn(code)] if changed else [])])
+
+
+@functools.lru_cache(maxsize=1024)
+def _shape(cls: type) -> tuple[type, bool, frozenset[str]]:
+    """Return what a project's class is built on, whether it has slots, and the names of attributes that follow from others."""
+    below = next(base for base in cls.__mro__ if not is_project_class(base))
+    slotted = any("__slots__" in vars(base) for base in cls.__mro__ if is_project_class(base))
+    cached = (name for base in cls.__mro__ for name, member in vars(base).items() if "cached_property" in type(member).__name__)
+    return below, slotted, frozenset(cached)
 
 
 def _value_below(value: Any, below: Any) -> Any:

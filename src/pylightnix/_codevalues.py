@@ -20,7 +20,7 @@ import marshal
 import types
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias, Union
+from typing import Any, Final, Optional, TypeAlias, Union
 
 from pylightnix._codegraph import UNORDERED, Content, Edge, Node
 from pylightnix._codenumpy import array_fingerprint, is_array
@@ -36,8 +36,7 @@ _VALUES_MAX: Final = 1_000_000
 """Most objects that one value may hold, not counting numbers and texts side by side."""
 _SHOWN_CHARACTERS: Final = 60
 _SHOWN_LEVELS: Final = 3
-_FLAT_MIN: Final = 16
-"""As of so many items, numbers and texts side by side are taken at once."""
+_CONTAINERS: Final = frozenset({list, tuple, dict, set, frozenset})
 _FLAT: Final = frozenset({str, int, float, complex, bytes, bool, type(None)})
 _MARSHAL_VERSION: Final = 2
 """Has no references to what was written before, which depend on what else holds a value."""
@@ -68,13 +67,15 @@ _Walk: TypeAlias = Generator[Any, Token, _Made]
 class Encoder:
     """Turns values into tokens."""
 
-    code: Callable[[Any], Node]
-    """Called with functions, classes and modules on the way; returns the node of one."""
+    code: Callable[[Any], Token]
+    """Called with functions, classes and modules on the way; returns what stands for one."""
     is_changed: Changed = lambda cls, name: ""
     filename: str = ""
     """Of the module that has the values; empty if there is none."""
     problems: list[str] = field(default_factory=list)
     """What was met that does not count as it should."""
+    is_plain: bool = True
+    """Whether all that was met is of exact plain types, and met once."""
     has_state: bool = False
     """Whether a part does not count as it is, for code changes it or it changes as it is used."""
     changed: list[Any] = field(default_factory=list)
@@ -131,13 +132,15 @@ class Encoder:
             return _short(b"b" + value)
         if id(value) in _SINGLE:
             return _SINGLE[id(value)]
-        if is_code(value):
-            return self.code(value)
-        return self._compound(value)
+        if cls in _CONTAINERS:
+            return self._compound(value)
+        self.is_plain = False
+        return self.code(value) if is_code(value) else self._compound(value)
 
     def _compound(self, value: Any) -> Token | tuple[Any, _Walk]:
         known = self._done.get(id(value))
         if known is not None:
+            self.is_plain = False  # written out, what is shared many times over has no end
             return known
         opened = self._open.get(id(value))
         if opened is not None:  # a value that leads back to itself
@@ -147,8 +150,12 @@ class Encoder:
         self._count += 1
         if self._count > _VALUES_MAX:
             raise TooMuch(f"of more than {_VALUES_MAX} objects")
-        self._open[id(value)] = []
         self._kept.append(value)
+        flat = _flat(value)
+        if flat is not None:
+            self._done[id(value)] = flat
+            return flat
+        self._open[id(value)] = []
         return value, self._parts(value)
 
     def _token(self, value: Any, made: _Made) -> Token:
@@ -197,17 +204,12 @@ class Encoder:
             return _Made(b"type", [type_text(value)])
 
     def _items(self, kind: str, items: Any, is_ordered: bool = True) -> _Walk:
-        if is_ordered and len(items) >= _FLAT_MIN and _is_flat(items):
-            return _Made(f"flat {kind}".encode("ascii"), [hashlib.sha256(marshal.dumps(list(items), _MARSHAL_VERSION)).digest()])
         parts = []
         for item in items:
             parts.append((yield item))  # noqa: PERF401  # a comprehension cannot yield
         return _Made(kind.encode("utf-8"), parts, is_ordered)
 
     def _pairs(self, value: dict[Any, Any]) -> _Walk:
-        if len(value) >= _FLAT_MIN and _is_flat(value) and _is_flat(value.values()):
-            flat = marshal.dumps([list(value), list(value.values())], _MARSHAL_VERSION)
-            return _Made(b"flat dict", [hashlib.sha256(flat).digest()])
         parts = []
         for key, item in list(value.items()):
             parts += [(yield key), (yield item)]
@@ -240,6 +242,22 @@ class Encoder:
             what = f"it is {what}" if is_whole else f"it holds something that is {what}"
         if what not in self.problems:
             self.problems.append(what)
+
+
+def _flat(value: Any) -> Optional[bytes]:
+    """Return the token of a container of numbers and texts side by side, at once; None for all else."""
+    cls = type(value)
+    if cls is list or cls is tuple:
+        return _flat_token(cls.__name__, list(value)) if _is_flat(value) else None
+    if cls is dict:
+        return _flat_token("dict", [list(value), list(value.values())]) if _is_flat(value) and _is_flat(value.values()) else None
+    if (cls is set or cls is frozenset) and _is_flat(value):
+        return _flat_token(cls.__name__, sorted([marshal.dumps(item, _MARSHAL_VERSION) for item in value]))
+    return None
+
+
+def _flat_token(kind: str, items: list[Any]) -> bytes:
+    return b"#" + hashlib.sha256(f"flat {kind}:".encode("ascii") + marshal.dumps(items, _MARSHAL_VERSION)).digest()
 
 
 def _is_flat(items: Iterable[Any]) -> bool:
@@ -297,20 +315,28 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
-def fingerprint(value: Any, is_changed: Changed) -> Any:
-    """Return what stays equal, within this process, as long as a value is the same."""
-    cls = type(value)
-    if cls in _FLAT:
-        return value if value == value else None
+def fingerprint(value: Any, is_changed: Changed, is_plain: bool) -> Any:
+    """Return what stays equal, within this process, as long as a value is the same.
+
+    Args:
+        value: what is looked at.
+        is_changed: as it was told when the value was encoded.
+        is_plain: whether all in it was of plain types then, which is quicker to look at.
+    """
     if is_array(value):
         return array_fingerprint(value)
-    if cls in (list, tuple, dict) and len(value) >= _FLAT_MIN and _is_flat(value) and (cls is not dict or _is_flat(value.values())):
-        return marshal.dumps(value, _MARSHAL_VERSION)
+    if is_plain and type(value) in (set, frozenset) and _is_flat(value):
+        return len(value), hash(frozenset(value))
+    if is_plain:
+        try:
+            return marshal.dumps(value, _MARSHAL_VERSION)
+        except ValueError:  # nested more deeply than that allows, or not plain any more
+            pass
     found: list[Any] = []
 
-    def note(pyobj: Any) -> Node:
+    def note(pyobj: Any) -> bytes:
         found.append(pyobj)  # which keeps its id
-        return Node(str(id(pyobj)), Content("code", str(id(pyobj)).encode("ascii")))
+        return b"@%d" % id(pyobj)
 
     return Fingerprint(Encoder(note, is_changed).of(value), found)
 

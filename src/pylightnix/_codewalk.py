@@ -557,7 +557,9 @@ class CodeWalk:
         content = Content("state" if how else "data", shown=shown_value(value), how=how)
 
         def ask(cls: type, name: str) -> str:
-            content.consulted[cls, name] = told = is_changed(cls, name)
+            told = content.consulted.get((cls, name))
+            if told is None:
+                told = content.consulted[cls, name] = is_changed(cls, name)
             return told
 
         encoder = Encoder(self._code_or_module, ask, place.filename)
@@ -580,7 +582,7 @@ class CodeWalk:
         if how == "in":
             content.still.append(same_code(value))
         elif not how and is_seen and not is_atom(value):  # what counts by its type only is not looked at again
-            content.still.append(same_value(value, lambda cls, name: content.consulted.get((cls, name), "")))
+            content.still.append(same_value(value, lambda cls, name: content.consulted.get((cls, name), ""), encoder.is_plain))
         if place.filename:
             self._note_file(content, place.filename)
         return content

@@ -21,9 +21,9 @@ def same_name(namespace: dict[str, Any], name: str, value: Any) -> Callable[[], 
     return lambda: namespace.get(name, MISSING) is value
 
 
-def same_value(value: Any, is_changed: Changed) -> Callable[[], bool]:
-    taken = fingerprint(value, is_changed)
-    return lambda: bool(fingerprint(value, is_changed) == taken)
+def same_value(value: Any, is_changed: Changed, is_plain: bool) -> Callable[[], bool]:
+    taken = fingerprint(value, is_changed, is_plain)
+    return lambda: bool(fingerprint(value, is_changed, is_plain) == taken)
 
 
 def same_code(value: Any) -> Callable[[], bool]:
