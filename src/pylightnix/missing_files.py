@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Final, Optional
 
 from pylightnix.errors import BuildError
-from pylightnix.travel.failures import RemoteTraceback
 from pylightnix.workfolder import program_folder
 
 __all__ = ["advise"]
 
 _LINKS_MAX: Final = 20
+_REMOTE: Final = "pylightnix.travel.failures"
+"""Loaded only where an error may come from another process, for it loads pickle."""
 _TOLD: Final = re.compile(r"No such file or directory: '([^'\n]+)'")
 
 
@@ -39,6 +41,6 @@ def _missed(error: Optional[BaseException]) -> Iterator[str]:
             return
         if isinstance(error, FileNotFoundError) and isinstance(error.filename, (str, bytes)):
             yield os.fsdecode(error.filename)
-        if isinstance(error, RemoteTraceback):  # what led to the error stayed in the other process
-            yield from _TOLD.findall(error.text)
+        if (remote := sys.modules.get(_REMOTE)) is not None and isinstance(error, remote.RemoteTraceback):
+            yield from _TOLD.findall(error.text)  # what led to the error stayed in the other process
         error = error.__cause__ or error.__context__

@@ -408,10 +408,11 @@ def instantiate(
         InvalidStorage: `S` and the registry's store differ.
         ForeignDerivation, MissingDerivation: the result needs what this registry does not have.
     """
-    if S is not None and not isinstance(S, StorageSettings):
-        root = repr(str(S)[:200]) if isinstance(S, (str, os.PathLike)) else "…"
+    given: object = S  # whatever a program passes
+    if given is not None and not isinstance(given, StorageSettings):
+        root = repr(str(given)[:200]) if isinstance(given, (str, os.PathLike)) else "…"
         raise Misuse(
-            f"S expects the settings of a store, found {shown(S)}; write S=mkSS({root}), or give a config item "
+            f"S expects the settings of a store, found {shown(given)}; write S=mkSS({root}), or give a config item "
             "of that name in a call of your own: instantiate(lambda r: stage(r=r, S=…))"
         )
     registry = tlregistry(r)
