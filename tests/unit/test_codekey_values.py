@@ -482,11 +482,11 @@ def test_deep_and_circular_data(load: Load) -> None:
     text = """
         class Node:
             def __init__(self, n): self.n, self.near = n, []
-        nodes = [Node(n) for n in range(2_000)]
+        nodes = [Node(n) for n in range(300)]
         for a, b in zip(nodes, nodes[1:]):
             a.near.append(b)
             b.near.append(a)
-        nodes[1_000].n = {}
+        nodes[150].n = {}
         deep = None
         for _ in range(10_000): deep = (deep, [Node])
         X = nodes[0], deep
