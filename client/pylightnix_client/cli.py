@@ -16,7 +16,6 @@ from typing import Any, Final, Optional
 
 import click
 
-from pylightnix.workfolder import absolute
 from pylightnix_client.output import Answers, hold_standard_descriptors, note
 from pylightnix_client.session import Session
 
@@ -126,8 +125,11 @@ def cli(session: Session, store: Optional[str], socket: Optional[str]) -> None:
         raise click.BadParameter("expected a path, found an empty text", param_hint="--socket")
     if store is not None and socket is not None:
         raise click.UsageError("--store and --socket both say which store; give one of them")
-    session.root = None if store is None else _root(absolute(store))
-    session.socket = None if socket is None else absolute(socket)
+    if store is not None or socket is not None:
+        from pylightnix.workfolder import absolute
+
+        session.root = None if store is None else _root(absolute(store))
+        session.socket = None if socket is None else absolute(socket)
 
 
 def _root(folder: str) -> str:

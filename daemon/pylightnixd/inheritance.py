@@ -33,7 +33,7 @@ class TooFewFiles(PylightnixException):
     """The limit on open files is too low for a daemon."""
 
     code = "too-few-files"
-    exit_status = 71
+    exit_status = 78
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

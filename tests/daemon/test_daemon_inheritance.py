@@ -134,7 +134,7 @@ def test_a_daemon_starts_whether_or_not_anybody_can_be_told(tmp_path: Path, wher
 
 def test_too_few_open_files_are_refused_with_a_word(tmp_path: Path) -> None:
     ran = bash(f"ulimit -n 40; {PYTHON} -m pylightnixd --store {tmp_path / 'store'}", tmp_path)
-    assert ran.returncode == 71
+    assert ran.returncode == 78
     assert "at least 64 open files, found 40; raise it with ulimit -n" in ran.stdout
     assert "Traceback" not in ran.stdout
 

@@ -54,6 +54,7 @@ from pylightnix import (
 from pylightnix.protocol import Decoder, Request, encode_request, parse_message
 from pylightnix.protocol import messages as m
 from pylightnix.stages.command import CommandRealizer
+from pylightnix.travel.claims import ClaimedRealizer
 from pylightnix.travel.packing import builtin_matcher, unpack, unpack_node
 from pylightnix_client.submission import Wishes, submission
 
@@ -264,6 +265,11 @@ def sent(closure: Closure) -> list[m.Message]:
     raise AssertionError("BUG: it counts forever")
 
 
+def unpack_claimed(blob: bytes) -> Realizer:
+    realizer: Realizer | ClaimedRealizer = unpack(blob)
+    return unpack(realizer.blob) if isinstance(realizer, ClaimedRealizer) else realizer
+
+
 def received(messages: list[m.Message], S: StorageSettings) -> Closure:
     """Make a closure of the messages."""
     r = mkregistry(S)
@@ -275,7 +281,7 @@ def received(messages: list[m.Message], S: StorageSettings) -> Closure:
             taken, made = spec.matcher, spec.realizer
             rrefs = [RRef(rref) for rref in taken.rrefs]
             matcher = unpack(blobs[taken.blob]) if taken.kind == "python" else builtin_matcher(taken.kind, taken.n, rrefs)
-            unpacking: dict[str, Callable[[bytes], Realizer]] = {"mknode": unpack_node, "python": unpack}
+            unpacking: dict[str, Callable[[bytes], Realizer]] = {"mknode": unpack_node, "python": unpack_claimed}
             realizer = CommandRealizer() if made.kind == "command" else unpacking[made.kind](blobs[made.blob])
             mkdrv(Config(json.loads(spec.config)), matcher, realizer, r)
     return mkclosure([DRef(target) for target in opened.targets], r)

@@ -177,15 +177,15 @@ class LogCatalog:
 
     def of_realization(self, dref: str, started: float) -> Optional[LogPlace]:
         """Return the log of that build of a derivation which started its realizer then."""
-        best = max(
-            (
-                (_parts(name)[0], -self.logs[name].ended, name)
-                for name in self._by_derivation.get(undref(dref)[0], ())
-                if _parts(name)[0] <= started + _CLOCK_SECONDS and started - _CLOCK_SECONDS <= self.logs[name].ended
-            ),
-            default=None,
-        )
-        return None if best is None else self._place(best[2])
+        began = {name: _parts(name)[0] for name in self._by_derivation.get(undref(dref)[0], ())}
+        alike = [
+            name
+            for name, moment in began.items()
+            if moment <= started + _CLOCK_SECONDS and started - _CLOCK_SECONDS <= self.logs[name].ended
+        ]
+        # The clock's allowance is for where nothing fits exactly: builds may follow each other within it.
+        best = max(alike, key=lambda name: (began[name] <= started, began[name], -self.logs[name].ended), default=None)
+        return None if best is None else self._place(best)
 
     def _place(self, name: str) -> LogPlace:
         return LogPlace(_parts(name)[1], os.path.join(self.path, name), finished=True)

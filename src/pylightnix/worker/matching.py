@@ -57,8 +57,9 @@ def _serve(S: StorageSettings, channel: Channel, matchers: dict[bytes, Matcher],
     try:
         if request.method != "match":
             raise Misuse(f"matchers are asked by 'match', found {request.method!r}")
+        matcher = _matcher(matchers, request.params["matcher"])  # what its modules warn of as they are loaded is not its answer
         with warnings.catch_warnings(record=True) as told:
-            answer = _ask(S, matchers, request.params)
+            answer = _ask(S, matcher, request.params)
     except BaseException as error:  # noqa: BLE001, ASYNC103  # a user's code: its failure is an answer
         channel.refuse(request.id, dump_exception(error))
     else:
@@ -69,12 +70,15 @@ def _told(warning: warnings.WarningMessage) -> tuple[str, str]:
     return warning.category.__name__[:_WORD_MAX], str(warning.message).encode("utf-8", "backslashreplace").decode()[:_TEXT_MAX]
 
 
-def _ask(S: StorageSettings, matchers: dict[bytes, Matcher], params: Mapping[str, Any]) -> Any:
-    blob: bytes = params["matcher"]
+def _matcher(matchers: dict[bytes, Matcher], blob: bytes) -> Matcher:
     if blob not in matchers:
         matchers[blob] = unpack(blob)
+    return matchers[blob]
+
+
+def _ask(S: StorageSettings, matcher: Matcher, params: Mapping[str, Any]) -> Any:
     candidates = [Candidate(RRef(rref), started) for rref, started in params["candidates"]]
-    answer = call_matcher(matchers[blob], S, [candidate.rref for candidate in candidates])
+    answer = call_matcher(matcher, S, [candidate.rref for candidate in candidates])
     if answer is None:
         return None
     # The daemon checks it too, which need not believe this process; but only here are objects seen that do not travel.
