@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
-from pylightnix.workfolder import absolute
 from pylightnix_client.output import note, on_terminal
 from pylightnix_client.parameters import json_option
 from pylightnix_client.session import Session
@@ -48,6 +47,7 @@ def prefetch_command(session: Session, url: str, algo: str, headers: Sequence[st
     not kept. Nor is a local file.
     """
     from pylightnix.fetch.urls import check_url, local_path_of, shown_url
+    from pylightnix.workfolder import absolute
 
     local = absolute(url) if "://" not in url else local_path_of(check_url(url))
     if local is not None:
