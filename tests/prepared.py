@@ -143,9 +143,9 @@ def _run_main(program: str, arguments: Sequence[str]) -> int:
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:  # noqa: BLE001  # as the end of an interpreter reports it
+    except BaseException:  # noqa: BLE001, ASYNC103  # as the end of an interpreter reports it
         traceback.print_exc()
-        return 1
+        return 1  # noqa: ASYNC104
     return int(status or 0)
 
 
@@ -226,7 +226,7 @@ def _spare_worker(base_path: Sequence[str]) -> SpareWorker:
         from pylightnix.worker.service import serve
 
         serve(*map(int, order["arguments"]))
-    except BaseException:  # noqa: BLE001  # a fork must not go on as the zygote
+    except BaseException:  # noqa: BLE001, ASYNC103  # a fork must not go on as the zygote
         traceback.print_exc()
     os._exit(1)
 
@@ -286,7 +286,7 @@ def _start(order: Mapping[str, Any], fds: Sequence[int], base_path: Sequence[str
         if order["program"] == "pylightnixd" and order.get("spare_workers", True):
             _prepare_workers(base_path)
         status = _run_main(order["program"], order["arguments"])
-    except BaseException:  # noqa: BLE001  # a fork must not go on as the zygote
+    except BaseException:  # noqa: BLE001, ASYNC103  # a fork must not go on as the zygote
         traceback.print_exc()
     _end(status)
 

@@ -21,6 +21,7 @@ async def fails(error: Exception) -> None:
 
 async def fails_deep() -> None:
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
         nursery.start_soon(fails, KeyError("deep"))
 
 
@@ -31,7 +32,8 @@ def test_what_a_task_raises_is_logged_and_ends_nobody_else(caplog: pytest.LogCap
                 nursery.start_soon(guarded, f"task {error!r}", lambda error=error: fails(error))
             nursery.start_soon(guarded, "task deep", fails_deep)
             await trio.testing.wait_all_tasks_blocked()
-            return not nursery.cancel_scope.cancel_called
+            cancelled = nursery.cancel_scope.cancel_called
+        return not cancelled
 
     with caplog.at_level(logging.WARNING, "pylightnixd"):
         assert trio.run(main)
