@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
+
+from tests.client.conftest import Ran
 
 from pylightnix_client.cli import main
-
-
-class Answer(NamedTuple):
-    """How one run ended."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.stdout.splitlines()
-
-    @property
-    def objects(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines]
-
-    @property
-    def last(self) -> dict[str, Any]:
-        return self.objects[-1]
 
 
 @contextmanager
@@ -48,7 +29,7 @@ def _standard_file(fd: int, stream: Any) -> Iterator[Any]:
             os.close(saved)
 
 
-def run_here(*arguments: str) -> Answer:
+def run_here(*arguments: str) -> Ran:
     """Run the program with these arguments and no terminal."""
     saved = sys.stdout, sys.stderr
     with _standard_file(2, sys.stderr) as errors, _standard_file(1, sys.stdout) as output:
@@ -62,4 +43,4 @@ def run_here(*arguments: str) -> Answer:
                 sys.stdout, sys.stderr = saved
         output.seek(0)
         errors.seek(0)
-        return Answer(status, output.read().decode("utf-8", "surrogateescape"), errors.read().decode("utf-8", "surrogateescape"))
+        return Ran(status, output.read().decode("utf-8", "surrogateescape"), errors.read().decode("utf-8", "surrogateescape"))

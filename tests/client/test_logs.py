@@ -11,7 +11,8 @@ from typing import Any
 import anyio
 import pytest
 from tests.client import daemons
-from tests.client.in_process import Answer, run_here
+from tests.client.conftest import Ran
+from tests.client.in_process import run_here
 from tests.waiting import wait_until
 
 from pylightnix import Build, DRef, RRef, StorageSettings, build_cattrs, build_outpath, instantiate
@@ -54,7 +55,7 @@ class Built:
     logs: dict[str, str]
     """Reference or name of a build -> what it wrote."""
 
-    def run(self, *arguments: str) -> Answer:
+    def run(self, *arguments: str) -> Ran:
         return run_here("--store", str(self.S.root), *arguments)
 
 

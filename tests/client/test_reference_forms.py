@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.client.in_process import Answer, run_here
+from tests.client.conftest import Ran
+from tests.client.in_process import run_here
 
 from pylightnix.refs import rref2dref, undref, unrref
 
@@ -51,7 +52,7 @@ class Project:
     folder: Path
     store: Path
 
-    def run(self, *arguments: str) -> Answer:
+    def run(self, *arguments: str) -> Ran:
         return run_here("--store", str(self.store), *arguments)
 
     def build(self, *arguments: str) -> str:
