@@ -11,7 +11,7 @@ from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import MissingLog
 from pylightnix.query import realization_info
 from pylightnix.storage import store_layout
-from pylightnix.store.build_logs import LogCatalog, logs_folder, read_log
+from pylightnix.store.build_logs import LogCatalog, Made, logs_folder, read_log
 from pylightnix.types import RRef, StorageSettings
 
 __all__ = ["StoredLogs"]
@@ -37,12 +37,12 @@ class StoredLogs:
 
     def log(self, ref: str, offset: int, limit: int) -> m.LogResult:
         """Return up to `limit` bytes of a log, as `Client.log` does."""
-        found = self._catalog.find(ref, self._started)
+        found = self._catalog.find(ref, self._made)
         if found is None:
             raise MissingLog(ref)
         data = read_log(found.path, offset, limit)
         return m.LogResult(data=data, next=offset + len(data), finished=True, build=found.build, path=found.path)
 
-    def _started(self, rref: RRef) -> Optional[float]:
+    def _made(self, rref: RRef) -> Optional[Made]:
         info = realization_info(rref, self._S)
-        return None if info is None else info.started
+        return None if info is None else Made(info.build, info.started)

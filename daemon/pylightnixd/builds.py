@@ -23,7 +23,7 @@ from pylightnix.planner.messages import Built, Candidate, CandidatesFound, Fact,
 from pylightnix.protocol.errors import BeyondBudget, ProtocolError, WorkerFailed
 from pylightnix.protocol.messages import EventPhase, FailedRow, Fetching, Resources
 from pylightnix.refs import isdref, isrref
-from pylightnix.store.build_logs import BEGINNING_MIN, LogPlace
+from pylightnix.store.build_logs import BEGINNING_MIN, LogPlace, Made
 from pylightnix.travel import capture_environment
 from pylightnix.types import DRef, RRef
 from pylightnixd.boundary import guarded
@@ -257,18 +257,18 @@ class Builds:
     def log_of(self, ref: str) -> Optional[LogPlace]:
         """Return where the log is of a build, of the latest of a derivation, or of that which made a realization."""
         if isrref(ref):
-            return self.logs.find(ref, self._started)
+            return self.logs.find(ref, self._made)
         running = [build for build in reversed(self.running.values()) if ref == build.job.key.dref or build.id.startswith(ref)]
         if running and (running[0].id == ref or isdref(ref)):
             return LogPlace(running[0].id, running[0].log.path, running[0].log.finished)
-        found = self.logs.find(ref, self._started)
+        found = self.logs.find(ref, self._made)
         if found is None and len(running) == 1 and len(ref) >= BEGINNING_MIN:
             return LogPlace(running[0].id, running[0].log.path, running[0].log.finished)
         return found
 
-    def _started(self, rref: RRef) -> Optional[float]:
+    def _made(self, rref: RRef) -> Optional[Made]:
         info = self.hold.reader.index.info(rref)
-        return None if info is None else info.started
+        return None if info is None else Made(info.build, info.started)
 
     # --- the loop -------------------------------------------------------------------------------------
 

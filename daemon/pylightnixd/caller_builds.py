@@ -87,6 +87,7 @@ class CallerBuilds:
                 stopped=stopped,
                 realizer_digest=job.digest,
                 dynamic=running.realized,
+                build=running.id,
                 begins=lambda: self.placing(running),
             )
         except InvalidOutput as error:

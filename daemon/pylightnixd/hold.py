@@ -131,14 +131,16 @@ class HeldStore:
         dynamic: Mapping[DRef, Collection[RRef]],
         clear: bool = False,
         host: Optional[str] = None,
+        build: Optional[str] = None,
         expected: Optional[RRef] = None,
         begins: Callable[[], None] = lambda: None,
     ) -> list[RRef]:
         """Take over the outputs of one attempt and put them in place; return their references, of which see `wait_nameable`.
 
         What the digest covers is recorded the first time that it is told. `dynamic` is what was realized for the realizer.
-        With `clear` the build folder is removed, too, if it can be. `host` is where they were made, None for here; `expected` is what
-        the only one of them must be. `begins` is called when nothing else has to be waited for.
+        With `clear` the build folder is removed, too, if it can be. `host` is where they were made, None for here;
+        `build` names the attempt; `expected` is what the only one of them must be.
+        `begins` is called when nothing else has to be waited for.
 
         Raises:
             InvalidOutput: one of them cannot be stored, or is not what was expected. None is in place.
@@ -165,6 +167,7 @@ class HeldStore:
                     realizer_digest=realizer_digest,
                     manifest=told,
                     host=host,
+                    build=build,
                 )
             if clear:
                 with suppress(StoreError):  # the outputs are in place, and whoever made the folder tries again

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
-from pylightnix.store.build_logs import COMPRESSED, DRAFT, KeptLog, LogCatalog, LogPlace, log_name, stored_logs
+from pylightnix.store.build_logs import COMPRESSED, DRAFT, KeptLog, LogCatalog, LogPlace, Made, log_name, stored_logs
 from pylightnix.types import RRef
 from pylightnixd.logs import compress_log
 
@@ -113,9 +113,9 @@ class LogFolder:
             self._bytes += size - before.bytes_on_disk
             self._catalog.resize(before.name, size)
 
-    def find(self, ref: str, started: Callable[[RRef], Optional[float]]) -> Optional[LogPlace]:
+    def find(self, ref: str, made: Callable[[RRef], Optional[Made]]) -> Optional[LogPlace]:
         """Do as `LogCatalog.find`."""
-        return self._catalog.find(ref, started)
+        return self._catalog.find(ref, made)
 
     def touch(self, path: str) -> None:
         """Enter that a log is about to be read: it stays for a while."""

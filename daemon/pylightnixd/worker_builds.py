@@ -117,6 +117,7 @@ class WorkerBuilds:
                 realizer_digest=running.job.digest,
                 manifest=report.manifest,
                 dynamic=running.realized,
+                build=running.id,
                 clear=True,
                 begins=lambda: self.placing(running),
             )

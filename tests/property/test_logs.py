@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylightnix import DRef
-from pylightnix.store.build_logs import COMPRESSED, DRAFT, KeptLog, LogCatalog, read_log, tail_offset
+from pylightnix.store.build_logs import COMPRESSED, DRAFT, KeptLog, LogCatalog, Made, read_log, tail_offset
 from pylightnix.store.log_packing import MEMBER_BYTES, packed_size, read_packed
 from pylightnixd.logfolder import DAY_SECONDS, Keep, LogFolder, logs_to_drop, remove_logs
 from pylightnixd.logs import compress_log
@@ -192,9 +192,12 @@ def test_the_log_of_a_realization_is_that_of_the_build_which_made_it(tmp_path: P
     catalog = LogCatalog.of(str(tmp_path))
     cases = [(1000.0, "b-early"), (1000.0005, "b-early"), (2005.5, "b-late"), (3010.0, "b-latest"), (999.0, None), (1500.0, None)]
     for started, expected in cases:
-        found = catalog.find(rref, {rref: epoch + started}.get)
+        found = catalog.find(rref, {rref: Made(None, epoch + started)}.get)
         assert (None if found is None else found.build) == expected, started
     assert catalog.find(rref, nobody) is None
+    for build, expected in [("b-late", "b-late"), ("b-gone", None)]:  # where it is recorded, no time matters
+        found = catalog.find(rref, {rref: Made(build, epoch + 1000.0)}.get)
+        assert (None if found is None else found.build) == expected
     latest = catalog.find(DREFS[0], nobody)
     assert latest is not None
     assert latest.build == "b-latest"
@@ -213,7 +216,7 @@ def test_logs_of_earlier_versions_are_read_by_names_that_are_theirs_alone(tmp_pa
         found = catalog.find(f"{life}-b1", nobody)
         assert found is not None
         assert (found.build, read_log(found.path, 0, 99)) == (f"{life}-b1", life.encode())
-    latest, made = catalog.find(DREFS[0], nobody), catalog.find(rref, {rref: epoch + 1020.0}.get)
+    latest, made = catalog.find(DREFS[0], nobody), catalog.find(rref, {rref: Made(None, epoch + 1020.0)}.get)
     assert latest is not None
     assert made is not None
     assert (latest.build, made.build) == (f"{lives[1]}-b1", f"{lives[0]}-b1")

@@ -157,10 +157,13 @@ def test_references_go_with_their_row(index: Index, path: str) -> None:
 
 def test_a_later_start_is_noted_an_earlier_one_is_not(index: Index) -> None:
     enter(index, new(A, started=10.0), valid=True)
-    for started in (20.0, 15.0):
+    for started, build in ((20.0, "b-later"), (15.0, "b-earlier"), (25.0, None)):
         with index.transaction(durable=False):
-            index.note_start(A, started)
-    assert index.starts([A, B]) == {A: 20.0}
+            index.note_start(A, started, build)
+    assert index.starts([A, B]) == {A: 25.0}
+    info = index.info(A)
+    assert info is not None
+    assert info.build == "b-later", "the latest that has a log"
 
 
 # --- queries ------------------------------------------------------------------------------------------

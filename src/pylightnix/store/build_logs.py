@@ -19,7 +19,7 @@ from pylightnix.refs import isdref, isrref, rref2dref, undref
 from pylightnix.store.log_packing import packed_size, read_packed
 from pylightnix.types import RRef
 
-__all__ = ["COMPRESSED", "DRAFT", "KeptLog", "LogCatalog", "LogPlace", "logs_folder", "read_log", "stored_logs", "tail_offset"]
+__all__ = ["COMPRESSED", "DRAFT", "KeptLog", "LogCatalog", "LogPlace", "Made", "logs_folder", "read_log", "stored_logs", "tail_offset"]
 
 _log = logging.getLogger("pylightnix")
 
@@ -54,6 +54,16 @@ class LogPlace:
     build: str
     path: str
     finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How a realization was made last."""
+
+    build: Optional[str]
+    """The name of the latest build by a daemon; None if it was not recorded."""
+    started: float
+    """When its realizer started, UTC seconds since the epoch."""
 
 
 def logs_folder(state: str) -> str:
@@ -148,16 +158,16 @@ class LogCatalog:
             del self._by_derivation[dhash]
             self._gone.pop(dhash, None)
 
-    def find(self, ref: str, started: Callable[[RRef], Optional[float]]) -> Optional[LogPlace]:
+    def find(self, ref: str, made: Callable[[RRef], Optional[Made]]) -> Optional[LogPlace]:
         """Return the log of a build, the latest of a derivation, or that of the build which made a realization.
 
-        `started` says when that was.
+        `made` tells which that was, None for a realization that is not there.
         """
         if isdref(ref):
             return self.of_derivation(ref)
         if isrref(ref):
-            moment = started(RRef(ref))
-            return None if moment is None else self.of_realization(rref2dref(ref), moment)
+            known = made(RRef(ref))
+            return None if known is None else self.of_realization(rref2dref(ref), known)
         return self.of_build(ref)
 
     def of_build(self, build: str) -> Optional[LogPlace]:
@@ -175,16 +185,19 @@ class LogCatalog:
             return None
         return self._place(next(reversed(self._by_derivation[dhash])))
 
-    def of_realization(self, dref: str, started: float) -> Optional[LogPlace]:
-        """Return the log of that build of a derivation which started its realizer then."""
+    def of_realization(self, dref: str, made: Made) -> Optional[LogPlace]:
+        """Return the log of that build of a derivation which made a realization."""
+        if made.build is not None:
+            name = self._by_build.get(made.build)
+            return None if name is None else self._place(name)
+        # Stores of before did not record the build, only when its realizer started.
         began = {name: _parts(name)[0] for name in self._by_derivation.get(undref(dref)[0], ())}
         alike = [
             name
             for name, moment in began.items()
-            if moment <= started + _CLOCK_SECONDS and started - _CLOCK_SECONDS <= self.logs[name].ended
+            if moment <= made.started + _CLOCK_SECONDS and made.started - _CLOCK_SECONDS <= self.logs[name].ended
         ]
-        # The clock's allowance is for where nothing fits exactly: builds may follow each other within it.
-        best = max(alike, key=lambda name: (began[name] <= started, began[name], -self.logs[name].ended), default=None)
+        best = max(alike, key=lambda name: (began[name] <= made.started, began[name], -self.logs[name].ended), default=None)
         return None if best is None else self._place(best)
 
     def _place(self, name: str) -> LogPlace:

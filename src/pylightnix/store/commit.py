@@ -74,6 +74,8 @@ class Attempt:
     """What the realizer has realized while it ran."""
     manifest: Optional[str] = None
     """What that digest covers, as JSON; None if that is not known, or recorded already."""
+    build: Optional[str] = None
+    """The name of the daemon's build."""
 
 
 @dataclass(slots=True)
@@ -182,7 +184,7 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
                 index.note_code(attempt.realizer_digest, attempt.manifest)
             for rref in list(new):
                 if _is_kept(layout, index, owner, batch, rref):
-                    index.note_start(rref, attempt.started)
+                    index.note_start(rref, attempt.started, attempt.build)
                     del new[rref]
                 else:
                     index.enter_pending(_row(attempt, key, rref, new[rref]), owner.id)
@@ -252,6 +254,7 @@ def _row(attempt: Attempt, key: str, rref: RRef, output: TakenOutput) -> NewReal
         realizer_digest=attempt.realizer_digest,
         references=tuple(rref for rrefs in attempt.context.values() for rref in rrefs),
         dynamic_references=tuple(rref for rrefs in attempt.dynamic.values() for rref in rrefs),
+        build=attempt.build,
     )
 
 

@@ -72,6 +72,10 @@ MIGRATIONS: Final = (
         manifest TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    # 3: which build made a realization last, for its log.
+    """
+    ALTER TABLE realization ADD COLUMN build TEXT;
+    """,
 )
 FORMAT: Final = len(MIGRATIONS)
 
@@ -94,6 +98,8 @@ class NewRealization:
     realizer_digest: Optional[str]
     references: tuple[RRef, ...]
     dynamic_references: tuple[RRef, ...] = ()
+    build: Optional[str] = None
+    """The name of the daemon's build that made it; None if no daemon did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,8 @@ class RealizationInfo:
     builder: str
     host: str
     realizer_digest: Optional[str]
+    build: Optional[str] = None
+    """The name of the latest build by a daemon; None if there was none, or if it was not recorded."""
 
 
 class Index:
@@ -219,7 +227,7 @@ class Index:
         self._db().execute("DELETE FROM realization WHERE rref = ? AND state <> 1", (new.rref,))
         cursor = self._db().execute(
             "INSERT INTO realization (rref, dref, context_key, state, owner, tree_hash, nar_bytes, started, stopped,"
-            " builder, host, realizer_digest) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " builder, host, realizer_digest, build) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 new.rref,
                 new.dref,
@@ -232,6 +240,7 @@ class Index:
                 new.builder,
                 new.host,
                 new.realizer_digest,
+                new.build,
             ),
         )
         row_id = cursor.lastrowid
@@ -244,9 +253,13 @@ class Index:
         """Record what a realizer's digest covers, unless that is known."""
         self._db().execute("INSERT OR IGNORE INTO code (digest, manifest) VALUES (?, ?)", (digest, manifest))
 
-    def note_start(self, rref: RRef, started: float) -> None:
-        """Record that a realization was built again, with the same result, by a build that started then."""
-        self._db().execute("UPDATE realization SET started = max(started, ?) WHERE rref = ?", (started, rref))
+    def note_start(self, rref: RRef, started: float, build: Optional[str] = None) -> None:
+        """Record that a realization was built again, with the same result, by a build that started then.
+
+        `build` is its name, if a daemon ran it.
+        """
+        change = "UPDATE realization SET started = ?, build = coalesce(?, build) WHERE rref = ? AND started <= ?"
+        self._db().execute(change, (started, build, rref, started))
 
     def make_valid(self, rrefs: Iterable[RRef]) -> int:
         """Make pending rows valid; return how many of `rrefs` are valid now."""
@@ -382,7 +395,7 @@ class Index:
     def info(self, rref: RRef) -> Optional[RealizationInfo]:
         """Return the row of a valid realization, None if there is none."""
         row = self._row(
-            "SELECT rref, dref, tree_hash, nar_bytes, started, stopped, builder, host, realizer_digest"
+            "SELECT rref, dref, tree_hash, nar_bytes, started, stopped, builder, host, realizer_digest, build"
             " FROM realization WHERE rref = ? AND state = 1",
             (rref,),
         )

@@ -109,12 +109,13 @@ class Store:
         realizer_digest: Optional[str] = None,
         manifest: Optional[str] = None,
         host: Optional[str] = None,
+        build: Optional[str] = None,
     ) -> list[RRef]:
         """Put the outputs of one attempt in place. The caller holds the build lock.
 
         They are not durable before `flush`, and nobody may be told of them before that. `dynamic` is what the
         realizer has realized while it ran; `manifest` says what the digest covers, as JSON; `host` is where they were
-        made, None for here.
+        made, None for here; `build` is the name of the daemon's build.
         """
         attempt = Attempt(
             dref=dref,
@@ -127,6 +128,7 @@ class Store:
             dynamic={d: sorted(rrefs) for d, rrefs in (dynamic or {}).items()},
             realizer_digest=realizer_digest,
             manifest=manifest,
+            build=build,
         )
         with translated_errors(self.layout, f"putting the outputs of {dref} in place"):
             return place(self.layout, self.index, self.owner, self.batch, attempt)
