@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_STORE ?= $(CURDIR)/_demo
 PYTEST_ARGS ?=
-# How many processes the tests are spread over.
-TEST_JOBS ?= auto
+# How many processes the tests are spread over: three for two cores, for many tests wait for disks and other processes.
+TEST_JOBS ?= $(shell expr $$(nproc) '*' 3 / 2)
 
 BIN := $(VENV)/bin
 # What ruff and mypy look at; folders that are not there yet are left out.
