@@ -110,7 +110,8 @@ def decided_steps(
                 decided = PlanStep(step.dref, StepKind.build, "forced")
             elif any(all(sorted(context.get(dep, ())) == rrefs for dep, rrefs in settled.items()) for context in known):
                 decided = PlanStep(step.dref, StepKind.unknown, f"is built unless {to_come[0]} comes out as it was before")
-                maybe.add(step.dref)
+                if step.dref not in refused:  # else what depends on it may be skipped
+                    maybe.add(step.dref)
             else:
                 reason = f"none of {len(known)} realizations fits what it depends on" if known else "no realization"
                 decided = PlanStep(step.dref, StepKind.build, reason)

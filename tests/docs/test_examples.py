@@ -107,6 +107,8 @@ def environment(store: Path) -> dict[str, str]:
     return {
         **kept,
         "PYLIGHTNIX_ROOT": str(store),
+        # Python takes a module that was edited twice within a second, to the same length, for the one that it has compiled.
+        "PYTHONDONTWRITEBYTECODE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MPLBACKEND": "agg",
         "COLUMNS": "120",
