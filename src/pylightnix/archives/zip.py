@@ -47,7 +47,7 @@ def unpack_zip(file: IO[bytes], draft: TreeDraft, unpacking: Unpacking) -> None:
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 _unpack(archive, info, draft, unpacking)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # what zipfile raises for a compression that it does not know
         raise unpacking.failed(f"it is compressed in a way that is not known here ({error})", "pack it again with plain zip") from error
     except UnicodeDecodeError as error:
         raise unpacking.failed(f"one of its names is marked as UTF-8, and is none: {shown_name(error.object)!r:.400}") from error
