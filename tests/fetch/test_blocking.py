@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -74,6 +75,7 @@ def test_fork_ends_an_idle_thread(folder: str) -> None:
         assert blocking(folder, server.url + "/f") == CONTENT
         pid = os.fork()
         if pid == 0:
+            signal.alarm(60)  # OpenSSL may hang in a fork of a process with threads
             os._exit(0 if loops() == 0 and blocking(folder, server.url + "/f") == CONTENT else 1)
         assert loops() == 0
         assert os.waitpid(pid, 0)[1] == 0
@@ -86,12 +88,14 @@ def test_fork_in_the_middle_of_a_fetch(folder: str) -> None:
         with fetched_file(folder, spec_of(server.url + "/f"), FetchEnvironment()) as file:
             pid = os.fork()
             if pid == 0:
+                signal.alarm(60)  # OpenSSL may hang in a fork of a process with threads
                 ok = blocking(folder + "2", server.url + "/g") == CONTENT and content_of(file) == CONTENT
                 os._exit(0 if ok else 1)
             assert os.waitpid(pid, 0)[1] == 0
             assert content_of(file) == CONTENT
         pid = os.fork()
         if pid == 0:
+            signal.alarm(60)  # OpenSSL may hang in a fork of a process with threads
             os._exit(0 if blocking(folder, server.url + "/f") == CONTENT else 1)
         assert os.waitpid(pid, 0)[1] == 0
     assert left(folder) == []
@@ -103,6 +107,7 @@ def test_child_that_leaves_the_block_of_its_parent(folder: str) -> None:
         file = lent.__enter__()
         pid = os.fork()
         if pid == 0:
+            signal.alarm(60)  # OpenSSL may hang in a fork of a process with threads
             lent.__exit__(None, None, None)
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
