@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Optional
 
+from pylightnix.bytecode import ProjectLoader, load_projects_from_source
 from pylightnix.errors import StoreError, TargetNotFound
 from pylightnix.shadowing import load_ahead_of
 from pylightnix.workfolder import absolute, program_folder
@@ -79,7 +80,7 @@ def load_file(path: str) -> ModuleType:
     if known is not None:
         return known
     _put_first(folder)
-    spec = importlib.util.spec_from_file_location(name, full)
+    spec = importlib.util.spec_from_file_location(name, full, loader=ProjectLoader(name, full))
     if spec is None or spec.loader is None:
         raise AssertionError(f"BUG: no loader for {full}")
     module = importlib.util.module_from_spec(spec)
@@ -170,6 +171,7 @@ def _put_first(folder: str) -> None:
     if sys.path[:1] != [folder]:
         load_ahead_of([folder])
         sys.path.insert(0, folder)
+    load_projects_from_source()
 
 
 # --- stages -----------------------------------------------------------------------------------------

@@ -13,20 +13,20 @@ from pylightnix.types import Key, RRef, StorageSettings
 
 __all__ = ["ranked"]
 
-_EXPECTED: Final = "expected all keys to be numbers, or all to be texts (None leaves a realization out)"
+_EXPECTED: Final = "expected all keys to be numbers, or all to be texts; match(key, trim) leaves out those whose key is None"
 _told: Final[set[RRef]] = set()
 """Of which a warning told already that their key is not a number."""
 
 
-def ranked(key: Key, S: StorageSettings, rrefs: Sequence[RRef]) -> list[RRef]:
-    """Return the realizations by their keys, largest first, those without a key left out and NaN last.
+def ranked(key: Key, S: StorageSettings, rrefs: Sequence[RRef], *, may_be_none: bool) -> list[RRef]:
+    """Return the realizations by their keys, largest first and NaN last; those whose key is None are left out, if it may be.
 
     Ties are broken by the reference, so that the order is the same on every run.
 
     Raises:
         InvalidMatch: a key is neither a number nor a text, or some are numbers and others texts.
     """
-    keyed = [(value, rref) for rref in rrefs if (value := key(S, rref)) is not None]
+    keyed = [(value, rref) for rref in rrefs if (value := key(S, rref)) is not None or not may_be_none]
     comparable = [(_comparable(value, key, rref), rref) for value, rref in keyed]
     texts = [(rank, rref) for rank, rref in comparable if isinstance(rank, str)]
     numbers = [(rank, rref) for rank, rref in comparable if not isinstance(rank, str)]

@@ -121,16 +121,16 @@ def match_some(n: int = 1, key: Optional[Key] = None) -> Matcher:
 
     Args:
         n: how many; 0 never matches.
-        key: ``(S, rref) -> number or text or None``; the largest are best, None takes no part. A number that is
-            not one (NaN, of a run that diverged) loses to all others, with a warning. Without a key the text of the
-            hash decides.
+        key: ``(S, rref) -> number or text``; the largest are best. A number that is not one (NaN, of a run that
+            diverged) loses to all others, with a warning. Without a key the text of the hash decides. To leave out
+            those whose key is None, use `match`.
 
     Raises (the matcher): InvalidMatch, if a key is neither a number nor a text, or some are numbers and others texts.
     """
     _count(n, "match_some")
     if key is None:
         return _MatchSome(n)
-    return match(key, _Top(n))
+    return _KeyMatcher(key, _Top(n), None, may_be_none=False)
 
 
 def match_exact(rrefs: list[RRef]) -> Matcher:
@@ -157,11 +157,12 @@ class _KeyMatcher:
     key: Key
     trim: Callable[[list[RRef]], Optional[list[RRef]]]
     mnext: Optional[Matcher]
+    may_be_none: bool = True
 
     def __call__(self, S: StorageSettings, rrefs: list[RRef]) -> Optional[list[RRef]]:
         from pylightnix._ranking import ranked
 
-        trimmed = self.trim(ranked(self.key, S, rrefs))
+        trimmed = self.trim(ranked(self.key, S, rrefs, may_be_none=self.may_be_none))
         if self.mnext is None:
             return trimmed
         return self.mnext(S, trimmed) if trimmed else None

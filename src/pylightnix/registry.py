@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Optional
 
+from pylightnix.bytecode import warn_of_outdated_bytecode
 from pylightnix.collecting import Uncollected
 from pylightnix.config import Config, assert_rref_deps, canonical_bytes, canonical_deps, cfgdeps, cfgname, mkconfig
 from pylightnix.errors import (
@@ -429,6 +430,7 @@ def instantiate(
         raise error.with_traceback(_users_frames(error.__traceback__)) from None
     finally:
         registry.in_instantiate = False
+    warn_of_outdated_bytecode()
     return result, mkclosure(result, registry)
 
 

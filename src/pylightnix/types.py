@@ -233,7 +233,7 @@ RealizerO: TypeAlias = Callable[[StorageSettings, DRef, Context, RealizeArg], Ou
 ExceptionText: TypeAlias = str
 """Why something is a LEFT: the text of a traceback."""
 Key: TypeAlias = Callable[[StorageSettings, RRef], Union[int, float, str, None]]
-"""By what `match` and `match_some` rank a realization, the largest first; None leaves it out."""
+"""By what `match` and `match_some` rank a realization, the largest first; for `match`, None leaves it out."""
 Mutator: TypeAlias = Callable[[Any, Any], Any]
 """Takes a key or index and the value there, and returns what is to be there."""
 # The language cannot write that recursion down for mypy without harming callers, hence `Any`.

@@ -107,8 +107,6 @@ def environment(store: Path) -> dict[str, str]:
     return {
         **kept,
         "PYLIGHTNIX_ROOT": str(store),
-        # Hides a known fault, which tests/client/test_stale_bytecode.py shows: an edit within a second, to the same length, is missed.
-        "PYTHONDONTWRITEBYTECODE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MPLBACKEND": "agg",
         "COLUMNS": "120",

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
 from pylightnix._version import __version__
+from pylightnix.bytecode import load_projects_from_source
 from pylightnix.errors import PylightnixException
 from pylightnix.shadowing import load_ahead_of
 from pylightnix.travel.script import become_main_program
@@ -149,6 +150,7 @@ class Worker:
             raise Refused("unsupported-version", found, package=__version__)
         load_ahead_of(entry for entry in params["import_path"] if entry not in sys.path)
         sys.path[:] = params["import_path"]
+        load_projects_from_source()
         os.umask(params["umask"])
         gc.disable()  # until a fork: here everything is kept anyway
         settle_memory()
