@@ -183,10 +183,12 @@ class WorkerPool:
     """The soft and the hard limit on open files that workers have, where those of this process are others."""
     workers: dict[str, Worker] = field(default_factory=dict)
     _starting: dict[str, trio.Lock] = field(default_factory=dict)
+    spared: set[int] = field(default_factory=set)
+    """Children of this process that are no workers, and no strays either."""
+    forking: trio.Lock = field(default_factory=trio.Lock)
+    """Held while a child of ours may be there that neither `spared` nor `_all` knows yet."""
     _all: list[Worker] = field(default_factory=list)
     """Every worker whose process is not reaped, retired ones too."""
-    _forking: trio.Lock = field(default_factory=trio.Lock)
-    """Held while a child of ours may be there that `_all` does not know yet."""
     _numbers: count[int] = field(default_factory=lambda: count(1))
 
     async def worker_for(self, environment: Environment) -> Worker:
@@ -250,7 +252,7 @@ class WorkerPool:
         return worker
 
     async def _spawn(self, key: str, environment: Environment, ours: socket.socket, theirs: socket.socket, log_fd: int) -> Worker:
-        async with self._forking:
+        async with self.forking:
             process = await trio.lowlevel.open_process(
                 [environment.interpreter, "-P", "-m", "pylightnix.worker", str(theirs.fileno()), str(self.owner_fd)],
                 stdin=subprocess.DEVNULL,
@@ -313,9 +315,9 @@ class WorkerPool:
 
     async def _end_strays(self, lost: Worker) -> None:
         """Kill what a lost worker left behind: orphans of its builds, which the kernel gave to us."""
-        async with self._forking:
+        async with self.forking:
             self._all.remove(lost)
-            known = {worker.process.pid for worker in self._all}
+            known = self.spared | {worker.process.pid for worker in self._all}
             # Again and again: what a stray has forked is ours only when the stray is dead.
             while strays := [pid for pid in children_of(os.getpid()) if pid not in known]:
                 for pid in strays:
