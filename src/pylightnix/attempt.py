@@ -19,6 +19,7 @@ from pylightnix.outputs import OUTPUT_ADVICE, absolute_outputs, output_paths
 from pylightnix.storage import current_storage, fstmpdir
 from pylightnix.store.commit import TakenOutput
 from pylightnix.store.faults import reach
+from pylightnix.store.fixed_outputs import check_output
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.owner import is_owner_name
 from pylightnix.store.removal import open_unlocked
@@ -152,7 +153,8 @@ def take_outputs(layout: StoreLayout, dref: DRef, folder: str, answer: Any) -> l
             settings rather than use those they are called with.
 
     Raises:
-        InvalidOutput: it is anything else, or holds what cannot be stored.
+        InvalidOutput: it is anything else, holds what cannot be stored, or is not what the derivation's config fixes.
+        StoreError: the system or the store failed.
     """
     paths = output_paths(dref, answer)
     taken = []
@@ -160,6 +162,7 @@ def take_outputs(layout: StoreLayout, dref: DRef, folder: str, answer: Any) -> l
         parent_fd = _open_parent(layout, dref, folder, path)
         try:
             digest = take_over(parent_fd, os.path.basename(path), dref=dref, shown=path)
+            check_output(layout, dref, path)
         finally:
             os.close(parent_fd)
         reach("taken_over")

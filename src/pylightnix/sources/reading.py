@@ -13,7 +13,7 @@ from pylightnix.sources.memo import Fact, Facts, Memo, Records
 from pylightnix.sources.patterns import excluding
 from pylightnix.sources.walking import open_source_file, shown_path, unreadable, walk_source
 
-__all__ = ["source_digest"]
+__all__ = ["source_digest", "stored_digest"]
 
 _RACY_NS: Final = 2_000_000_000
 """The granularity of the coarsest file times in use, those of FAT; ext3 has a second, others are finer."""
@@ -36,6 +36,34 @@ def source_digest(path: str, exclude: Sequence[str], memo: Memo, *, now_ns: Call
     excluded = excluding(exclude)
     with memo.of(path, exclude) as records:
         return walk_source(path, excluded, _Reader(records, now_ns))
+
+
+def stored_digest(path: str) -> str:
+    """Return the source digest of what lies at `path`, by reading all of it.
+
+    Raises:
+        InvalidSource: it cannot be read, holds what has no place in a tree, or changes meanwhile.
+    """
+    return walk_source(path, None, _Hashing())
+
+
+class _Hashing:
+    """Reads every file."""
+
+    def enter_folder(self, path: bytes) -> None:
+        pass
+
+    def end_of_files(self) -> None:
+        pass
+
+    def leave_folder(self) -> None:
+        pass
+
+    def visit_link(self, name: bytes, target: bytes) -> None:
+        pass
+
+    def visit_file(self, parent_fd: int, name: bytes, info: os.stat_result, where: bytes) -> bytes:
+        return _read(parent_fd, name, where)[4]
 
 
 class _Reader:
