@@ -75,7 +75,7 @@ def test_fork_ends_an_idle_thread(folder: str) -> None:
         assert blocking(folder, server.url + "/f") == CONTENT
         pid = os.fork()
         if pid == 0:
-            signal.alarm(60)  # OpenSSL may hang in a fork of a process with threads
+            signal.alarm(60)  # a child that hangs is to fail the test
             os._exit(0 if loops() == 0 and blocking(folder, server.url + "/f") == CONTENT else 1)
         assert loops() == 0
         assert os.waitpid(pid, 0)[1] == 0
@@ -88,14 +88,14 @@ def test_fork_in_the_middle_of_a_fetch(folder: str) -> None:
         with fetched_file(folder, spec_of(server.url + "/f"), FetchEnvironment()) as file:
             pid = os.fork()
             if pid == 0:
-                signal.alarm(60)  # OpenSSL may hang in a fork of a process with threads
+                signal.alarm(60)  # a child that hangs is to fail the test
                 ok = blocking(folder + "2", server.url + "/g") == CONTENT and content_of(file) == CONTENT
                 os._exit(0 if ok else 1)
             assert os.waitpid(pid, 0)[1] == 0
             assert content_of(file) == CONTENT
         pid = os.fork()
         if pid == 0:
-            signal.alarm(60)  # OpenSSL may hang in a fork of a process with threads
+            signal.alarm(60)  # a child that hangs is to fail the test
             os._exit(0 if blocking(folder, server.url + "/f") == CONTENT else 1)
         assert os.waitpid(pid, 0)[1] == 0
     assert left(folder) == []
@@ -107,13 +107,58 @@ def test_child_that_leaves_the_block_of_its_parent(folder: str) -> None:
         file = lent.__enter__()
         pid = os.fork()
         if pid == 0:
-            signal.alarm(60)  # OpenSSL may hang in a fork of a process with threads
+            signal.alarm(60)  # a child that hangs is to fail the test
             lent.__exit__(None, None, None)
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
         assert content_of(file) == CONTENT
         lent.__exit__(None, None, None)
     assert left(folder) == []
+
+
+FORKING = """
+import os, sys, threading, traceback
+
+def look():  # runs last of all before a fork, for it is registered first
+    for thread in threads:
+        frame = sys._current_frames().get(thread.ident)
+        stands = frame is not None and any(each.name == "_stand" for each in traceback.extract_stack(frame))
+        seen.append("stands" if stands else "runs" if os.path.exists(f"/proc/self/task/{thread.native_id}") else "gone")
+
+threads, seen = [], []
+os.register_at_fork(before=look)
+from pylightnix.fetch import FetchEnvironment, FetchSpec, parse_checksum
+from pylightnix.fetch.blocking import fetched_file
+
+url, checksum, folder = sys.argv[1:]
+
+def fetch(number):
+    spec = FetchSpec((f"{url}{number}",), (parse_checksum(checksum, "sha256"),))
+    with fetched_file(folder, spec, FetchEnvironment()):
+        threads[:] = [thread for thread in threading.enumerate() if thread.name == "pylightnix-fetch"]
+        fork(number)
+    fork(number)
+
+def fork(number):
+    pid = os.fork()
+    if pid == 0:
+        if number % 10 == 0:
+            with fetched_file(folder, FetchSpec((f"{url}of-child",), (parse_checksum(checksum, "sha256"),)), FetchEnvironment()):
+                pass
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+for number in range(40):
+    fetch(number)
+print(*sorted(set(seen[0::2])), *sorted(set(seen[1::2])))
+"""
+
+
+def test_threads_of_no_fork_are_inside_of_openssl(folder: str) -> None:
+    with scripted(lambda request: request.serve(b"content")) as server:
+        command = [sys.executable, "-c", FORKING, server.url + "/", sha256(b"content").hex, folder]
+        child = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (child.stdout, child.stderr) == ("stands gone\n", "")
 
 
 EXITING = """

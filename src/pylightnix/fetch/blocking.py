@@ -1,8 +1,10 @@
 """Fetching for synchronous code: one thread of this process has a loop, and in it a fetcher for each folder.
 
 So it works below a running event loop of any kind, from many threads, and connections and what is known of failing servers
-outlive one file. The thread starts with the first fetch, waits without cost, and ends with the process. It ends before a fork too,
-unless somebody fetches just then, and starts again when it is needed: loops and connections cannot be shared with a child.
+outlive one file. The thread starts with the first fetch, waits without cost, and ends with the process.
+
+Before a fork it ends, or stands still if somebody fetches just then; a child starts its own when it needs one. Loops and connections
+cannot be shared with a child, and locks neither: if the thread were inside OpenSSL, the child would have its lock, and nobody to release it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import atexit
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +33,8 @@ __all__ = ["fetched_file"]
 _FETCHERS_MAX: Final = 4
 """How many folders' fetchers stay though nobody uses them."""
 _END_SECONDS: Final = 10.0
+_PAUSE_SECONDS: Final = 5.0
+"""How long a fork waits for the thread: only a `progress` that hangs takes so long."""
 
 _Answer = Union[FetchedFile, BaseException]
 
@@ -138,6 +143,7 @@ class _Loop:
         self._nursery: Optional[trio.Nursery] = None
         self._fetchers: Optional[_Fetchers] = None
         self._failure: Optional[BaseException] = None
+        self._resumed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pylightnix-fetch", daemon=True)
         self._thread.start()
         token = self._token.get()
@@ -175,7 +181,28 @@ class _Loop:
             self.token.run_sync_soon(self._scope.cancel)
         except trio.RunFinishedError:
             pass
+        deadline = time.monotonic() + _END_SECONDS
         self._thread.join(_END_SECONDS)
+        # Joined is not gone: the thread still runs OpenSSL's clean-up, under a lock that a child must not get.
+        while os.path.exists(f"/proc/self/task/{self._thread.native_id}") and time.monotonic() < deadline:
+            time.sleep(0)
+
+    def pause(self) -> None:
+        """Stop the thread between two steps of its tasks, where it is in no code that holds a lock, until `resume`."""
+        import trio
+
+        if threading.current_thread() is self._thread:
+            return  # it forks by itself, in somebody's `progress`
+        self._resumed = threading.Event()
+        paused = threading.Event()
+        try:
+            self.token.run_sync_soon(_stand, paused, self._resumed)
+        except trio.RunFinishedError:
+            return
+        paused.wait(_PAUSE_SECONDS)
+
+    def resume(self) -> None:
+        self._resumed.set()
 
     def _run(self) -> None:
         import trio
@@ -202,6 +229,11 @@ class _Loop:
                 await trio.sleep_forever()
 
 
+def _stand(paused: threading.Event, resumed: threading.Event) -> None:
+    paused.set()
+    resumed.wait()
+
+
 _lock = threading.Lock()
 """Held while a thread is started or ended, and over a fork."""
 _loop: Optional[_Loop] = None
@@ -224,12 +256,16 @@ def _begun(call: _Call) -> _Loop:
 def _before_fork() -> None:
     global _loop  # noqa: PLW0603  # see above
     _lock.acquire()  # until after the fork
-    if _loop is not None and not _loop.calls:
+    if _loop is not None and _loop.calls:
+        _loop.pause()
+    elif _loop is not None:
         _loop.end()
         _loop = None
 
 
 def _after_fork() -> None:
+    if _loop is not None:
+        _loop.resume()
     _lock.release()
 
 
