@@ -16,7 +16,7 @@ from pylightnix.query import rrefctx
 from pylightnix.refs import rref2dref
 from pylightnix.storage import store_layout
 from pylightnix.store.derivations import read_canonical
-from pylightnix.store.layout import METADATA_NAMES
+from pylightnix.store.provenance import metadata_of
 from pylightnix.types import DRef, RRef, StorageSettings
 
 __all__ = ["copyclosure", "deref_", "spack", "sunpack"]
@@ -89,7 +89,7 @@ def copyclosure(rrefs_S: Iterable[RRef], S: Optional[StorageSettings], D: Option
             try:
                 arriving = arriving_of(record_of(selection.layout, info))
                 if not arrived.has(arriving):
-                    arrived.realization(arriving, functools.partial(copy_folder, folder, exclude_top=METADATA_NAMES))
+                    arrived.realization(arriving, functools.partial(copy_folder, folder, exclude_top=metadata_of(folder)))
             except (Refused, InvalidTree, InvalidOutput, ValueError) as error:
                 raise InvalidArchive(
                     folder, f"it is not what it is said to be: {error}", f"remove {info.rref} and realize it again"

@@ -31,8 +31,9 @@ from pylightnix.refs import mkrref, undref
 from pylightnix.store.durability import Durability, sync_file_system, sync_trees
 from pylightnix.store.faults import reach
 from pylightnix.store.index import VALID, Index, NewRealization
-from pylightnix.store.layout import CONTEXT_FILE, StoreLayout
+from pylightnix.store.layout import CONTEXT_FILE, PROVENANCE_FILE, StoreLayout
 from pylightnix.store.owner import Owner
+from pylightnix.store.provenance import Provenance, provenance_text
 from pylightnix.store.removal import make_movable
 from pylightnix.store.takeover import seal_file, seal_folder
 from pylightnix.store.trash import to_trash
@@ -76,6 +77,8 @@ class Attempt:
     """What that digest covers, as JSON; None if that is not known, or recorded already."""
     build: Optional[str] = None
     """The name of the daemon's build."""
+    uid: Optional[int] = None
+    """The user id of `builder`; None if it came from elsewhere."""
 
 
 @dataclass(slots=True)
@@ -171,12 +174,15 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
     """
     key = context_key(attempt.context)
     text = context_file_text(attempt.context, attempt.dynamic).encode("utf-8")
+    provenance = provenance_text(_provenance(attempt))
     rrefs = [_reference(attempt, output) for output in attempt.outputs]
     new = dict(zip(rrefs, attempt.outputs, strict=True))
     if len(new) < len(rrefs):
         _log.warning("%s: %d of %d outputs coincide", attempt.dref, len(rrefs) - len(new), len(rrefs))
     for output in new.values():
-        _write_context(output.path, text)
+        _write_metadata(output.path, CONTEXT_FILE, text)
+        reach("context_written")
+        _write_metadata(output.path, PROVENANCE_FILE, provenance)
     with batch.lock:
         with index.transaction(durable=False):
             _check_references(layout, index, batch, attempt)
@@ -196,7 +202,7 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
         except BaseException:
             _abandon(layout, index, owner, new)
             raise
-        batch.pending.update({rref: output.files + 3 for rref, output in new.items()})
+        batch.pending.update({rref: output.files + 4 for rref, output in new.items()})
         batch.at_stake_seconds += attempt.stopped - attempt.started
     return list(dict.fromkeys(rrefs))
 
@@ -258,8 +264,20 @@ def _row(attempt: Attempt, key: str, rref: RRef, output: TakenOutput) -> NewReal
     )
 
 
-def _write_context(folder: str, text: bytes) -> None:
-    fd = os.open(f"{folder}/{CONTEXT_FILE}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444)
+def _provenance(attempt: Attempt) -> Provenance:
+    return Provenance(
+        uid=attempt.uid,
+        builder=attempt.builder,
+        host=attempt.host,
+        started=attempt.started,
+        stopped=attempt.stopped,
+        realizer_digest=attempt.realizer_digest,
+        build=attempt.build,
+    )
+
+
+def _write_metadata(folder: str, name: str, text: bytes) -> None:
+    fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444)
     try:
         view = memoryview(text)
         while view:  # a disk that is nearly full takes a part
@@ -267,7 +285,6 @@ def _write_context(folder: str, text: bytes) -> None:
         seal_file(fd)
     finally:
         os.close(fd)
-    reach("context_written")
 
 
 def _rename(layout: StoreLayout, dref: DRef, path: str, rref: RRef) -> None:

@@ -13,6 +13,7 @@ __all__ = [
     "CONFIG_FILE",
     "CONTEXT_FILE",
     "METADATA_NAMES",
+    "PROVENANCE_FILE",
     "START_FILE",
     "STOP_FILE",
     "STORAGE_NAME",
@@ -23,9 +24,10 @@ __all__ = [
 STORAGE_NAME: Final = "store-v1"
 CONFIG_FILE: Final = "config.json"
 CONTEXT_FILE: Final = "context.json"
+PROVENANCE_FILE: Final = "provenance.json"
 START_FILE: Final = "__buildstart__.txt"
 STOP_FILE: Final = "__buildstop__.txt"
-METADATA_NAMES: Final = frozenset({CONTEXT_FILE, START_FILE, STOP_FILE})
+METADATA_NAMES: Final = frozenset({CONTEXT_FILE, PROVENANCE_FILE, START_FILE, STOP_FILE})
 """Names at the top of a realization that are metadata, not part of its tree."""
 
 _HASH_START: Final = len("dref:")

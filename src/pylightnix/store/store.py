@@ -129,6 +129,7 @@ class Store:
             realizer_digest=realizer_digest,
             manifest=manifest,
             build=build,
+            uid=os.geteuid(),
         )
         with translated_errors(self.layout, f"putting the outputs of {dref} in place"):
             return place(self.layout, self.index, self.owner, self.batch, attempt)

@@ -18,12 +18,14 @@ import json
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from typing import Final
 
 from pylightnix.context import parse_context
 from pylightnix.errors import InvalidOutput, InvalidTree, Misuse, PylightnixException, StoreFull, StoreIOError
 from pylightnix.nar import OPEN_FLAGS, EntryKind, TreeDigest, hash_folder
-from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES
+from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES, PROVENANCE_FILE
+from pylightnix.store.provenance import parse_provenance
 from pylightnix.store.removal import reopen_unlocked
 from pylightnix.types import DRef
 
@@ -138,8 +140,9 @@ class _Sealing:
 
     def skip_entry(self, parent_fd: int, name: bytes, kind: EntryKind, where: bytes) -> None:
         rename = "it is kept for metadata, choose another"
-        if name == os.fsencode(CONTEXT_FILE):
-            if kind is not EntryKind.FILE or not self._is_context(parent_fd, name, where):
+        parse = _COPIED.get(os.fsdecode(name))
+        if parse is not None:
+            if kind is not EntryKind.FILE or not self._is_copied(parent_fd, name, where, parse):
                 raise self._refused(where, "has a reserved name", rename)
             os.unlink(name, dir_fd=parent_fd)  # it came with a copy of another realization
             return
@@ -153,13 +156,13 @@ class _Sealing:
         finally:
             os.close(fd)
 
-    def _is_context(self, parent_fd: int, name: bytes, where: bytes) -> bool:
+    def _is_copied(self, parent_fd: int, name: bytes, where: bytes, parse: Callable[[bytes], object]) -> bool:
         fd = self._open(parent_fd, name, 0, where)
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return False
             try:
-                parse_context(json.loads(file.read(_CONTEXT_BYTES)))
+                parse(file.read(_CONTEXT_BYTES))
             except (ValueError, RecursionError, Misuse):
                 return False
         return True
@@ -223,6 +226,13 @@ class _Sealing:
 
     def _refused(self, where: bytes, problem: str, advice: str) -> InvalidOutput:
         return InvalidOutput(self._dref, where.decode("utf-8", "backslashreplace"), problem, advice)
+
+
+_COPIED: Final[dict[str, Callable[[bytes], object]]] = {
+    CONTEXT_FILE: lambda data: parse_context(json.loads(data)),
+    PROVENANCE_FILE: parse_provenance,
+}
+"""What comes along when the folder of another realization is copied, and how to tell it from a file of the user's."""
 
 
 def seal_file(fd: int) -> None:

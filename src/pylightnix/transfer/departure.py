@@ -11,7 +11,8 @@ from pylightnix.errors import InvalidTree, MissingRealization, StoreCorrupt, Sto
 from pylightnix.nar import Sink, tree_hash
 from pylightnix.query import direct_context
 from pylightnix.store.derivations import read_canonical
-from pylightnix.store.layout import METADATA_NAMES, START_FILE, STOP_FILE, StoreLayout
+from pylightnix.store.layout import START_FILE, STOP_FILE, StoreLayout
+from pylightnix.store.provenance import metadata_of
 from pylightnix.transfer.records import MAGIC, STAMP_BYTES, DerivationRecord, EndRecord, RealizationRecord, encode_record
 from pylightnix.transfer.selection import Selection
 
@@ -62,7 +63,7 @@ def _send_realization(layout: StoreLayout, info: RealizationInfo, write: Sink) -
     write(encode_record(record_of(layout, info)))
     writing = _Writing(write)
     try:
-        digest = tree_hash(folder, exclude_top=METADATA_NAMES, sink=writing)
+        digest = tree_hash(folder, exclude_top=metadata_of(folder), sink=writing)
     except InvalidTree as error:
         raise _changed(folder, f"{error.where} {error.problem}", info) from error
     except FileNotFoundError as error:

@@ -1,0 +1,98 @@
+"""`provenance.json`: who built a realization, when and where, written beside its tree when that is taken over.
+
+It is not part of the tree's hash. It says the same as the realization's row in the index, so that a lost index can be
+rebuilt from the trees. It is written once: later builds of the same realization are noted in the index only. Realizations
+of versions before it was introduced have none, and may have an artifact of this name: only a file with the mark below is ours.
+
+Must not know the index, nor how trees get into the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Optional
+
+from pylightnix.store.layout import METADATA_NAMES, PROVENANCE_FILE
+
+__all__ = ["Provenance", "metadata_of", "parse_provenance", "provenance_text", "read_provenance"]
+
+_MARK: Final = "pylightnix-provenance"
+_FORMAT: Final = 1
+_BYTES_MAX: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What is known of the build that made a tree."""
+
+    uid: Optional[int]
+    """The user id of whoever built it; None if it came from elsewhere and nobody said."""
+    builder: str
+    """The name of that user, on the host where it was entered."""
+    host: str
+    started: float
+    """UTC seconds since the epoch."""
+    stopped: float
+    realizer_digest: Optional[str] = None
+    build: Optional[str] = None
+    """The name of the daemon's build."""
+    isolation: Optional[str] = None
+    """What kept the build apart from the rest of the host, where that is known."""
+
+
+def provenance_text(provenance: Provenance) -> bytes:
+    """Return the content of `provenance.json`."""
+    return (json.dumps({_MARK: _FORMAT, **asdict(provenance)}, indent=1) + "\n").encode("ascii")
+
+
+def parse_provenance(data: bytes) -> Provenance:
+    """Return what a `provenance.json` says. Keys of later versions are ignored.
+
+    Raises:
+        ValueError: it is none of ours, or damaged.
+    """
+    try:
+        said = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(said, dict) or not isinstance(said.get(_MARK), int):
+        raise ValueError(f"it has no {_MARK!r}")
+    return Provenance(
+        uid=_of(said, "uid", int),
+        builder=_of(said, "builder", str) or "",
+        host=_of(said, "host", str) or "",
+        started=float(_of(said, "started", int, float) or 0.0),
+        stopped=float(_of(said, "stopped", int, float) or 0.0),
+        realizer_digest=_of(said, "realizer_digest", str),
+        build=_of(said, "build", str),
+        isolation=_of(said, "isolation", str),
+    )
+
+
+def _of(said: dict[str, Any], key: str, *kinds: type) -> Any:
+    value = said.get(key)
+    if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+        raise ValueError(f"its {key!r} is {value!r:.80}")
+    return value
+
+
+def read_provenance(folder: str) -> Optional[Provenance]:
+    """Return the provenance of the realization in `folder`; None if it has none that can be read."""
+    try:
+        fd = os.open(f"{folder}/{PROVENANCE_FILE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            return parse_provenance(file.read(_BYTES_MAX))
+    except (OSError, ValueError, OverflowError):
+        return None
+
+
+def metadata_of(folder: str) -> frozenset[str]:
+    """Return the names at the top of the realization in `folder` that are no part of its tree."""
+    if read_provenance(folder) is None:
+        return METADATA_NAMES - {PROVENANCE_FILE}
+    return METADATA_NAMES
