@@ -32,7 +32,7 @@ from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, say_ending
 from pylightnix.store.ownership import DAEMON_ROLE
 from pylightnix.store.store import open_store_alone
-from pylightnix.worker.linux import become_subreaper
+from pylightnix.worker.linux import become_subreaper, gain_no_privileges
 from pylightnixd.builds import Builds
 from pylightnixd.durations import Durations
 from pylightnixd.fetch_builds import FetchSettings, LateFetcher
@@ -107,6 +107,7 @@ async def serve(
         StoreError: the store cannot be had, or the socket cannot be made.
     """
     become_subreaper()
+    gain_no_privileges()  # before any thread: workers inherit it, and run users' code before their own first line (sitecustomize)
     with open_store_alone(settings.layout, DAEMON_ROLE, settings.socket_path, settings.wait_seconds) as store:
         server = _Server(settings, HeldStore.of(store), notifier, reread or (lambda: settings))
         await server.run(listen(), ready)

@@ -117,6 +117,7 @@ def test_a_daemon_holds_nothing_of_its_starter(tmp_path: Path, way: str) -> None
         assert [name for name in targets(pid).values() if name.endswith("held")] == []
         assert signals(pid, "SigIgn") <= PYTHONS_OWN
         assert signals(pid, "SigBlk") == set()
+        assert "\nNoNewPrivs:\t1\n" in Path(f"/proc/{pid}/status").read_text(), "workers run users' code before their own first line"
         there.rmdir()
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
         process = os.pidfd_open(pid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from tests.daemon import realizers
-from tests.daemon.worker_driver import DEADLINE_SECONDS, Refusal, Run, Watched, Worker, is_alive
+from tests.daemon.worker_driver import DEADLINE_SECONDS, Refusal, Run, Watched, Worker, arguments, is_alive
 from tests.peers import Peer
 
 from pylightnix.travel import capture_environment
@@ -123,6 +124,26 @@ def test_a_build_holds_nothing_of_the_worker(worker: Worker) -> None:
     assert sum(target.startswith("pipe:") for target in targets) == 3
     assert sum(target.startswith("socket:") for target in targets) == 1
     assert "socket:" not in programs
+
+
+GAINS = """[line.split()[1] for text in (
+    open("/proc/self/status").read(), __import__("subprocess").run(["cat", "/proc/self/status"], capture_output=True, text=True).stdout
+) for line in text.splitlines() if line.startswith("NoNewPrivs")]"""
+
+
+def test_neither_a_build_nor_its_programs_gain_privileges(worker: Worker) -> None:
+    assert ast.literal_eval(worker.build(realizers.evaluated, args=arguments(text=" ".join(GAINS.split()))).text()) == ["1", "1"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a program set-id")
+def test_a_set_id_program_gains_nothing_in_a_build(worker: Worker, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    shutil.copy("/usr/bin/id", program)
+    os.chown(program, 65534, 65534)
+    program.chmod(0o4755)
+    text = f"__import__('subprocess').run(['{program}', '-u'], capture_output=True, text=True).stdout"
+    assert subprocess.run([str(program), "-u"], capture_output=True, text=True, check=True).stdout == "65534\n"
+    assert ast.literal_eval(worker.build(realizers.evaluated, args=arguments(text=text)).text()) == "0\n"
 
 
 def test_children_are_found_without_the_kernels_list() -> None:

@@ -7,10 +7,11 @@ import os
 import signal
 from typing import Final
 
-__all__ = ["become_subreaper", "children_of", "die_with_parent", "flush_c_streams", "own_children"]
+__all__ = ["become_subreaper", "children_of", "die_with_parent", "flush_c_streams", "gain_no_privileges", "own_children"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_NO_NEW_PRIVS: Final = 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -25,6 +26,14 @@ def _prctl(option: int, value: int) -> None:
 def become_subreaper() -> None:
     """Let orphans among this process's descendants become its own children, not those of init."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def gain_no_privileges() -> None:
+    """Let no program that this process or a descendant runs gain anything by a set-id bit or file capabilities. For good.
+
+    Threads that are there already are not affected. A process that gains nothing can be killed by whoever started it.
+    """
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def die_with_parent(parent: int) -> None:

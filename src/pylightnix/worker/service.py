@@ -29,7 +29,7 @@ from pylightnix.worker.ahead import Ahead, settle_memory
 from pylightnix.worker.building import parse_order, run_build
 from pylightnix.worker.channel import Channel, Gone, Request
 from pylightnix.worker.children import Children, Ended
-from pylightnix.worker.linux import become_subreaper
+from pylightnix.worker.linux import become_subreaper, gain_no_privileges
 from pylightnix.worker.matching import MatchOrder, serve_matchers
 from pylightnix.worker.surroundings import reseed, send_output_to
 
@@ -76,6 +76,7 @@ def _settle_in(control_fd: int, owner_fd: int) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     become_subreaper()
+    gain_no_privileges()  # here too: whatever started this worker, its builds can be killed
     # Libraries have threads of their own that take no harm, and the worker sees to it that Python has none.
     warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
 
