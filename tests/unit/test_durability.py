@@ -17,7 +17,7 @@ from pylightnix.query import allrrefs
 from pylightnix.storage import store_layout
 from pylightnix.store import faults
 from pylightnix.store.commit import BATCH_COUNT, Batch
-from pylightnix.store.durability import AVOID_SECONDS, FEW_FILES, SLOW_SYNC_SECONDS, Durability, sync_file_system, sync_trees
+from pylightnix.store.durability import AVOID_SECONDS, FEW_FILES, SLOW_SYNC_SECONDS, Durability, held_open, sync_file_system, sync_trees
 
 pytestmark = pytest.mark.embedded_only("it is about how a process flushes what it has built itself")
 
@@ -75,7 +75,13 @@ def test_a_tree_is_flushed_file_by_file(S: StorageSettings) -> None:
 
 
 def test_a_file_system_is_flushed(S: StorageSettings) -> None:
-    sync_file_system(store_layout(S).storage)
+    storage = store_layout(S).storage
+    with held_open(storage):
+        sync_file_system(storage)
+    with pytest.raises(AssertionError, match="not held open"):
+        sync_file_system(storage)
+    with pytest.raises(FileNotFoundError), held_open(f"{storage}/nowhere"):
+        pass
 
 
 @pytest.mark.parametrize("missing", ["tree", "config"])
@@ -86,8 +92,6 @@ def test_what_cannot_be_flushed_is_an_error(S: StorageSettings, missing: str) ->
     os.rename(path, f"{layout.state}/aside")
     with pytest.raises(FileNotFoundError):
         sync_trees([layout.realization(rref)], layout.storage)
-    with pytest.raises(FileNotFoundError):
-        sync_file_system(f"{layout.storage}/nowhere")
 
 
 def test_a_batch_is_flushed_both_ways(S: StorageSettings) -> None:

@@ -4,6 +4,9 @@ Two ways: `syncfs` flushes the whole file system once for a batch, however many 
 alone, 0.1 ms a realization in batches, on the ext4 where this was measured); fsync per file costs
 about 1.5 ms a realization but flushes nobody else's data. The first is the default, and the second
 is taken for a while after a `syncfs` turned out slow, which means that others write a lot.
+
+The kernel tells each open file description once that a write was lost. A descriptor opened after somebody else was told,
+by `sync` for example, is told nothing. So one is held open from before the first write of a store until after its last flush.
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Optional, Protocol
 
 from pylightnix.walking import walk
 
-__all__ = ["Durability", "sync_file_system", "sync_trees"]
+__all__ = ["Durability", "held_open", "sync_file_system", "sync_trees"]
 
 SLOW_SYNC_SECONDS: Final = 0.1
 AVOID_SECONDS: Final = 60.0
@@ -32,17 +37,51 @@ class _Libc(Protocol):
 _libc: list[_Libc] = []
 
 
+_mutex = threading.Lock()
+_held: dict[str, tuple[int, list[None]]] = {}
+"""Path -> (descriptor, one entry for each that holds it open)."""
+
+
+def _forget_after_fork() -> None:
+    """Close the parent's descriptors in a forked child, which would take away what the kernel has to tell the parent."""
+    global _mutex  # noqa: PLW0603  # the parent's may be held by a thread that does not exist here
+    _mutex = threading.Lock()
+    for fd, _ in _held.values():
+        os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+@contextmanager
+def held_open(path: str) -> Iterator[None]:
+    """Hold a folder open, so that `sync_file_system` learns of every write that is lost while the block runs."""
+    with _mutex:
+        if path not in _held:
+            _held[path] = (os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), [])
+        _, holders = _held[path]
+        holders.append(None)
+    try:
+        yield
+    finally:
+        with _mutex:
+            holders.pop()
+            # A forked child has closed the descriptor already.
+            if not holders and path in _held and _held[path][1] is holders:
+                os.close(_held.pop(path)[0])
+
+
 def sync_file_system(path: str) -> None:
-    """Flush the file system that `path` lies on. OSError if anything written there was lost."""
+    """Flush the file system of a folder that is held open. OSError if anything written there since was lost."""
     if not _libc:
         _libc.append(ctypes.CDLL(None, use_errno=True))
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if _libc[0].syncfs(fd) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
-    finally:
-        os.close(fd)
+    held = _held.get(path)
+    if held is None:
+        raise AssertionError(f"BUG: {path} is not held open, so what was lost before would not be told")
+    if _libc[0].syncfs(held[0]) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
 
 
 def _sync_path(path: str, dir_fd: Optional[int] = None) -> None:

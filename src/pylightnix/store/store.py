@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final, Optional
 
@@ -16,7 +16,7 @@ from pylightnix.errors import StoreBusy, StoreTooNew
 from pylightnix.planner.messages import Candidate
 from pylightnix.store.access import check_access, translated_errors, user_name
 from pylightnix.store.commit import Attempt, Batch, TakenOutput, place, seal_realization
-from pylightnix.store.durability import sync_file_system
+from pylightnix.store.durability import held_open, sync_trees
 from pylightnix.store.index import FORMAT, VALID, Index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, build_key, build_lock, exclusive_lock, shared_lock
@@ -93,7 +93,8 @@ class Store:
         if rrefs and all(os.path.isdir(self.layout.realization(rref)) for rref in rrefs):
             for rref in rrefs:
                 seal_realization(self.layout.realization(rref))  # its builder may have been killed just before it did
-            sync_file_system(self.layout.storage)
+            # By file, for this process was not there to be told what was lost when they were written.
+            sync_trees([self.layout.realization(rref) for rref in rrefs], self.layout.storage)
             with self.index.transaction(durable=True):
                 self.index.make_valid(rrefs)
 
@@ -237,7 +238,8 @@ def open_store(layout: StoreLayout) -> Iterator[Store]:
             with translated_errors(layout, "opening the store"):
                 index = _ready_index(layout)
             if index is not None:
-                yield _opened(layout, index, outermost)
+                with _disk(layout):
+                    yield _opened(layout, index, outermost)
                 return
         with translated_errors(layout, "bringing the index to its newest format"):
             _migrate(layout, deadline)
@@ -266,10 +268,20 @@ def open_store_alone(
                 raise StoreTooNew(layout.state, index.format(), FORMAT)
             index.migrate()
             wait_for_heirs(layout, PREDECESSOR_SECONDS)
-        store = _opened(layout, index, outermost=True)
-        if socket is not None:
-            leave_heirs(store.owner)  # who serves it has workers
-        yield store
+        with _disk(layout):
+            store = _opened(layout, index, outermost=True)
+            if socket is not None:
+                leave_heirs(store.owner)  # who serves it has workers
+            yield store
+
+
+@contextmanager
+def _disk(layout: StoreLayout) -> Iterator[None]:
+    """Have errors of the store's disk told to this process from now on."""
+    with ExitStack() as stack:
+        with translated_errors(layout, "opening the store"):
+            stack.enter_context(held_open(layout.storage))
+        yield
 
 
 def another_view(store: Store) -> Store:

@@ -5,7 +5,8 @@ Must not know where the folder goes, nor what a context or an index is.
 
 What may not enter the store: special files, set-id programs, others' files, and hard links, because
 changing a mode (or later writing) through one name would reach whoever has the other name. Files are
-sealed before they are read, so that what was hashed is what is sealed.
+sealed before they are read, so that what was hashed is what is sealed. A file that somebody keeps open for writing
+(a descriptor that was passed on, a shared mapping) is replaced by a copy before that.
 
 Everything gets one time, `STORE_TIME`. Times are not part of the hash, so nothing that is built on a realization may
 depend on them: with the times of writing, `make` takes files that came with an archive for out of date.
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import secrets
 import stat
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Optional
 
 from pylightnix.context import parse_context
 from pylightnix.errors import InvalidOutput, InvalidTree, Misuse, PylightnixException, StoreFull, StoreIOError
@@ -27,9 +29,12 @@ from pylightnix.nar import OPEN_FLAGS, EntryKind, TreeDigest, hash_folder
 from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES, PROVENANCE_FILE
 from pylightnix.store.provenance import parse_provenance
 from pylightnix.store.removal import reopen_unlocked
+from pylightnix.store.writers import has_writers, note_cannot_tell
 from pylightnix.types import DRef
 
 __all__ = ["STORE_TIME", "seal_file", "seal_folder", "take_over"]
+
+_log = logging.getLogger("pylightnix")
 
 STORE_TIME: Final = 315_619_200
 """The modification time of every file, folder and link of a realization: 1980-01-02T00:00:00Z. Zip knows none before 1980."""
@@ -84,7 +89,7 @@ def _translated(error: OSError, dref: DRef, shown: str) -> PylightnixException:
     # The walk says where it was; outside of it `filename` is a bare name, or missing.
     where = error.filename if isinstance(error.filename, str) and error.filename.startswith(shown) else shown
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(where, "replacing a hard link by a copy")
+        return StoreFull(where, "replacing a file that others can write to by a copy")
     if error.errno in _CHANGED:
         return InvalidOutput(dref, where, f"changed while it was taken over ({error.strerror})", _LEAVE_PLAIN)
     return StoreIOError(where, f"taking over an output of {dref}", str(error.strerror))
@@ -93,8 +98,10 @@ def _translated(error: OSError, dref: DRef, shown: str) -> PylightnixException:
 class _Sealing:
     """How the walk gets at an output: by making everything it opens the caller's own and read-only."""
 
-    def __init__(self, dref: DRef) -> None:
-        self._dref = dref
+    def __init__(self, dref: DRef, ask: Callable[[int, os.stat_result], bool] = has_writers) -> None:
+        self._dref, self._has_writers = dref, ask
+        self.written: Optional[str] = None
+        """The first file that somebody had open for writing."""
         self._uid, self._gid = os.geteuid(), os.getegid()
 
     def open_top(self, parent_fd: int, name: bytes, shown: str) -> int:
@@ -124,11 +131,12 @@ class _Sealing:
                 if info.st_mode & (stat.S_ISUID | stat.S_ISGID):
                     raise self._refused(where, "is a set-id program", "clear these mode bits (chmod ug-s)")
                 if info.st_nlink > 1:
-                    linked_fd, fd = fd, self._replace_link(parent_fd, name, fd, info, where)
-                    os.close(linked_fd)
-                    info = os.fstat(fd)
+                    fd, info = self._replace(parent_fd, name, fd, info, where)
                 self._own(fd, info, where)
                 _set_mode(fd, info, _sealed_mode(info))
+                # Sealed first: nobody opens it for writing after the question any more.
+                if self._has_writers(fd, info):
+                    fd, info = self._replace_written(parent_fd, name, fd, info, where)
             elif stat.S_ISDIR(info.st_mode):
                 self._own(fd, info, where)
                 if info.st_mode & stat.S_IRWXU != stat.S_IRWXU:
@@ -201,25 +209,40 @@ class _Sealing:
         except PermissionError as error:
             raise self._foreign(info, where) from error
 
-    def _replace_link(self, parent_fd: int, name: bytes, fd: int, info: os.stat_result, where: bytes) -> int:
-        """Put a sealed copy in the place of a hard link, and return it opened."""
+    def _replace_written(self, parent_fd: int, name: bytes, fd: int, info: os.stat_result, where: bytes) -> tuple[int, os.stat_result]:
+        """Replace a file that somebody can write to by a copy, and return that."""
+        fd, info = self._replace(parent_fd, name, fd, info, where)
+        if self._has_writers(fd, info):
+            note_cannot_tell(info)  # nobody else has this copy: the file system says so of all files
+        elif not self.written:
+            self.written = where.decode("utf-8", "backslashreplace")
+            _log.warning("%s: still open for writing after the build; what is written to it from now on is not stored", self.written)
+        return fd, info
+
+    def _replace(self, parent_fd: int, name: bytes, fd: int, info: os.stat_result, where: bytes) -> tuple[int, os.stat_result]:
+        """Put a sealed copy in the place of a file, close that, and return the copy opened for reading."""
         temporary = f".copied-{secrets.token_hex(8)}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         copy_fd = os.open(temporary, flags, 0o600, dir_fd=parent_fd)
+        read_fd = -1
         try:
+            read_fd = os.open(temporary, OPEN_FLAGS, dir_fd=parent_fd)
             copied_bytes = 0
             while count := os.sendfile(copy_fd, fd, copied_bytes, _COPY_BYTES):
                 copied_bytes += count
             if copied_bytes != info.st_size:
                 raise self._refused(where, "changed its size while it was copied", _LEAVE_PLAIN)
-            os.lseek(copy_fd, 0, os.SEEK_SET)
             os.fchmod(copy_fd, _sealed_mode(info))
             os.rename(temporary, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
         except BaseException:
-            os.close(copy_fd)
+            if read_fd >= 0:
+                os.close(read_fd)
             os.unlink(temporary, dir_fd=parent_fd)
             raise
-        return copy_fd
+        finally:
+            os.close(copy_fd)
+        os.close(fd)
+        return read_fd, os.fstat(read_fd)
 
     def _foreign(self, info: os.stat_result, where: bytes) -> InvalidOutput:
         return self._refused(where, f"belongs to another user (uid {info.st_uid})", "leave a copy of your own instead")
