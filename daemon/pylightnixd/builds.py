@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import partial
 from typing import Final, Optional
@@ -20,13 +20,13 @@ import trio
 
 from pylightnix.errors import StoreError
 from pylightnix.planner.messages import Built, Candidate, CandidatesFound, Fact, Failed
-from pylightnix.protocol.errors import BeyondBudget, ProtocolError, WorkerFailed
+from pylightnix.protocol.errors import BeyondBudget, BuildDied
 from pylightnix.protocol.messages import EventPhase, FailedRow, Fetching, Resources
 from pylightnix.refs import isdref, isrref
 from pylightnix.store.build_logs import BEGINNING_MIN, LogPlace, Made
 from pylightnix.travel import capture_environment
 from pylightnix.types import DRef, RRef
-from pylightnixd.boundary import guarded
+from pylightnixd.boundary import SharedNursery, contained, entered, guarded
 from pylightnixd.bulk import Bulk
 from pylightnixd.caller_builds import CallerBuilds
 from pylightnixd.claims import Abandoned, Caller
@@ -39,7 +39,7 @@ from pylightnixd.logfolder import COMPRESS_BYTES, LogFolder
 from pylightnixd.logs import BuildLog
 from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.resources import Budget, Needs, described
-from pylightnixd.table import BuildState, BuildTable, CancelBuild, Release, Resume
+from pylightnixd.table import BuildState, BuildTable, CancelBuild, Release, Resume, TableAction
 from pylightnixd.worker_builds import WorkerBuilds
 from pylightnixd.workers import WorkerPool
 
@@ -70,7 +70,7 @@ class Builds:
     limits: InitVar[Limits]
     logs: LogFolder
     durations: Durations
-    nursery: trio.Nursery
+    nursery: SharedNursery
     """Holds the builds."""
     fetcher: LateFetcher
     bulk: Bulk = field(default_factory=Bulk)
@@ -231,12 +231,16 @@ class Builds:
         running.pid = None
         self.table.placing(running.id)
         self._wake()
-        for interest in self._interests.get(running.id, {}).values():
-            interest.waiter.build_placing(running)
+        self._tell(running, lambda waiter: waiter.build_placing(running))
 
     def _tell_fetch(self, running: RunningBuild, fetch: Fetching, phase: EventPhase) -> None:
-        for interest in self._interests.get(running.id, {}).values():
-            interest.waiter.build_fetching(running, fetch, phase)
+        self._tell(running, lambda waiter: waiter.build_fetching(running, fetch, phase))
+
+    def _tell(self, running: RunningBuild, tell: Callable[[Waiter], None]) -> None:
+        """Tell every operation that waits for a build; the trouble of one is neither that of the build nor of the others."""
+        for interest in list(self._interests.get(running.id, {}).values()):
+            with contained(f"telling operation {interest.waiter.id} of build {running.id}"):
+                tell(interest.waiter)
 
     def waits_for(self, needs: Needs) -> str:
         """Say what a build that takes `needs` waits for now."""
@@ -275,15 +279,14 @@ class Builds:
     async def run(self) -> None:
         """Start and cancel builds as the table says, for as long as the daemon lives and is not stopping."""
         while not self.stopping:
-            for action in self.table.actions(trio.current_time()):
-                if isinstance(action, Release):
-                    self._release(action.build)
-                elif isinstance(action, CancelBuild):
-                    self.cancel(action.build)
-                elif isinstance(action, Resume):
-                    self.running[action.build].resumes.popleft().set()
+            for action in self._actions():
+                try:
+                    self._act(action)
+                except Exception as error:  # noqa: BLE001  # the trouble of one build must not stop the others
+                    self._fail(action.build, error)
             for caller in list(self._callers):
-                self._give_claim(caller)
+                with contained("giving a claim"):
+                    self._give_claim(caller)
             deadline = self.table.deadline()
             until = min(trio.current_time() + SCAN_SECONDS, deadline if deadline is not None else float("inf"))
             with trio.move_on_at(until) as scope:
@@ -292,6 +295,38 @@ class Builds:
             if scope.cancelled_caught and deadline is None and self.table.could_start():
                 self.lost_wakeups += 1
                 _log.error("BUG: a build could start and nobody had been woken for it")
+
+    def _actions(self) -> list[TableAction]:
+        """Return what the table says. Should it fail, so does everything that is queued: it is not known what of that can start."""
+        try:
+            return self.table.actions(trio.current_time())
+        except Exception as error:  # noqa: BLE001  # nobody may wait for ever
+            for entry in self.table.entries():
+                if entry.state is BuildState.queued:
+                    self._fail(entry.id, error)
+            return []
+
+    def _act(self, action: TableAction) -> None:
+        if isinstance(action, Release):
+            self._release(action.build)
+        elif isinstance(action, CancelBuild):
+            self.cancel(action.build)
+        elif isinstance(action, Resume):
+            self.running[action.build].resumes.popleft().set()
+
+    def _fail(self, build: str, error: BaseException) -> None:
+        """Have a build fail that could not be started."""
+        if build in self.running:  # it ends by itself
+            entered(f"build {build}", error)
+            return
+        entry, interests = self.table.entry(build), self._interests.get(build, {})
+        with contained(f"dropping build {build}"):
+            self.table.drop(build)
+        self._forget(build)
+        if entry is not None:
+            fact = Failed(entry.key.dref, FailedBuild(failed_row(entry.key.dref, error)))
+            for interest in interests.values():
+                interest.waiter.post(fact)
 
     def _release(self, build: str) -> None:
         if self._is_wanted_still(build):
@@ -341,7 +376,7 @@ class Builds:
         if job.caller is not None:
             running.claim = job.caller.take(build, job.key.dref)
             running.token = running.claim.id
-        self.nursery.start_soon(guarded, f"the end of build {running.id}", partial(self._run, running))
+        self.nursery.start_soon(f"the end of build {running.id}", partial(self._run, running))
 
     def _look(self, job: BuildJob) -> Fact:
         """Return what there is to match now, or why that cannot be told."""
@@ -393,19 +428,18 @@ class Builds:
             await self._ended.wait()
 
     async def _run(self, running: RunningBuild) -> None:
+        """Run a build to its end, whatever that is: those who wait for it hear of it."""
         dref = running.job.key.dref
-        failure: Optional[FailedRow] = None
+        failure: Optional[FailedRow] = failed_row(dref, BuildDied(str(dref), "was given up", running.id))
         try:
             failure = await self._build(running)
         except Abandoned:
             running.abandoned = True
-        except (StoreError, WorkerFailed, ProtocolError, OSError) as error:
-            failure = failed_row(dref, error)
         except Exception as error:  # noqa: BLE001  # one build's trouble must not end the daemon
-            _log.exception("BUG: building %s", dref)
             failure = failed_row(dref, error)
         finally:
-            running.log.finish()
+            with contained(f"closing the log of build {running.id}"):
+                running.log.finish()
             with trio.CancelScope(shield=True):
                 self._end(running, failure)
                 if running.log.size > COMPRESS_BYTES:
@@ -418,8 +452,7 @@ class Builds:
 
     async def _build(self, running: RunningBuild) -> Optional[FailedRow]:
         running.log.open()
-        for interest in self._interests.get(running.id, {}).values():
-            interest.waiter.build_started(running)
+        self._tell(running, lambda waiter: waiter.build_started(running))
         if running.claim is not None:
             return await self._in_callers.build(running, running.claim)
         if running.job.fetch is not None:
@@ -430,20 +463,26 @@ class Builds:
         del self.running[running.id]
         for event in running.resumes:
             event.set()
-        self.logs.ended(running.log.path)
-        self.table.ended(running.id)
+        with contained(f"entering the log of build {running.id}"):
+            self.logs.ended(running.log.path)
+        with contained(f"giving back what build {running.id} took"):
+            self.table.ended(running.id)
         self._ended.set()
         self._ended = trio.Event()
-        dref = running.job.key.dref
         interests = self._interests.get(running.id, {})
         self._forget(running.id)
         self._wake()
         for interest in interests.values():
-            if running.abandoned:
-                interest.waiter.build_abandoned(dref)
-            elif failure is not None:
-                interest.waiter.post(Failed(dref, FailedBuild(failure)))
-            elif interest.caused or interest.known is None:
-                interest.waiter.post(Built(dref, joined=not interest.caused))
-            else:
-                interest.waiter.post(self._look(running.job))
+            with contained(f"telling operation {interest.waiter.id} of the end of build {running.id}"):
+                self._tell_end(running, failure, interest)
+
+    def _tell_end(self, running: RunningBuild, failure: Optional[FailedRow], interest: _Interest) -> None:
+        dref = running.job.key.dref
+        if running.abandoned:
+            interest.waiter.build_abandoned(dref)
+        elif failure is not None:
+            interest.waiter.post(Failed(dref, FailedBuild(failure)))
+        elif interest.caused or interest.known is None:
+            interest.waiter.post(Built(dref, joined=not interest.caused))
+        else:
+            interest.waiter.post(self._look(running.job))

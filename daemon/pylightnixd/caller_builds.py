@@ -17,7 +17,7 @@ from pylightnix.errors import InvalidOutput, StoreError
 from pylightnix.protocol.errors import TooMany
 from pylightnix.protocol.messages import FailedRow
 from pylightnix.types import RRef
-from pylightnixd.boundary import guarded
+from pylightnixd.boundary import SharedNursery
 from pylightnixd.claims import Abandoned, Caller, Claim, Delivery, claim_row, left_names
 from pylightnixd.durations import Durations
 from pylightnixd.hold import HeldStore
@@ -39,7 +39,7 @@ class CallerBuilds:
     """Called when a caller may be free again."""
     placing: Callable[[RunningBuild], None]
     """Called when what a caller made is being put in place."""
-    nursery: trio.Nursery
+    nursery: SharedNursery
 
     async def build(self, running: RunningBuild, claim: Claim) -> Optional[FailedRow]:
         """Have a caller build, and put in place what it made.
@@ -67,7 +67,7 @@ class CallerBuilds:
         finally:
             claim.dropped = True
             if folder is not None and offered and not claim.over.is_set():
-                self.nursery.start_soon(guarded, f"removing {folder}", partial(self._clear_when_over, caller, claim, folder))
+                self.nursery.start_soon(f"removing {folder}", partial(self._clear_when_over, caller, claim, folder))
             else:
                 await self._clear(caller, claim, folder)  # noqa: ASYNC102  # shielded there
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Optional
 
 import trio
@@ -22,6 +23,7 @@ from pylightnix.protocol.messages import EventPhase, FailedRow, Fetching
 from pylightnix.travel import Environment, dump_exception
 from pylightnix.travel.fetching import pack_fetched
 from pylightnix.types import Path, StorageSettings
+from pylightnixd.boundary import SharedNursery
 from pylightnixd.hold import HeldStore
 from pylightnixd.jobs import FetchJob, RunningBuild
 from pylightnixd.report import failed_row
@@ -54,10 +56,12 @@ class FetchSettings:
 class LateFetcher:
     """The fetcher of one daemon, which starts when the first file is to be fetched: until then nothing of it is loaded."""
 
-    nursery: trio.Nursery
+    nursery: SharedNursery
     folder: str
     settings: FetchSettings
     _running: Optional[Fetcher] = None
+    _failure: Optional[Exception] = None
+    """Why it did not start, or ended."""
     _starting: trio.Lock = field(default_factory=trio.Lock)
 
     async def wait_running(self) -> Fetcher:
@@ -70,18 +74,31 @@ class LateFetcher:
             if self._running is None:
                 # In a thread, for it takes as long as hundreds of questions.
                 await trio.to_thread.run_sync(importlib.import_module, "pylightnix.fetch.fetcher")
-                self._running = await self.nursery.start(self.run_fetcher)
+                tried = trio.Event()
+                self.nursery.start_soon("the fetcher", partial(self._run, tried))
+                await tried.wait()
+            if self._running is None:
+                raise self._failure or AssertionError("BUG: no fetcher, and no reason")
             return self._running
 
-    async def run_fetcher(self, *, task_status: trio.TaskStatus[Fetcher]) -> None:
-        """Run the fetcher until it is cancelled."""
+    async def _run(self, tried: trio.Event) -> None:
+        """Run the fetcher until it is cancelled. Set `tried` when it runs, or cannot."""
         from pylightnix.fetch.fetcher import running_fetcher
 
         settings = self.settings
         limits = replace(_USUAL, transfers=settings.transfers, transfers_per_host=settings.transfers_per_host)
-        async with running_fetcher(self.folder, limits=limits, hashed_mirrors=settings.hashed_mirrors) as fetcher:
-            task_status.started(fetcher)
-            await trio.sleep_forever()
+        try:
+            async with running_fetcher(self.folder, limits=limits, hashed_mirrors=settings.hashed_mirrors) as fetcher:
+                self._running = fetcher
+                tried.set()
+                await trio.sleep_forever()
+        except Exception as error:
+            self._failure = error
+            if tried.is_set():  # else it is that of whoever asked
+                raise
+        finally:
+            self._running = None
+            tried.set()
 
 
 @dataclass(slots=True, eq=False)

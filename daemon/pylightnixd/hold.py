@@ -37,6 +37,7 @@ from pylightnix.store.kept import keep_failed
 from pylightnix.store.removal import remove_tree
 from pylightnix.store.store import Store, another_view
 from pylightnix.types import DRef, HashPart, RRef
+from pylightnixd.boundary import contained
 from pylightnixd.removal import Removals
 
 __all__ = ["HeldStore"]
@@ -204,12 +205,12 @@ class HeldStore:
         """The ticket of the latest attempt that was put in place."""
         return self._placed
 
-    async def run_committer(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run_committer(self) -> None:
         """Make durable what is put in place, batch after batch, for as long as the daemon lives.
 
-        A batch goes when somebody waits for it, or after a moment; while it is on its way the next gathers.
+        A batch goes when somebody waits for it, or after a moment; while it is on its way the next gathers. One that fails,
+        for whatever reason, is lost; those who wait for it are told so.
         """
-        task_status.started()
         while True:
             await self._work.wait()
             with trio.move_on_after(GATHER_SECONDS):
@@ -217,13 +218,12 @@ class HeldStore:
             self._work, self._awaited = trio.Event(), trio.Event()
             last = self._placed
             try:
-                with trio.CancelScope(shield=True):
+                with trio.CancelScope(shield=True), contained("making realizations durable, so what was not durable is lost"):
                     await trio.to_thread.run_sync(self.committer.flush, limiter=self.commit_limiter)
-            except StoreError:
-                _log.exception("a commit failed; what was not durable is lost")
-            self._durable = last
-            self._progress.set()
-            self._progress = trio.Event()
+            finally:
+                self._durable = last
+                self._progress.set()
+                self._progress = trio.Event()
 
     async def wait_durable(self, ticket: int) -> None:
         """Wait until everything up to `ticket` has been through a commit, good or bad; see `losses`."""

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Optional
 
-import trio
-
 from pylightnix.config import cfgdeps
 from pylightnix.errors import MissingRealization
 from pylightnix.protocol.errors import MessageInvalid
@@ -21,7 +19,7 @@ from pylightnix.refs import rref2dref
 from pylightnix.store.access import translated_errors
 from pylightnix.store.derivations import read_config
 from pylightnix.types import DRef, RRef
-from pylightnixd.boundary import guarded
+from pylightnixd.boundary import SharedNursery
 from pylightnixd.hold import HeldStore
 from pylightnixd.session import Session
 
@@ -51,7 +49,7 @@ class Insertions:
     """Those of all connections."""
 
     hold: HeldStore
-    nursery: trio.Nursery
+    nursery: SharedNursery
     """Holds what removes folders, which outlives connections."""
     _folders: dict[Session, str] = field(default_factory=dict)
     _inserted: dict[Session, set[DRef]] = field(default_factory=dict)
@@ -70,7 +68,7 @@ class Insertions:
 
             def leave() -> None:
                 del self._folders[session], self._inserted[session]
-                self.nursery.start_soon(guarded, f"removing {folder}", partial(self.hold.remove, folder))
+                self.nursery.start_soon(f"removing {folder}", partial(self.hold.remove, folder))
 
             session.on_end.append(leave)
         return self._folders[session]

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any, Final, Optional, TypeVar
 
 import trio
 
 from pylightnix.config import Config, canonical_bytes, cfgdeps, cfgname, mkconfig
 from pylightnix.context import context_key
-from pylightnix.errors import ForeignDerivation, InvalidConfig, PylightnixException, SandboxUnavailable, StoreError
+from pylightnix.errors import ForeignDerivation, InvalidConfig, PylightnixException, SandboxUnavailable
 from pylightnix.nesting import nesting
 from pylightnix.planner.graph import dependency_order
 from pylightnix.planner.messages import (
@@ -42,11 +42,12 @@ from pylightnix.planner.messages import (
 )
 from pylightnix.planner.paths import path_seconds
 from pylightnix.planner.plan import Plan, PlanOutcome
-from pylightnix.protocol.errors import BeyondBudget, CannotTravel, OperationCancelled
+from pylightnix.protocol.errors import CannotTravel, OperationCancelled
 from pylightnix.protocol.messages import DerivationSpec, EventPhase, Fetching, Steering, SubmitOpen
 from pylightnix.store.derivations import derivation_ref
 from pylightnix.travel import Environment, build_environment_key, builtin_matcher, unpack_fetch
 from pylightnix.types import DRef, RRef
+from pylightnixd.boundary import contained
 from pylightnixd.builds import Builds
 from pylightnixd.claims import HUNG_UP, Caller
 from pylightnixd.hold import HeldStore
@@ -61,7 +62,6 @@ from pylightnixd.telling import Telling
 
 __all__ = ["Operation", "OperationState"]
 
-_log = logging.getLogger("pylightnixd")
 T = TypeVar("T")
 
 STEPS_AT_ONCE: Final = 50
@@ -222,7 +222,7 @@ class Operation:
         self.telling.build_stopped(dref, ok=False, text=HUNG_UP)
         try:
             fact = self._want(self._wanted[dref])
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001  # nobody may wait for ever
             fact = Failed(dref, FailedBuild(failed_row(dref, error)))
         if fact is not None:
             self.post(fact)
@@ -264,16 +264,18 @@ class Operation:
                     self._nursery.cancel_scope.cancel()
             if self.cancel_scope.cancelled_caught:
                 self.trouble = self._interruption or OperationCancelled(self.id)
-        except* (StoreError, PylightnixException) as group:
+        except* PylightnixException as group:
             self.trouble = _first(group)
         except* Exception as group:  # noqa: BLE001  # one operation's trouble must not end the daemon
-            _log.exception("BUG: operation %s", self.id)
-            self.trouble = _first(group)
+            self.trouble = FailedBuild(failed_row(DRef(""), _first(group)))
         finally:
-            if self._child is not None:
-                self._child.close()
-            self.builds.leave(self)
-            self._forget()
+            for leave in (self._close_child, partial(self.builds.leave, self), self._forget):
+                with contained(f"the end of operation {self.id}"):
+                    leave()
+
+    def _close_child(self) -> None:
+        if self._child is not None:
+            self._child.close()
 
     def _forget(self) -> None:
         """Let go what only an operation that runs needs: ended ones are kept for a while, to be asked about."""
@@ -424,7 +426,10 @@ class Operation:
                 self._held.append(action)
                 return None
             self._at_work[action.dref] = None
-            fact = self._want(action)
+            try:
+                fact = self._want(action)
+            except Exception as error:  # noqa: BLE001  # what fails is this build; the others go on
+                fact = Failed(action.dref, FailedBuild(failed_row(action.dref, error)))
             if fact is not None:
                 self.post(fact)  # as all that ends a build, lest the next one be held back for ever
             return None
@@ -459,8 +464,8 @@ class Operation:
         try:
             with self.telling.span("match", action.dref):
                 answer = await self._child.ask(action.dref, matcher, action.candidates)
-        except FailedBuild as error:
-            self.post(Failed(action.dref, error))
+        except Exception as error:  # noqa: BLE001  # one matcher's trouble is not that of the other derivations
+            self.post(Failed(action.dref, FailedBuild(failed_row(action.dref, error))))
         else:
             self.post(MatcherAnswered(action.dref, answer))
 
@@ -469,14 +474,13 @@ class Operation:
             await self.hold.wait_nameable(candidate.rref for candidate in action.candidates)
             with self.telling.span("match", action.dref):
                 answer = await self.caller.ask(self.id, action.dref, action.candidates)
-        except FailedBuild as error:
-            self.post(Failed(action.dref, error))
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001  # see above
             self.post(Failed(action.dref, FailedBuild(failed_row(action.dref, error))))
         else:
             self.post(MatcherAnswered(action.dref, answer))
 
     def _want(self, action: StartBuild) -> Optional[Fact]:
+        """Have something built; return what came of it at once, if anything. What it raises is why it cannot be built."""
         spec = self.specs[action.dref][0]
         if spec.realizer.kind == "caller" and self.caller.gone:
             return _stranded(action.dref, "realizer", spec.realizer.reason)
@@ -491,12 +495,9 @@ class Operation:
                 return CandidatesFound(action.dref, now)
         job = self._job(action, spec)
         self._begin_waiting(action.dref, job.claims)
-        try:
-            if spec.steering is not None and spec.steering.sandbox is not None:
-                raise SandboxUnavailable(spec.steering.sandbox, action.dref)
-            self.builds.want(self, job, action.known)
-        except (BeyondBudget, SandboxUnavailable) as error:
-            return Failed(action.dref, FailedBuild(failed_row(action.dref, error)))
+        if spec.steering is not None and spec.steering.sandbox is not None:
+            raise SandboxUnavailable(spec.steering.sandbox, action.dref)
+        self.builds.want(self, job, action.known)
         return None
 
     def _begin_waiting(self, dref: DRef, needs: Needs) -> None:

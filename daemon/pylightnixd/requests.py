@@ -25,7 +25,7 @@ from pylightnix.protocol.vocabulary import Message
 from pylightnix.refs import isdref, isrref
 from pylightnix.store.build_logs import read_log, tail_offset
 from pylightnix.types import DRef, RRef
-from pylightnixd.boundary import guarded
+from pylightnixd.boundary import SharedNursery
 from pylightnixd.builds import Builds
 from pylightnixd.claims import Caller
 from pylightnixd.hold import HeldStore
@@ -66,7 +66,7 @@ class Requests:
 
     hold: HeldStore
     builds: Builds
-    nursery: trio.Nursery
+    nursery: SharedNursery
     began: float = field(default_factory=time.monotonic)
     draining: bool = False
     operations: dict[str, Operation] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class Requests:
             settle=settle,
             at_work=self._at_work,
         )
-        self.nursery.start_soon(guarded, "emptying the trash", self.hold.removals.empty_trash)
+        self.nursery.start_soon("emptying the trash", self.hold.removals.empty_trash)
         listed = [str(rref) for rref in removal.rrefs[:ROWS_PER_MESSAGE_MAX]]
         return m.Removed(
             drefs=[str(dref) for dref in removal.drefs],
@@ -245,15 +245,17 @@ class Requests:
     async def submit_commit(self, session: Session, params: m.SubmitCommit) -> m.Done:
         operation = self._open_operation(params.operation)
         operation.state = OperationState.running
-        self.nursery.start_soon(guarded, f"the end of operation {operation.id}", partial(self._run, operation))
+        self.nursery.start_soon(f"the end of operation {operation.id}", partial(self._run, operation))
         return m.Done()
 
     async def _run(self, operation: Operation) -> None:
-        await operation.run()
-        self._forget_old()
-        if not self.under_way:
-            self.quiet.set()
-            self.quiet = trio.Event()
+        try:
+            await operation.run()
+        finally:  # who drains waits for it
+            self._forget_old()
+            if not self.under_way:
+                self.quiet.set()
+                self.quiet = trio.Event()
 
     def _forget_old(self) -> None:
         """Forget the operations that ended first, until there is room for the others; the latest is always kept."""

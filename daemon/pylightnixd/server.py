@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Optional
@@ -33,6 +33,7 @@ from pylightnix.store.locks import LOCK_WAIT_SECONDS, say_ending
 from pylightnix.store.ownership import DAEMON_ROLE
 from pylightnix.store.store import open_store_alone
 from pylightnix.worker.linux import become_subreaper, gain_no_privileges
+from pylightnixd.boundary import SharedNursery, contained, entered
 from pylightnixd.builds import Builds
 from pylightnixd.durations import Durations
 from pylightnixd.fetch_builds import FetchSettings, LateFetcher
@@ -56,6 +57,8 @@ LINGER_SECONDS: Final = 2.0
 """How long clients of what ended in the drain may stay to ask about it."""
 TIDY_SECONDS: Final = 60.0
 DRAIN_SECONDS: Final = 30.0
+ACCEPT_AGAIN_SECONDS: Final = 0.1
+"""How long after the system refused a connection the next is accepted."""
 AT_ONCE_SECONDS: Final = 5.0
 """How long threads that hash outputs hold up the end of a daemon that is to end at once."""
 FEATURES: Final[tuple[str, ...]] = ()
@@ -129,45 +132,54 @@ class _Server:
 
     async def run(self, listening: socket.socket, ready: Callable[[], None]) -> None:
         logs = LogFolder.of(logs_folder(self.settings.layout.state))
-        async with trio.open_nursery() as worker_nursery:
-            pool = WorkerPool(worker_nursery, self.hold.reader.owner.fd, logs.path, self.settings.open_files)
-            async with trio.open_nursery() as work:
-                fetcher = LateFetcher(work, self.settings.layout.fetch, self.settings.fetch)
-                table = BuildTable(self.settings.budget, self.settings.grace_seconds, lambda _: new_name("b"))
-                durations = Durations.of(self.hold.reader.index)
-                builds = Builds(self.hold, table, pool, self.settings.limits, logs, durations, work, fetcher)
-                builds.bulk.begin()
-                requests = Requests(self.hold, builds, work)
-                await work.start(self.hold.run_committer)
-                work.start_soon(builds.run)
-                await work.start(self._signals, builds)
-                work.start_soon(self._tidy, logs, requests)
-                work.start_soon(self._tell_supervisor, requests)
-                work.start_soon(self._end_when_idle, requests)
-                async with trio.open_nursery() as accepting:
-                    accepting.start_soon(self._accept, listener_of(listening), requests, work)
-                    self._link()
-                    ready()
-                    self.notifier.tell("READY=1", f"STATUS=serving {self.settings.layout.state}")
-                    await self.stop.wait()
-                    await self._drain(requests, builds)
-                    accepting.cancel_scope.cancel()
-                listening.close()
-                work.cancel_scope.cancel()
-            pool.close()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:  # before anybody is told that we serve
+            async with trio.open_nursery() as worker_nursery:
+                pool = WorkerPool(SharedNursery(worker_nursery), self.hold.reader.owner.fd, logs.path, self.settings.open_files)
+                async with trio.open_nursery() as work_nursery:
+                    work = SharedNursery(work_nursery)
+                    fetcher = LateFetcher(work, self.settings.layout.fetch, self.settings.fetch)
+                    table = BuildTable(self.settings.budget, self.settings.grace_seconds, lambda _: new_name("b"))
+                    durations = Durations.of(self.hold.reader.index)
+                    builds = Builds(self.hold, table, pool, self.settings.limits, logs, durations, work, fetcher)
+                    builds.bulk.begin()
+                    requests = Requests(self.hold, builds, work)
+                    work.keep("making realizations durable", self.hold.run_committer)
+                    work.keep("starting builds", builds.run)
+                    work.keep("taking signals", partial(self._signals, signals, builds))
+                    work.keep("tidying", partial(self._tidy, logs, requests))
+                    work.keep("telling the supervisor", partial(self._tell_supervisor, requests, work))
+                    work.keep("waiting for idleness", partial(self._end_when_idle, requests))
+                    await self._serve(listening, ready, requests, builds, work)
+                    work_nursery.cancel_scope.cancel()
+                pool.close()
         self._unlink()
+
+    async def _serve(
+        self, listening: socket.socket, ready: Callable[[], None], requests: Requests, builds: Builds, work: SharedNursery
+    ) -> None:
+        """Accept connections until told to end, and then for as long as what is under way may go on."""
+        async with trio.open_nursery() as accepting:
+            SharedNursery(accepting).keep("accepting connections", partial(self._accept, listener_of(listening), requests, work))
+            self._link()
+            ready()
+            self.notifier.tell("READY=1", f"STATUS=serving {self.settings.layout.state}")
+            await self.stop.wait()
+            with contained("ending"):
+                await self._drain(requests, builds)
+            accepting.cancel_scope.cancel()
+        listening.close()
 
     # --- connections ----------------------------------------------------------------------------------
 
-    async def _accept(self, listener: trio.SocketListener, requests: Requests, work: trio.Nursery) -> None:
-        async def serve_one(stream: trio.SocketStream) -> None:
+    async def _accept(self, listener: trio.SocketListener, requests: Requests, work: SharedNursery) -> None:
+        while True:
             try:
-                await self._session(stream, requests)
-            except Exception:  # noqa: BLE001  # what leaves this task ends the daemon
-                _log.exception("BUG: a session ended")
-                await trio.aclose_forcefully(stream)
-
-        await trio.serve_listeners(serve_one, [listener], handler_nursery=work)
+                stream = await listener.accept()
+            except OSError as error:  # too many files are open, say: whoever waits to be let in is let in later
+                entered("accepting a connection", error)
+                await trio.sleep(ACCEPT_AGAIN_SECONDS)
+                continue
+            work.start_soon("a session", partial(self._session, stream, requests))
 
     async def _session(self, stream: trio.SocketStream, requests: Requests) -> None:
         try:
@@ -224,18 +236,17 @@ class _Server:
 
     # --- the end --------------------------------------------------------------------------------------
 
-    async def _signals(self, builds: Builds, *, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            task_status.started()  # before anybody is told that we serve
-            async for number in signals:
-                if number == signal.SIGHUP:
+    async def _signals(self, signals: AsyncIterator[int], builds: Builds) -> None:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                with contained("reading the settings again"):
                     self._take_settings(builds)
-                    continue
-                if self.stop.is_set() and not self.stop_now.is_set():
-                    self.stop_now.set()
-                    _exit_soon()
-                _log.info("told to end by %s", signal.Signals(number).name)
-                self.stop.set()
+                continue
+            if self.stop.is_set() and not self.stop_now.is_set():
+                self.stop_now.set()
+                _exit_soon()
+            _log.info("told to end by %s", signal.Signals(number).name)
+            self.stop.set()
 
     def _take_settings(self, builds: Builds) -> None:
         """Read the settings again, and say what became of that."""
@@ -257,19 +268,21 @@ class _Server:
     async def _tidy(self, logs: LogFolder, requests: Requests) -> None:
         """Remove old logs once in a while, and look for garbage when nobody is kept waiting by that."""
         while True:
-            if not requests.active:
-                requests.builds.bulk.shrank()
-            paths = logs.excess(self.settings.keep_logs)
-            if paths:
-                logs.forget(paths)
-                await self.hold.in_thread(partial(remove_logs, paths))
+            with contained("tidying"):
+                if not requests.active:
+                    requests.builds.bulk.shrank()
+                paths = logs.excess(self.settings.keep_logs)
+                if paths:
+                    logs.forget(paths)
+                    await self.hold.in_thread(partial(remove_logs, paths))
             with trio.move_on_after(TIDY_SECONDS):
                 await self.told.wait()
 
     async def _drain(self, requests: Requests, builds: Builds) -> None:
         """Let what is under way end, up to the deadline or a second signal."""
         requests.draining = True
-        say_ending(self.settings.layout, DAEMON_ROLE, self.settings.socket_path)
+        with contained("saying in the lock file that it ends"):
+            say_ending(self.settings.layout, DAEMON_ROLE, self.settings.socket_path)
         self.notifier.tell("STOPPING=1", f"STATUS=ending; {requests.under_way} operations are under way")
         for session in list(self.sessions.values()):
             session.notify("draining", DrainingNotice(retry_after=RETRY_AFTER_SECONDS))
@@ -311,14 +324,17 @@ class _Server:
             for event in (self.changed, self.told, requests.quiet):
                 nursery.start_soon(_cancel_at, event, nursery.cancel_scope)
 
-    async def _tell_supervisor(self, requests: Requests) -> None:
+    async def _tell_supervisor(self, requests: Requests, work: SharedNursery) -> None:
         seconds = self.notifier.watchdog_seconds
         if seconds is None:
             return
         while True:
-            # From the loop itself: a loop that hangs says nothing, and is restarted.
-            table = requests.builds.table
-            self.notifier.tell("WATCHDOG=1", f"STATUS={table.busy} of {table.slots} slots busy, {table.queued} builds queued")
+            # From the loop itself: a loop that hangs says nothing, and is restarted. So is one that turns and gets nowhere.
+            table, ailing = requests.builds.table, work.ailing()
+            if ailing:
+                self.notifier.tell(f"STATUS=failing again and again: {', '.join(ailing)}; see the log")
+            else:
+                self.notifier.tell("WATCHDOG=1", f"STATUS={table.busy} of {table.slots} slots busy, {table.queued} builds queued")
             await trio.sleep(seconds / 3)
 
     # --- the link -------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
 
 from pylightnix.protocol.messages import Ended, Event, Events, LogPiece
 from pylightnix.store.build_logs import read_log
+from pylightnixd.boundary import SharedNursery
 from pylightnixd.jobs import RunningBuild
 from pylightnixd.operation import Operation
 from pylightnixd.session import Session
@@ -64,11 +66,12 @@ class Watch:
         """
         operation, me = self.operation, id(self)
         async with trio.open_nursery() as nursery:
+            shared = SharedNursery(nursery)
 
             def follow(running: RunningBuild) -> None:
                 if self.log and running.id not in self._following:
                     self._following[running.id] = None
-                    nursery.start_soon(self._follow, running)
+                    shared.start_soon(f"telling of the log of build {running.id}", partial(self._follow, running))
 
             operation.telling.watchers[me] = self.event
             operation.log_watchers[me] = follow

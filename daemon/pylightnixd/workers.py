@@ -16,6 +16,7 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any, Final, Optional
 
@@ -28,6 +29,7 @@ from pylightnix.protocol.vocabulary import parse_message
 from pylightnix.protocol.worker_messages import BuildEnded, WorkerWelcome
 from pylightnix.travel import Environment, worker_key
 from pylightnix.worker.linux import children_of
+from pylightnixd.boundary import SharedNursery
 
 __all__ = ["Worker", "WorkerLost", "WorkerPool"]
 
@@ -175,7 +177,7 @@ class Worker:
 class WorkerPool:
     """All workers of one daemon. `nursery` holds the task of each, and must outlive every build."""
 
-    nursery: trio.Nursery
+    nursery: SharedNursery
     owner_fd: int
     """Holds the daemon's lock on its folder; while a worker lives, so does the lock."""
     log_folder: str
@@ -243,7 +245,7 @@ class WorkerPool:
         finally:
             theirs.close()
             os.close(log_fd)
-        self.nursery.start_soon(self._attend, worker, log_path)
+        self.nursery.start_soon(f"worker {worker.process.pid}", partial(self._attend, worker, log_path))
         try:
             await self._greet(worker, environment, log_path)
         except BaseException:
