@@ -48,7 +48,7 @@ class AsyncClient:
 
     Attributes:
         path: the socket's path.
-        trusted: whether exceptions that the daemon pickled are opened.
+        trusted: as of `Client`.
         welcome: what the daemon said of itself.
     """
 
@@ -84,7 +84,7 @@ class AsyncClient:
         path = await anyio.to_thread.run_sync(socket_of, where)
         connection = await anyio.to_thread.run_sync(connect, path, deadline_seconds)
         try:
-            client = cls(connection, path, is_trusted(connection, where))
+            client = cls(connection, path, is_trusted(connection))
             number, data = client._dialogue.hello()
             with anyio.move_on_after(deadline_seconds):
                 await client._send(lambda: (number, data))
@@ -274,7 +274,7 @@ class AsyncClient:
         from pylightnix_client.submission import Wishes, submission
 
         wishes = Wishes(force_rebuild, assert_realized, realize_args or {}, dry_run, keep_going, watch, log, jobs)
-        errands = Errands(closure, wishes.realize_args, self.welcome)
+        errands = Errands(closure, wishes.realize_args, self.welcome, None if self.trusted else self.path)
         operation = await self.carry(submission(closure, errands.within(wishes)))
         self._errands[operation] = errands
         return AsyncOperation(self, operation, closure, dry_run, watched=watch, raised=errands.raised)

@@ -21,6 +21,7 @@ from pylightnix.store.removal import remove_tree
 from pylightnix.transfer.destination import Arriving, unpack_output
 from pylightnix.types import DRef, RRef
 from pylightnix_client.client import Client
+from pylightnix_client.errors import DaemonForeign
 from pylightnix_client.exchange import Ask
 
 __all__ = ["Through"]
@@ -59,6 +60,8 @@ class Through:
         return started <= self._client.starts([rref]).get(rref, 0.0)
 
     def realization(self, arriving: Arriving, unpack: Callable[[int, str], None]) -> None:
+        if not self._client.trusted:
+            raise DaemonForeign(self._client.path, f"unpacking {arriving.rref}")
         self.flush()
         folder, name = self._own_folder(), f"output-{next(self._numbers)}"
         try:

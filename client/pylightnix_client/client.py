@@ -49,7 +49,7 @@ class Client:
 
     Attributes:
         path: the socket's path.
-        trusted: whether exceptions that the daemon pickled are opened.
+        trusted: whether the daemon is this user's or root's. Of another's, no exceptions are unpickled, and nothing is done in its folders.
         welcome: what the daemon said of itself.
         aside: what is entered around realizers and matchers that run here, such as to keep a display off the terminal.
     """
@@ -100,7 +100,7 @@ class Client:
         path = socket_of(where)
         connection = connect(path, deadline_seconds)
         try:
-            client = cls(connection, path, is_trusted(connection, where))
+            client = cls(connection, path, is_trusted(connection))
             number, data = client._dialogue.hello()
             client._send(data)
             while client._dialogue.welcome is None:
@@ -280,7 +280,7 @@ class Client:
         from pylightnix_client.submission import Wishes, submission
 
         wishes = Wishes(force_rebuild, assert_realized, realize_args or {}, dry_run, keep_going, watch, log, jobs, ask, ask_on_failure)
-        errands = Errands(closure, wishes.realize_args, self.welcome)
+        errands = Errands(closure, wishes.realize_args, self.welcome, None if self.trusted else self.path)
         errands.survives_interrupts = ask_on_failure
         operation = self.carry(submission(closure, errands.within(wishes)))
         self._errands[operation] = errands

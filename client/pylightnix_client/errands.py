@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeAlias, Union
+from typing import Optional, TypeAlias, Union
 
 from pylightnix.attempt import call_matcher, call_realizer, context_below
 from pylightnix.context import parse_mapping
@@ -27,6 +27,7 @@ from pylightnix.store.kept import left_by
 from pylightnix.travel.failures import dump_exception
 from pylightnix.types import Closure, DRef, Path, RealizeArg, RRef, StorageSettings
 from pylightnix.worker.outputs import kept_names, output_names
+from pylightnix_client.errors import DaemonForeign
 from pylightnix_client.exchange import Ask
 from pylightnix_client.submission import Wishes
 
@@ -44,7 +45,11 @@ class Errands:
         survives_interrupts: whether a `KeyboardInterrupt` is a failure like others, for the caller to decide about.
     """
 
-    def __init__(self, closure: Closure, realize_args: Mapping[DRef, RealizeArg], welcome: m.DaemonWelcome) -> None:
+    def __init__(
+        self, closure: Closure, realize_args: Mapping[DRef, RealizeArg], welcome: m.DaemonWelcome, foreign: Optional[str] = None
+    ) -> None:
+        """Begin. `foreign` is the socket of the daemon if that is another user's, in whose folders nothing is to be written."""
+        self._foreign = foreign
         self._derivations = {derivation.dref: derivation for derivation in closure.derivations}
         self._realize_args = realize_args
         self._store = StorageSettings(Path(welcome.store), Path(welcome.storage), None)
@@ -76,6 +81,8 @@ class Errands:
             return refusal(errand, error)
 
     def _build(self, claim: m.Claim) -> Ask:
+        if self._foreign is not None:
+            raise DaemonForeign(self._foreign, f"running the realizer of {claim.dref} in {claim.folder}")
         dref, folder = DRef(claim.dref), Path(claim.folder)
         S = StorageSettings(self._store.root, self._store.storage, folder)
         direct = parse_mapping(json.loads(claim.context))

@@ -13,6 +13,7 @@ from pylightnix.protocol.errors import TooMany
 
 __all__ = [
     "AmbiguousReference",
+    "DaemonForeign",
     "DaemonFull",
     "DaemonGone",
     "DaemonLeft",
@@ -223,6 +224,20 @@ class DaemonLeft(PylightnixException):
         super().__init__(
             f"the daemon at {where} went away in the middle of {watched}; what it had finished is kept, and the program that asked "
             f"for the rest asks the next daemon by itself; what that is at: {command}"
+        )
+
+
+class DaemonForeign(PylightnixException):
+    """The daemon is another user's, and what was asked would be done in folders which that user can change meanwhile."""
+
+    code = "daemon-foreign"
+    exit_status = 77
+
+    def __init__(self, where: str, doing: str) -> None:
+        self.where, self.doing = where, doing
+        super().__init__(
+            f"{doing}: expected a daemon of your own or of root, found one of another user at {where}, who could exchange files there; "
+            "ask that user to do it, or work in a store of your own"
         )
 
 

@@ -11,6 +11,7 @@ from pylightnix.insertion import moved_output
 from pylightnix.protocol import messages as m
 from pylightnix.types import DRef, RRef
 from pylightnix_client.client import Client
+from pylightnix_client.errors import DaemonForeign
 from pylightnix_client.exchange import Ask
 
 __all__ = ["insert_through"]
@@ -26,8 +27,11 @@ def insert_through(socket: str, dref: DRef, context: Mapping[DRef, Sequence[RRef
     Raises:
         InvalidOutput: it cannot be stored.
         NoDaemon, DaemonGone: it is not there, or not any more.
+        DaemonForeign: it is another user's.
     """
     with Client.connect(socket) as client:
+        if not client.trusted:
+            raise DaemonForeign(socket, f"handing over an output of {dref}")
         opened = cast(m.InsertOpened, client.call(Ask("insert.open", m.InsertOpen())))
         with moved_output(dref, path, os.path.join(opened.folder, _NAME), client.welcome.storage):
             packed = canonical_bytes({str(dep): sorted(map(str, rrefs)) for dep, rrefs in context.items()})

@@ -48,12 +48,13 @@ def failure(row: m.FailedRow, trusted: bool, raised: Optional[BaseException] = N
 
     Args:
         row: the failure.
-        trusted: whether what is pickled in it may be opened.
+        trusted: whether the daemon is this user's or root's. What is pickled is opened only if it is of this user's build, too.
         raised: the exception itself, if it was raised in this process.
     """
     if raised is None and row.pickled is None and not row.traceback:
         return error_from_failed_row(row)
-    error = raised or load_exception(cast(Mapping[str, object], msgspec.structs.asdict(row)), trusted)
+    may_open = trusted and row.uid == os.geteuid()
+    error = raised or load_exception(cast(Mapping[str, object], msgspec.structs.asdict(row)), may_open)
     kept = row.fields.get("outpaths")
     if isinstance(kept, list):
         # It names the build folder; the daemon has moved what was left in it since.
@@ -79,7 +80,7 @@ def outcome_of(
         operation: its name.
         closure: what was submitted.
         result: how it ended.
-        trusted: whether exceptions that the daemon pickled are opened.
+        trusted: as of `failure`.
         dry_run: whether it was one.
         raised: what realizers and matchers raised in this process, by derivation.
 

@@ -25,6 +25,7 @@ from pylightnix.store.removal import remove_tree
 from pylightnix.travel.failures import dump_exception
 from pylightnix.types import Closure, Derivation, DRef, Path, RealizeArg, StorageSettings
 from pylightnix_client.client import Client
+from pylightnix_client.errors import DaemonForeign
 from pylightnix_client.exchange import Ask
 from pylightnix_client.outcomes import failure
 
@@ -79,6 +80,8 @@ class _Steps:
         self._root = Path(client.welcome.store)
 
     def make_folder(self, asked: m.Pause) -> str:
+        if not self._client.trusted:
+            raise DaemonForeign(self._client.path, f"making a folder for {asked.dref}")
         # This process's own and not the daemon's: what is made by hand in it must outlive that.
         with translated_errors(self._layout, f"making a folder for {asked.dref}"):
             return process_owner(self._layout).make_folder()

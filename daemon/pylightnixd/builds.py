@@ -481,7 +481,7 @@ class Builds:
         if running.abandoned:
             interest.waiter.build_abandoned(dref)
         elif failure is not None:
-            interest.waiter.post(Failed(dref, FailedBuild(failure)))
+            interest.waiter.post(Failed(dref, FailedBuild(failure).of_user(running.job.uid)))
         elif interest.caused or interest.known is None:
             interest.waiter.post(Built(dref, joined=not interest.caused))
         else:

@@ -219,4 +219,4 @@ def claim_row(row: FailedRow, dref: DRef, outpaths: Sequence[str] = ()) -> Faile
         fields = {}
     if outpaths or "outpaths" in fields:
         fields["outpaths"] = list(outpaths)
-    return msgspec.structs.replace(row, dref=str(dref), fields=fields)
+    return msgspec.structs.replace(row, dref=str(dref), fields=fields, uid=msgspec.UNSET)  # whose it is, the daemon says

@@ -51,6 +51,8 @@ class BuildJob:
     environment: Environment
     operation: str
     """Whose job it is."""
+    uid: int
+    """The user who submitted that."""
     caller: Optional[Caller] = None
     """Who alone can run it; None if a worker can."""
     samples: int = 1

@@ -135,5 +135,5 @@ def listener_of(listener: socket.socket) -> trio.SocketListener:
 
 def peer_of(stream: trio.SocketStream) -> Peer:
     """Return who connected."""
-    data = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return Peer(*struct.unpack("3i", data))
+    data = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    return Peer(*struct.unpack("iII", data))

@@ -154,6 +154,11 @@ class Operation:
         self.pauses = Pauses(self.id, self.caller.session, self.hold, self.post)
 
     @property
+    def uid(self) -> int:
+        """The user whose code it has."""
+        return self.caller.session.uid
+
+    @property
     def is_steered(self) -> bool:
         """Whether it asks its client what is to become of derivations, and so cannot go on without it."""
         return bool(self.request.ask or self.request.ask_on_failure)
@@ -465,7 +470,7 @@ class Operation:
             with self.telling.span("match", action.dref):
                 answer = await self._child.ask(action.dref, matcher, action.candidates)
         except Exception as error:  # noqa: BLE001  # one matcher's trouble is not that of the other derivations
-            self.post(Failed(action.dref, FailedBuild(failed_row(action.dref, error))))
+            self.post(Failed(action.dref, FailedBuild(failed_row(action.dref, error)).of_user(self.uid)))
         else:
             self.post(MatcherAnswered(action.dref, answer))
 
@@ -475,7 +480,7 @@ class Operation:
             with self.telling.span("match", action.dref):
                 answer = await self.caller.ask(self.id, action.dref, action.candidates)
         except Exception as error:  # noqa: BLE001  # see above
-            self.post(Failed(action.dref, FailedBuild(failed_row(action.dref, error))))
+            self.post(Failed(action.dref, FailedBuild(failed_row(action.dref, error)).of_user(self.uid)))
         else:
             self.post(MatcherAnswered(action.dref, answer))
 
@@ -528,6 +533,7 @@ class Operation:
             arguments=spec.args,
             environment=environment,
             operation=self.id,
+            uid=self.uid,
             caller=self.caller if spec.realizer.kind == "caller" else None,
             samples=min(spec.samples, self.request.jobs or spec.samples),
             needs=Needs(steering.cpus, steering.memory, tuple(sorted(steering.tags.items()))),

@@ -100,7 +100,7 @@ class Pauses:
 
     def _fact(self, dref: DRef, params: m.PauseAnswer) -> Fact:
         if params.error is not None:
-            return Failed(dref, FailedBuild(claim_row(params.error, dref)))
+            return Failed(dref, FailedBuild(claim_row(params.error, dref)).of_user(self.session.uid))
         if params.rrefs is None:
             return CallerAnswered(dref, None)
         rrefs = [RRef(rref) for rref in params.rrefs]

@@ -34,6 +34,10 @@ class FailedBuild(Exception):
         self.row = row
         super().__init__(f"{row.code}: {row.message}")
 
+    def of_user(self, uid: int) -> FailedBuild:
+        """Return it with the user whose code may have made what is pickled in it."""
+        return FailedBuild(msgspec.structs.replace(self.row, uid=uid))
+
 
 def parse_report(data: bytes) -> Optional[BuildReport]:
     """Return the report, or None if the child was gone before it had made one."""

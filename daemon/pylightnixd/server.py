@@ -195,7 +195,7 @@ class _Server:
             pid=os.getpid(),
         )
         connection = ServerConnection(welcome, FEATURES, partial(self._refusal, peer))
-        session = Session(stream, connection, user_name(peer.uid), requests.handle, requests.hear, BEGINNING | {"cancel"})
+        session = Session(stream, connection, user_name(peer.uid), peer.uid, requests.handle, requests.hear, BEGINNING | {"cancel"})
         session.on_greeted = partial(self._greet, session, peer)
         self.sessions[id(session)] = session
         self._let_in(session, peer)

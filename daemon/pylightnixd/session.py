@@ -63,6 +63,8 @@ class Session:
     stream: trio.SocketStream
     connection: ServerConnection
     user: str
+    uid: int
+    """Whose connection it is, as the kernel says."""
     handle: Handler
     hear: Listener
     in_order: frozenset[str] = frozenset()

@@ -58,6 +58,8 @@ def spell(kind: inspect.Type) -> str:
 def spell_default(field: inspect.Field) -> str:
     if field.required:
         return "required"
+    if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT:
+        return "absent"
     value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
     return "nil" if value is None else json.dumps(value)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Optional, TypeAlias
+from typing import Annotated, Any, Literal, Optional, TypeAlias, Union
 
 import msgspec
-from msgspec import Meta, field
+from msgspec import UNSET, Meta, UnsetType, field
 
 from pylightnix.protocol import _values as v
 from pylightnix.protocol.limits import DERIVATIONS_PER_MESSAGE_MAX
@@ -205,6 +205,8 @@ class FailedRow(Message, frozen=True, kw_only=True):
     pickled: Optional[v.Pickled] = None
     exit_status: v.Status = 1
     fields: v.JSONFields = field(default_factory=dict)
+    uid: Union[v.Uid, UnsetType] = UNSET
+    """Whose code may have made what is pickled: the user for whom it ran. The daemon sets it, whatever was sent."""
 
 
 class SkippedRow(msgspec.Struct, frozen=True, array_like=True):

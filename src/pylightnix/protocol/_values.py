@@ -55,6 +55,7 @@ PageSize: TypeAlias = Annotated[int, Meta(ge=1, le=ROWS_PER_MESSAGE_MAX, title="
 PieceSize: TypeAlias = Annotated[int, Meta(ge=1, le=BLOB_PIECE_BYTES_MAX, title="piece size")]
 BlobSize: TypeAlias = Annotated[int, Meta(ge=0, le=BLOB_BYTES_MAX, title="blob size")]
 Pid: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1, title="pid")]
+Uid: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1, title="uid")]
 Umask: TypeAlias = Annotated[int, Meta(ge=0, le=0o777, title="umask")]
 Status: TypeAlias = Annotated[int, Meta(ge=-255, le=255, title="exit status")]
 # Bounded above so that neither an infinity nor a NaN gets into anyone's arithmetic.

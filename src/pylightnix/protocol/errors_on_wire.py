@@ -216,6 +216,7 @@ def failed_row_from_dump(dumped: Mapping[str, Any], dref: DRef, **fields: Any) -
     """
     found = dumped.get("fields")
     known = {"code": "build-failed", "message": "", **dumped, "dref": str(dref)}
+    known.pop("uid", None)  # that is for the daemon to say
     known["fields"] = {**(found if isinstance(found, dict) else {}), **fields}
     try:
         return msgspec.convert(known, FailedRow, builtin_types=(bytes,))
