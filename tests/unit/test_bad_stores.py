@@ -385,7 +385,7 @@ def test_an_index_replaced_by_garbage(S: StorageSettings, garbage: bytes) -> Non
     for call in calls:
         with pytest.raises(StoreCorrupt) as caught:
             call(S)
-        check_error(caught.value, StoreCorrupt, "store-corrupt", 65, layout.index, "not a sound index", "restore it from a backup")
+        check_error(caught.value, StoreCorrupt, "store-corrupt", 65, layout.index, "nothing was changed", "store reindex")
     assert text_of(rref, S) == "above"
     assert index.read_bytes() == garbage
     aside.rename(index)

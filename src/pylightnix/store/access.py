@@ -13,13 +13,13 @@ from pylightnix.errors import (
     InvalidStorage,
     PylightnixException,
     StoreBusy,
-    StoreCorrupt,
     StoreError,
     StoreForeign,
     StoreFull,
     StoreIOError,
     StoreReadOnly,
 )
+from pylightnix.store.index_file import corrupt_index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, exclusive_lock, shared_lock
 from pylightnix.store.owner import Owner, process_owner
@@ -57,9 +57,7 @@ def _index_error(layout: StoreLayout, doing: str, error: sqlite3.Error) -> Store
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreBusy(layout.state, ["a long transaction on its index"], LOCK_WAIT_SECONDS)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StoreCorrupt(
-            layout.index, f"not a sound index ({error})", "restore it from a backup, or move the whole store aside and build anew"
-        )
+        return corrupt_index(layout, f"not a sound index ({error})")
     return StoreIOError(layout.index, doing, str(error))
 
 

@@ -129,6 +129,8 @@ class Index:
         self._lock = threading.RLock()  # held while the connection is in use, for a fork in another thread to wait
         self._open_db: Optional[sqlite3.Connection] = None
         self._durable = True
+        self.is_known = False
+        """Whether it was found to be an index of the newest format."""
         _indexes[id(self)] = weakref.ref(self)
         weakref.finalize(self, _indexes.pop, id(self), None)
         with self._lock:
@@ -180,17 +182,28 @@ class Index:
         """Return the number of the index's format, 0 for an empty file."""
         return int(self._row("PRAGMA user_version")[0])
 
+    def is_ours(self) -> bool:
+        """Tell whether this is an index of a store, or an empty database that can become one."""
+        [application] = self._row("PRAGMA application_id")
+        if application == APPLICATION_ID and self.format() > 0:
+            return True
+        return application == 0 and self.format() == 0 and self._row("SELECT 1 FROM sqlite_master") is None
+
     def migrate(self) -> None:
-        """Bring the index to the newest format. The caller is alone in the store."""
+        """Bring the index to the newest format, durably. The caller is alone in the store."""
         with self._lock:
             db = self._db()
             db.execute("PRAGMA journal_mode = WAL")
+            before = self.format()
             for number in range(self.format(), FORMAT):
                 # executescript commits first; a transaction inside the script keeps each step whole.
                 db.executescript(
                     f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1};"
                     f" PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
                 )
+            if before < FORMAT:
+                # Out of the log and into the file: an index without content beside trees has been lost.
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # --- transactions -------------------------------------------------------------------------------
 

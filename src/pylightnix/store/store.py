@@ -18,6 +18,7 @@ from pylightnix.store.access import check_access, translated_errors, user_name
 from pylightnix.store.commit import Attempt, Batch, TakenOutput, place, seal_realization
 from pylightnix.store.durability import held_open, sync_trees
 from pylightnix.store.index import FORMAT, VALID, Index
+from pylightnix.store.index_file import corrupt_index, has_trees, is_new_index, refuse_lost_index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, build_key, build_lock, exclusive_lock, shared_lock
 from pylightnix.store.owner import Owner, is_dead, leave_heirs, process_owner, wait_for_heirs
@@ -187,18 +188,24 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def _open_index(layout: StoreLayout) -> Index:
-    """Return this thread's connection to the index; an empty file is made if there is none."""
+    """Return this thread's connection to the index; an empty file is made if the store is new.
+
+    Raises:
+        StoreCorrupt: the index is lost or damaged.
+    """
     cached = _thread.indexes.get(layout.index)
     if cached is not None:
         try:
             info = os.stat(layout.index)
         except FileNotFoundError:
             info = None
-        if info is not None and cached.inode == (info.st_dev, info.st_ino):
+        if info is not None and cached.inode == (info.st_dev, info.st_ino) and info.st_size:
             return cached.index
+    flags = os.O_CREAT if is_new_index(layout) else 0
+    if cached is not None:  # only now, for closing it removes what log there is
         cached.index.close()
         del _thread.indexes[layout.index]
-    os.close(os.open(layout.index, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    os.close(os.open(layout.index, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600))
     info = os.stat(layout.index)
     index = Index(layout.index)
     _thread.indexes[layout.index] = _Cached(index, (info.st_dev, info.st_ino))
@@ -207,10 +214,27 @@ def _open_index(layout: StoreLayout) -> Index:
 
 def _ready_index(layout: StoreLayout) -> Optional[Index]:
     index = _open_index(layout)
+    return index if _format(layout, index) == FORMAT else None
+
+
+def _format(layout: StoreLayout, index: Index) -> int:
+    """Return the format of an index that is one, FORMAT at most.
+
+    Raises:
+        StoreTooNew: it is of a later version.
+        StoreCorrupt: it is another database, or one without content beside trees.
+    """
     found = index.format()
+    if found == FORMAT and index.is_known:
+        return found
+    if not index.is_ours():
+        raise corrupt_index(layout, "it is a database of another program")
     if found > FORMAT:
         raise StoreTooNew(layout.state, found, FORMAT)
-    return index if found == FORMAT else None
+    if found == 0 and has_trees(layout) and index.format() == 0:
+        raise refuse_lost_index(layout, "a database without content")
+    index.is_known = found == FORMAT
+    return found
 
 
 def _migrate(layout: StoreLayout, deadline: float) -> None:
@@ -264,8 +288,7 @@ def open_store_alone(
     with exclusive_lock(layout, role, wait_seconds, socket):
         with translated_errors(layout, "opening the store"):
             index = _open_index(layout)
-            if index.format() > FORMAT:
-                raise StoreTooNew(layout.state, index.format(), FORMAT)
+            _format(layout, index)
             index.migrate()
             wait_for_heirs(layout, PREDECESSOR_SECONDS)
         with _disk(layout):
