@@ -1,0 +1,225 @@
+"""The program that lives through many days, each in a fork of itself: run by `sweep`, with the library of `shim` loaded.
+
+    runner.py ROOT            orders on standard input, reports on standard output, a JSON object a line
+
+Orders: {"fault": text or null, "at_start": bool, "trace": path or null, "mutant": name or null}. The first must have no fault:
+its report says what is right. Every store is opened once more after its day, and verified. Or {"count", "seed", "mutant"}: a day
+is recorded, and so many states are looked at that a power cut may leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import hashlib
+import http.server
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Optional
+
+from tests.faults import mutants
+from tests.faults.power_cuts import State, read_record
+from tests.faults.scenario import Day, Plans, Report, live
+from tests.faults.shim import Calls, Fault
+from tests.faults.store_check import problems
+from tests.stores import new_store
+
+from pylightnix import StorageSettings
+from pylightnix.errors import PylightnixException
+from pylightnix.storage import store_layout
+from pylightnix.store.access import make_folders
+from pylightnix.store.durability import Durability
+from pylightnix.store.store import open_store_alone
+
+DAY_SECONDS: Final = 90.0
+CONTENT: Final = b"from elsewhere\n" * 3000
+
+
+def forked(body: Callable[[], bytes], seconds: float) -> tuple[Optional[bytes], str]:
+    """Run `body` in a fork; return what it returned, None if it did not in time, and what it said on standard error."""
+    reading, writing = os.pipe()
+    said = os.memfd_create("said")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setpgid(0, 0)
+            os.dup2(said, 2)
+            os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+            faulthandler.register(signal.SIGUSR1, all_threads=True)
+            data = body()
+            os.write(writing, data)
+        except BaseException:  # noqa: BLE001, ASYNC103  # a fork must not go on as its parent
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    chunks = bytearray()
+    in_time = True
+    while True:
+        if not select.select([reading], [], [], seconds)[0]:
+            in_time = False
+            os.kill(pid, signal.SIGUSR1)
+            select.select([reading], [], [], 0.5)
+            break
+        data = os.read(reading, 1 << 16)
+        if not data:
+            break
+        chunks += data
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(reading)
+    os.lseek(said, 0, os.SEEK_SET)
+    with open(said, "rb") as file:
+        text = file.read().decode("utf-8", "replace")
+    return (bytes(chunks) if in_time else None), text
+
+
+def opened(root: str, told: Sequence[str], right: Sequence[str]) -> list[str]:
+    """Open a store as a daemon does, close it, and return what is wrong with it then."""
+
+    def body() -> bytes:
+        layout = store_layout(StorageSettings(root, f"{root}/store-v1", None))  # type: ignore[arg-type]  # paths
+        try:
+            make_folders(layout)
+            with open_store_alone(layout, "daemon", f"{root}/daemon.sock", 5.0):
+                pass
+        except PylightnixException as error:
+            return f"does not open: {error}".encode()
+        return b"opened"
+
+    data, said = forked(body, 30.0)
+    if data is None:
+        return [f"does not open: it takes for ever {said[-2000:]}"]
+    if data != b"opened":
+        return [data.decode() or f"does not open: {said[-2000:]}"]
+    return problems(root, told, right)
+
+
+class Runner:
+    def __init__(self, root: str) -> None:
+        self.root, self.calls = root, Calls(os.environ["FAULT_LIBRARY"])
+        self.plans = Plans.of(new_store(f"{root}/plans"), serve_file(), hashlib.sha256(CONTENT).hexdigest())
+        self.expected: Optional[Mapping[str, list[str]]] = None
+        self.number = 0
+
+    def cuts(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """Record a day, cut its power at `count` moments, and open what is left; of every 50th, live another day there."""
+        trace = f"{self.root}/trace"
+        recorded = self.day({**order, "trace": trace})
+        record = read_record(trace, recorded["root"])
+        violations = [f"the day itself: {text}" for text in recorded["violations"]]
+        chance = random.Random(order["seed"])
+        lived = with_debris = 0
+        for number in range(order["count"]):
+            cut = chance.choice(record.marks)[0] if number % 2 else chance.randrange(len(record.changes) + 1)
+            state, told, root = State(record, cut, order["seed"] + number), record.told(cut), f"{self.root}/cut"
+            state.write_to(root)
+            found = opened(root, sorted(told), recorded["right"])
+            # A tree without a row was told to nobody; whoever builds it again puts it aside.
+            debris = [text for text in found if text.startswith("left over: store-v1/")]
+            found = [text for text in found if text not in debris]
+            with_debris += bool(debris)
+            if not found and (number % 50 == 0 or (debris and with_debris % 20 == 0)):
+                lived += 1
+                found = self._relived(root, recorded["right"], order.get("mutant"))
+            violations += [f"cut {cut} of {len(record.changes)}, seed {order['seed'] + number}: {text}" for text in found]
+            shutil.rmtree(root) if not found or "keep" not in order else os.rename(root, f"{root}-{number}")
+        return {"states": order["count"], "lived": lived, "debris": with_debris, "changes": len(record.changes), "violations": violations}
+
+    def _relived(self, root: str, right: Sequence[str], mutant: Optional[str]) -> list[str]:
+        def body() -> bytes:
+            mutants.apply(mutant)
+            return live(Day(root, self.plans, self.calls, expected=self.expected)).data()
+
+        data, said = forked(body, DAY_SECONDS)
+        report = Report(violations=[f"hang: {said[-4000:]}"]) if data is None else Report.of(data)
+        return [*report.violations, *problems(root, report.told, right)]
+
+    def day(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        fault = None if order.get("fault") is None else Fault.parse(order["fault"])
+        self.number += 1
+        root, log = f"{self.root}/{self.number}", os.memfd_create("hit")
+        os.mkdir(root)
+
+        def body() -> bytes:
+            mutants.apply(order.get("mutant"))
+            if order.get("by_file"):
+                Durability.by_file = lambda *_: True  # type: ignore[method-assign]  # as after a slow sync
+            trace = None if order.get("trace") is None else os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            self.calls.begin(root, log, trace)
+            at_start = bool(order.get("at_start"))
+            return live(Day(root, self.plans, self.calls, None if at_start else fault, self.expected), fault if at_start else None).data()
+
+        data, said = forked(body, DAY_SECONDS)
+        report = Report(violations=[f"hang: {said[-4000:]}"]) if data is None else Report.of(data)
+        if data == b"":
+            report.violations.append(said[-2000:])
+        right = [rref for rrefs in (self.expected or report.matched).values() for rref in rrefs]
+        report.violations += [*problems(root, report.told, right, settled=False), *opened(root, report.told, right)]
+        if self.expected is None:
+            self.expected = report.matched
+        hit = os.pread(log, 1 << 16, 0).decode()
+        os.close(log)
+        if order.get("trace") is None or report.violations:
+            shutil.rmtree(root, ignore_errors=True)
+        return {
+            "fault": order.get("fault"),
+            "calls": report.calls,
+            "hit": hit.splitlines()[:1],
+            "errors": report.errors,
+            "violations": list(dict.fromkeys(report.violations)),
+            "told": report.told,
+            "right": right,
+            "root": root,
+        }
+
+
+def serve_file() -> str:
+    """Serve CONTENT from a process of its own, which ends with this one; return its URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base's name
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    parent = os.getpid()
+    if os.fork() == 0:
+
+        def watch() -> None:
+            while os.getppid() == parent:
+                select.select([], [], [], 0.5)
+            os._exit(0)
+
+        threading.Thread(target=watch, daemon=True).start()
+        server.serve_forever()
+    port = server.server_address[1]
+    server.server_close()
+    return f"http://127.0.0.1:{port}/data"
+
+
+def main() -> None:
+    runner = Runner(sys.argv[1])
+    say = functools.partial(print, flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        say(json.dumps(runner.cuts(order) if "count" in order else runner.day(order)))
+
+
+if __name__ == "__main__":
+    main()
