@@ -18,6 +18,8 @@ from pylightnix.store.derivations import read_config
 from pylightnix.store.index import VALID
 from pylightnix.store.layout import CONFIG_FILE, CONTEXT_FILE, METADATA_NAMES, StoreLayout
 from pylightnix.store.owner import is_dead, is_owner_name
+from pylightnix.store.set_aside import all_set_aside
+from pylightnix.store.trash import empty_trash
 
 UNIT_FILE = "unit.txt"
 """In an output of an attempt that leaves several: `<name of the attempt> <number of its outputs>`."""
@@ -69,8 +71,11 @@ def check_sound(S: StorageSettings, acknowledged: Iterable[RRef] = ()) -> None:
     _check_units(layout, found)
     _check_storage(layout, set(found))
     _check_tmp(layout)
+    # It is unlinked by and by, in small steps after calls; what matters is that all of it can be.
+    empty_trash(layout)
     trash = os.listdir(layout.trash) if os.path.isdir(layout.trash) else []
     assert not trash, trash
+    assert not all_set_aside(layout)
 
 
 def _check_realization(layout: StoreLayout, rref: RRef, row: Row) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Optional, cast
 
 from pylightnix.config import canonical_bytes
-from pylightnix.errors import InvalidConfig
+from pylightnix.errors import InvalidConfig, StoreError
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.limits import CONFIG_BYTES_MAX
 from pylightnix.refs import rref2dref
@@ -80,7 +81,8 @@ class Through:
             # However long it takes to hash: the kernel tells if the daemon ends.
             self._known.add(RRef(cast(m.Inserted, self._client.call(Ask("insert", params), None)).rref))
         finally:
-            remove_tree(os.path.join(folder, name))  # what was refused; what was taken is there no more
+            with suppress(StoreError):  # the daemon tries again when this connection ends
+                remove_tree(os.path.join(folder, name))  # what was refused; what was taken is there no more
 
     def flush(self) -> None:
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0

@@ -21,7 +21,7 @@ from pylightnix.storage import store_layout
 from pylightnix.store.access import translated_errors
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.owner import process_owner
-from pylightnix.store.removal import remove_tree
+from pylightnix.store.set_aside import discard
 from pylightnix.travel.failures import dump_exception
 from pylightnix.types import Closure, Derivation, DRef, Path, RealizeArg, StorageSettings
 from pylightnix_client.client import Client
@@ -60,7 +60,7 @@ def realize_in_steps_through(
             try:
                 rrefs, abort = yield steps.pause(asked, folder)
             finally:
-                remove_tree(folder)
+                discard(steps.layout, folder)
             if abort:
                 operation.cancel()
                 operation.wait()
@@ -76,19 +76,19 @@ class _Steps:
         self._client, self._realize_args = client, realize_args
         self._derivations: dict[DRef, Derivation] = {derivation.dref: derivation for derivation in closure.derivations}
         # The daemon may keep its state elsewhere: only it knows where.
-        self._layout: StoreLayout = replace(store_layout(closure.S), state=client.welcome.store)
+        self.layout: StoreLayout = replace(store_layout(closure.S), state=client.welcome.store)
         self._root = Path(client.welcome.store)
 
     def make_folder(self, asked: m.Pause) -> str:
         if not self._client.trusted:
             raise DaemonForeign(self._client.path, f"making a folder for {asked.dref}")
         # This process's own and not the daemon's: what is made by hand in it must outlive that.
-        with translated_errors(self._layout, f"making a folder for {asked.dref}"):
-            return process_owner(self._layout).make_folder()
+        with translated_errors(self.layout, f"making a folder for {asked.dref}"):
+            return process_owner(self.layout).make_folder()
 
     def pause(self, asked: m.Pause, folder: str) -> Pause:
         dref, direct = DRef(asked.dref), parse_mapping(json.loads(asked.context))
-        S = StorageSettings(self._root, Path(self._layout.storage), Path(folder))
+        S = StorageSettings(self._root, Path(self.layout.storage), Path(folder))
         context = LazyContext(direct, lambda: context_below(direct, S))
         pause = Pause(S, dref, context, self._derivations[dref], self._realize_args.get(dref, {}))
         if asked.error is not None:

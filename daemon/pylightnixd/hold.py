@@ -18,9 +18,8 @@ import math
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, Optional, TypeVar
+from typing import Final, Optional, TypeAlias, TypeVar
 
 import trio
 
@@ -34,7 +33,7 @@ from pylightnix.refs import mkrref, undref
 from pylightnix.store.commit import TakenOutput
 from pylightnix.store.derivations import derivation_ref, write_derivation
 from pylightnix.store.kept import keep_failed
-from pylightnix.store.removal import remove_tree
+from pylightnix.store.set_aside import discard
 from pylightnix.store.store import Store, another_view
 from pylightnix.types import DRef, HashPart, RRef
 from pylightnixd.boundary import contained
@@ -43,6 +42,7 @@ from pylightnixd.removal import Removals
 __all__ = ["HeldStore"]
 
 T = TypeVar("T")
+Tell: TypeAlias = Callable[[str], None]
 _log = logging.getLogger("pylightnixd")
 GATHER_SECONDS: Final = 1.0
 """How much building may be at stake that nobody waits for yet, and for how long: each flush of a disk holds up builds that write."""
@@ -135,13 +135,14 @@ class HeldStore:
         build: Optional[str] = None,
         expected: Optional[RRef] = None,
         begins: Callable[[], None] = lambda: None,
+        tell: Tell = lambda text: None,
     ) -> list[RRef]:
         """Take over the outputs of one attempt and put them in place; return their references, of which see `wait_nameable`.
 
         What the digest covers is recorded the first time that it is told. `dynamic` is what was realized for the realizer.
         With `clear` the build folder is removed, too, if it can be. `host` is where they were made, None for here;
         `build` names the attempt; `expected` is what the only one of them must be.
-        `begins` is called when nothing else has to be waited for.
+        `begins` is called when nothing else has to be waited for, `tell` with what cannot be removed.
 
         Raises:
             InvalidOutput: one of them cannot be stored, or is not what was expected. None is in place.
@@ -171,8 +172,7 @@ class HeldStore:
                     build=build,
                 )
             if clear:
-                with suppress(StoreError):  # the outputs are in place, and whoever made the folder tries again
-                    remove_tree(folder)
+                self._discard(folder, tell)
             return rrefs
 
         # One hop to a thread for all: a build of a trivial stage costs hardly more than its hops.
@@ -187,9 +187,12 @@ class HeldStore:
             self._awaited.set()
         return rrefs
 
-    async def remove(self, folder: str) -> None:
-        """Remove a build folder, in a thread."""
-        await self.with_trees(lambda: remove_tree(folder))
+    async def remove(self, folder: str, tell: Tell = lambda text: None) -> None:
+        """Remove a build folder, in a thread. What cannot be removed is set aside, and told of: no build fails by what it left."""
+        await self.with_trees(lambda: self._discard(folder, tell))
+
+    def _discard(self, folder: str, tell: Tell) -> None:
+        discard(self.reader.layout, folder, tell=lambda text: trio.from_thread.run_sync(tell, text))
 
     async def keep_failed(self, dref: DRef, folder: str, names: Sequence[str]) -> list[str]:
         """Keep a build folder, if a failed build has left something in it, `names`; return where these are now."""

@@ -67,6 +67,10 @@ class BuildLog:
             self._gap = True
         self._wake()
 
+    def note(self, text: str) -> None:
+        """Append a line of the daemon's own."""
+        self.write(f"pylightnixd: {text}\n".encode("utf-8", "backslashreplace"))
+
     def finish(self) -> None:
         """Close the file; watchers see the end."""
         if not self.finished:

@@ -12,24 +12,24 @@ Must not know operations, nor what is worth keeping.
 
 from __future__ import annotations
 
-import logging
-import os
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import trio
 
-from pylightnix.errors import PylightnixException
 from pylightnix.refs import rref2dref
 from pylightnix.store.collection import Removal, remove
-from pylightnix.store.removal import remove_tree
+from pylightnix.store.set_aside import retry_set_aside
 from pylightnix.store.store import Store
+from pylightnix.store.trash import empty_trash
 from pylightnix.types import DRef, RRef
 
 __all__ = ["AtWork", "Removals"]
 
-_log = logging.getLogger("pylightnixd")
+STEP_SECONDS: Final = 0.5
+"""How long a thread unlinks at a time."""
 
 AtWork: TypeAlias = Callable[[Set[DRef]], Mapping[DRef, Sequence[str]]]
 """Returns who works with any of these derivations now. Does not await."""
@@ -43,6 +43,7 @@ class Removals:
     """A view that nothing else uses."""
     _limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     _trash_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    _emptying: trio.Lock = field(default_factory=trio.Lock)
     _turn: trio.Lock = field(default_factory=trio.Lock)
     _going: frozenset[DRef] = frozenset()
     """The derivations that the removal under way is about."""
@@ -82,10 +83,9 @@ class Removals:
             await self._ended.wait()
 
     async def empty_trash(self) -> None:
-        """Unlink what is in the trash, one tree at a time. Failures are logged, and tried again by the next start."""
+        """Unlink what is in the trash, and try again what was set aside. Large trees take many steps, between which the daemon may end."""
         layout = self.store.layout
-        try:
-            for name in await trio.to_thread.run_sync(os.listdir, layout.trash, limiter=self._trash_limiter):
-                await trio.to_thread.run_sync(remove_tree, f"{layout.trash}/{name}", limiter=self._trash_limiter)
-        except (OSError, PylightnixException) as error:
-            _log.warning("cannot empty the trash: %s", error)
+        async with self._emptying:
+            while not await trio.to_thread.run_sync(empty_trash, layout, STEP_SECONDS, limiter=self._trash_limiter):
+                pass
+            await trio.to_thread.run_sync(lambda: retry_set_aside(layout, time.monotonic() + STEP_SECONDS), limiter=self._trash_limiter)

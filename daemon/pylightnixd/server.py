@@ -146,6 +146,7 @@ class _Server:
                     work.keep("making realizations durable", self.hold.run_committer)
                     work.keep("starting builds", builds.run)
                     work.keep("taking signals", partial(self._signals, signals, builds))
+                    work.start_soon("emptying the trash", self.hold.removals.empty_trash)
                     work.keep("tidying", partial(self._tidy, logs, requests))
                     work.keep("telling the supervisor", partial(self._tell_supervisor, requests, work))
                     work.keep("waiting for idleness", partial(self._end_when_idle, requests))

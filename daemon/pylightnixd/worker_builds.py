@@ -99,7 +99,7 @@ class WorkerBuilds:
             if os.path.lexists(folder):  # noqa: ASYNC240  # a hop to a thread takes longer
                 # Shielded, and not bounded: a thread that removes files cannot be abandoned half-way.
                 with trio.CancelScope(shield=True):
-                    await self.hold.remove(folder)  # noqa: ASYNC102
+                    await self.hold.remove(folder, running.log.note)  # noqa: ASYNC102
 
     async def _conclude(self, running: RunningBuild, ended: BuildEnded, report: Optional[BuildReport], folder: str) -> Optional[FailedRow]:
         """Put in place what a build has made, or say why there is nothing to put."""
@@ -119,6 +119,7 @@ class WorkerBuilds:
                 dynamic=running.realized,
                 build=running.id,
                 clear=True,
+                tell=running.log.note,
                 begins=lambda: self.placing(running),
             )
             self.durations.record(running.job.key.dref, report.stopped - report.started)

@@ -62,7 +62,7 @@ from pylightnix.store.faults import reach
 from pylightnix.store.kept import keep_failed, left_by, point_to
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import holders
-from pylightnix.store.removal import remove_tree
+from pylightnix.store.set_aside import discard
 from pylightnix.store.store import Store, open_store
 from pylightnix.types import (
     Closure,
@@ -239,7 +239,7 @@ class _Driver:
             try:
                 rrefs, abort = yield self._pause(question, folder)
             finally:
-                _remove_folder(folder)
+                _remove_folder(self._layout, folder)
             if abort:
                 return False
             fact = CallerAnswered(question.dref, rrefs)
@@ -415,7 +415,7 @@ class _Driver:
             _keep(layout, dref, folder, error)
             return self._failed(dref, error)
         finally:
-            _remove_folder(folder)
+            _remove_folder(self._layout, folder)
         self._observe(BuildFinished(dref, stopped - started))
         return Built(dref)
 
@@ -459,8 +459,8 @@ def _keep(layout: StoreLayout, dref: DRef, folder: str, error: Exception) -> Non
         point_to(error, lambda path: path if (rest := inside(path)) is None else kept + rest)
 
 
-def _remove_folder(folder: str) -> None:
+def _remove_folder(layout: StoreLayout, folder: str) -> None:
     try:
         os.rmdir(folder)  # mostly empty now: outputs were renamed into the store
     except OSError:
-        remove_tree(folder)
+        discard(layout, folder)

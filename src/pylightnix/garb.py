@@ -151,7 +151,7 @@ def gc(keep_dirs: Sequence[str], interactive: bool = True, verbose: bool = True,
     if interactive and input(f"Remove {what}? [yN] ").strip().lower() not in ("y", "yes"):
         return
     sweep(keep_dirs, drefs, rrefs, S)
-    remove_failed(failed.keys() & failed_candidates(keep_dirs, S).keys())
+    remove_failed(failed.keys() & failed_candidates(keep_dirs, S).keys(), S)
 
 
 def _print_candidates(drefs: set[DRef], rrefs: set[RRef], S: Optional[StorageSettings]) -> None:

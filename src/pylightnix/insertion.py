@@ -15,7 +15,8 @@ from pylightnix.errors import InvalidOutput, Misuse
 from pylightnix.registry import written_config
 from pylightnix.store.access import translated_errors
 from pylightnix.store.layout import START_FILE, StoreLayout
-from pylightnix.store.removal import make_movable, remove_tree
+from pylightnix.store.removal import make_movable
+from pylightnix.store.set_aside import discard
 from pylightnix.store.store import Store, open_store
 from pylightnix.timestamps import parsetime
 from pylightnix.types import Context, DRef, RRef, StorageSettings
@@ -53,7 +54,7 @@ def insert_here(layout: StoreLayout, dref: DRef, deps: Mapping[DRef, Sequence[RR
             with moved_output(dref, path, moved, layout.storage):
                 rref = _place(store, dref, {dep: list(rrefs) for dep, rrefs in deps.items()}, own, moved, started)
         finally:
-            remove_tree(own)
+            discard(layout, own)
         store.flush()
         if store.lost_among([rref]):
             raise store.batch.lost or AssertionError(f"BUG: {rref} is not valid after a flush")  # another thread's flush took it along

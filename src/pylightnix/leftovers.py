@@ -7,18 +7,22 @@ trash and of build folders those that nobody needs go by themselves. Must not kn
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Optional
+from typing import Final, Optional
 
 from pylightnix.errors import InvalidStorage, StoreError
 from pylightnix.storage import store_layout
 from pylightnix.store.layout import StoreLayout
-from pylightnix.store.removal import make_movable, open_unlocked, remove_tree
+from pylightnix.store.removal import make_movable, open_unlocked
+from pylightnix.store.set_aside import SetAside, all_set_aside, discard, retry_set_aside
 from pylightnix.types import StorageSettings
 from pylightnix.walking import file_bytes
 
-__all__ = ["failed_builds", "leftovers", "remove_failed"]
+__all__ = ["failed_builds", "leftovers", "remove_failed", "unremovable"]
+
+_RETRY_SECONDS: Final = 5.0
 
 
 def failed_builds(S: Optional[StorageSettings] = None) -> dict[str, int]:
@@ -35,16 +39,24 @@ def leftovers(S: Optional[StorageSettings] = None) -> dict[str, int]:
     return {folder: size for folder in (layout.trash, layout.tmp) if (size := sum(_sizes(folder).values()))}
 
 
-def remove_failed(paths: Iterable[str]) -> list[str]:
-    """Remove folders that failed builds have left, and return those that are gone."""
-    gone = []
-    for path in paths:
-        try:
-            remove_tree(path)
-        except StoreError:
-            continue  # a file of root's for example; the others go
-        gone.append(path)
-    return gone
+def remove_failed(paths: Iterable[str], S: Optional[StorageSettings] = None) -> list[str]:
+    """Remove folders that failed builds have left, and return those that are out of the way."""
+    layout = _layout(S)
+    return [path for path in paths if layout is not None and discard(layout, path)]
+
+
+def unremovable(S: Optional[StorageSettings] = None, retry: bool = False) -> dict[SetAside, int]:
+    """Return what could not be removed and was set aside, each with its bytes as far as they can be seen.
+
+    Args:
+        S: the store.
+        retry: try again first.
+    """
+    layout = _layout(S)
+    if layout is None:
+        return {}
+    found = retry_set_aside(layout, time.monotonic() + _RETRY_SECONDS) if retry else all_set_aside(layout)
+    return {entry: _size(entry.path) for entry in found}
 
 
 def _layout(S: Optional[StorageSettings]) -> Optional[StoreLayout]:

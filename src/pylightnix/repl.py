@@ -319,7 +319,7 @@ def repl_continueBuild(b: Build, rh: Optional[ReplHelper] = None) -> Optional[RR
 def repl_cancelBuild(b: Build, rh: Optional[ReplHelper] = None) -> None:
     """Give up, and remove the output folders of a build."""
     repl_cancel(rh)
-    from pylightnix.store.removal import remove_tree
+    from pylightnix.store.set_aside import discard
 
     for path in b.outpaths.val if b.outpaths is not None else []:
-        remove_tree(path)
+        discard(store_layout(b.S), path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from typing import Any
 
@@ -76,6 +77,17 @@ def leaves_much(S: StorageSettings, dref: DRef, context: Context, rarg: Argument
     folder = out(S, dref)
     os.truncate(os.path.join(folder, "out.txt"), config(S, dref)["bytes"])
     return [folder]
+
+
+def leaves_immutable(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    """Leave beside its output what only root can remove, and not as it is."""
+    found = out(S, "output")
+    left = os.path.join(os.path.dirname(found), "left", "file")
+    os.mkdir(os.path.dirname(left))
+    with open(left, "w", encoding="utf-8"):
+        pass
+    subprocess.run(["chattr", "+i", left], check=True)
+    return [found]
 
 
 def thinks_for_ever(S: StorageSettings, candidates: list[Any]) -> None:

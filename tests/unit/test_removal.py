@@ -155,7 +155,7 @@ def test_what_cannot_be_removed_is_named(theirs: Path) -> None:
 try:
     remove_tree("top")
 except StoreIOError as error:
-    assert "(at 'file')" in str(error), error
+    assert "(at 'top/sub/file')" in str(error), error
     assert error.where == "top", error
 else:
     raise SystemExit("removed")

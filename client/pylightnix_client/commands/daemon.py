@@ -105,12 +105,15 @@ def amounts(resources: m.Resources) -> str:
 @click.pass_obj
 def status_command(session: Session) -> None:
     """Tell how the store's daemon is: what runs, what waits, how long it is up."""
+    from pylightnix.leftovers import unremovable
+    from pylightnix_client.commands.upkeep import print_unremovable
     from pylightnix_client.progress import human_seconds
 
     with session.connect() as client:
         found, path = client.status(), client.path
     if session.answers.as_json:
         session.answers.object("status", socket=path, **_fields(found))
+        print_unremovable(session, unremovable(session.settings()))
         return
     for label, value in (
         ("daemon", f"{found.version}, process {found.pid}, up {human_seconds(found.uptime_seconds)}"),
@@ -122,6 +125,7 @@ def status_command(session: Session) -> None:
         ("workers", str(found.workers)),
     ):
         session.answers.text(f"{label:<11} {value}")
+    print_unremovable(session, unremovable(session.settings()))
 
 
 # --- attach and cancel --------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Optional
 
@@ -15,9 +15,10 @@ from pylightnix_client.parameters import ReferenceType, json_option
 from pylightnix_client.session import Session
 
 if TYPE_CHECKING:
+    from pylightnix.store.set_aside import SetAside
     from pylightnix.types import DRef, RRef, StorageSettings
 
-__all__ = ["du_command", "find_command", "gc_command", "rm_command"]
+__all__ = ["du_command", "find_command", "gc_command", "print_unremovable", "rm_command"]
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -31,7 +32,7 @@ _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 def du_command(session: Session) -> None:
     """Print how much room each derivation takes with its realizations, the largest first, then what else there is, and all in all."""
     from pylightnix.garb import diskspace_h
-    from pylightnix.leftovers import failed_builds, leftovers
+    from pylightnix.leftovers import failed_builds, leftovers, unremovable
     from pylightnix.searching import du
 
     usage = sorted(du(session.settings()).items(), key=lambda item: (-item[1][0], item[0]))
@@ -46,11 +47,25 @@ def du_command(session: Session) -> None:
             session.answers.object("leftover", path=path, bytes=size)
         else:
             session.answers.text(f"{diskspace_h(size)}  {path}  {'of a failed build' if path in failed else 'of builds and removals'}")
-    total = sum(size for _, (size, _) in usage) + sum(failed.values()) + sum(others.values())
+    stuck = unremovable(session.settings())
+    print_unremovable(session, stuck)
+    total = sum(size for _, (size, _) in usage) + sum(failed.values()) + sum(others.values()) + sum(stuck.values())
     if session.answers.as_json:
         session.answers.object("total", bytes=total)
     else:
         session.answers.text(f"{diskspace_h(total)}  in all")
+
+
+def print_unremovable(session: Session, stuck: Mapping[SetAside, int]) -> None:
+    """Print what could not be removed, with the command that helps."""
+    from pylightnix.garb import diskspace_h
+
+    for entry, size in stuck.items():
+        if session.answers.as_json:
+            fields = {"path": entry.path, "bytes": size, "obstacle": entry.obstacle, "problem": entry.problem, "command": entry.command}
+            session.answers.object("unremovable", **fields)
+        else:
+            session.answers.text(f"{diskspace_h(size)}  {entry.path}  cannot be removed ({entry.problem}); run: {entry.command}")
 
 
 # --- find ---------------------------------------------------------------------------------------------
@@ -174,7 +189,7 @@ def gc_command(session: Session, keep: tuple[str, ...], dry_run: bool, yes: bool
     it lists with sizes is removed when you say so. What came to be needed meanwhile, or is being built with, stays.
     """
     from pylightnix.garb import failed_candidates, gc_candidates, gc_exceptions, sweep
-    from pylightnix.leftovers import remove_failed
+    from pylightnix.leftovers import remove_failed, unremovable
     from pylightnix.searching import config_bytes, realization_bytes
 
     _check_can_ask(session, keep, dry_run, yes)
@@ -188,8 +203,9 @@ def gc_command(session: Session, keep: tuple[str, ...], dry_run: bool, yes: bool
     gone: list[str] = []
     if sizes and not dry_run and (yes or click.confirm(f"Remove these {len(sizes)}?", err=True)):
         gone = _collected(sweep(keep, drefs, rrefs, S))
-        gone += remove_failed(sorted(failed.keys() & failed_candidates(keep, S).keys()))
+        gone += remove_failed(sorted(failed.keys() & failed_candidates(keep, S).keys()), S)
     _print_collected(session, gone, sum(sizes[ref] for ref in gone), dry_run)
+    print_unremovable(session, unremovable(S, retry=not dry_run))
 
 
 def _check_can_ask(session: Session, keep: tuple[str, ...], dry_run: bool, yes: bool) -> None:

@@ -23,7 +23,8 @@ from pylightnix.store.index_file import corrupt_index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, exclusive_lock, shared_lock
 from pylightnix.store.owner import Owner, process_owner
-from pylightnix.store.removal import remove_tree
+from pylightnix.store.removal import try_remove
+from pylightnix.store.set_aside import discard, is_passing, retry_set_aside
 
 __all__ = ["check_access", "make_folders", "store_error", "translated_errors", "user_name", "wipe_store", "write_access"]
 
@@ -143,8 +144,19 @@ def wipe_store(layout: StoreLayout) -> None:
                 layout.failed,
                 layout.owners,
                 layout.fetch,
+                layout.reserve,
             ):
-                remove_tree(path)
+                _wipe(layout, path)
+            retry_set_aside(layout)
+
+
+def _wipe(layout: StoreLayout, path: str) -> None:
+    try:
+        try_remove(path)
+    except OSError as error:
+        if is_passing(error):
+            raise
+        discard(layout, path)  # the new store begins without it
 
 
 @contextmanager

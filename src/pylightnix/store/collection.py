@@ -32,8 +32,9 @@ from pylightnix.store.layout import CONFIG_FILE, StoreLayout
 from pylightnix.store.locks import StoreOwned
 from pylightnix.store.ownership import daemon_socket
 from pylightnix.store.recovery import finish_deletions
+from pylightnix.store.set_aside import retry_set_aside
 from pylightnix.store.store import Store, open_store_alone
-from pylightnix.store.trash import empty_trash, to_trash
+from pylightnix.store.trash import empty_trash, put_away
 from pylightnix.types import DRef, RRef
 
 __all__ = ["Removal", "dependents_of", "needed_still", "remove", "remove_alone"]
@@ -202,11 +203,11 @@ def _finish(store: Store, gone: Removal, rows: Sequence[tuple[RRef, str]]) -> No
     finish_deletions(layout, store.index, rows)
     for rref in gone.rrefs:
         if os.path.lexists(layout.realization(rref)) and store.index.state_of(rref) is None:
-            to_trash(layout, layout.realization(rref))
+            put_away(layout, layout.realization(rref))
     reach("removal_trashed")
     for dref in gone.drefs:
         if not store.index.states(dref):  # nothing can be lost with it, whatever happened since the decision
-            to_trash(layout, layout.derivation(dref))
+            put_away(layout, layout.derivation(dref))
             reach("derivation_trashed")
     reach("removal_finished")
 
@@ -231,4 +232,5 @@ def remove_alone(layout: StoreLayout, drefs: Sequence[DRef], rrefs: Sequence[RRe
     # Without the lock: others may go on while a large tree is unlinked.
     with translated_errors(layout, "emptying the trash"):
         empty_trash(layout)
+        retry_set_aside(layout)
     return removal

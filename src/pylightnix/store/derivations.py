@@ -18,7 +18,7 @@ from pylightnix.errors import MissingDerivation, PylightnixException, StoreCorru
 from pylightnix.refs import assert_valid_name
 from pylightnix.store.faults import reach
 from pylightnix.store.layout import CONFIG_FILE, StoreLayout
-from pylightnix.store.removal import remove_tree
+from pylightnix.store.set_aside import discard
 from pylightnix.types import DRef
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def write_derivation(layout: StoreLayout, dref: DRef, canonical: bytes, value: d
         try:
             _write_draft(draft, folder, data)
         except BaseException:
-            remove_tree(draft)
+            discard(layout, draft)
             raise
         reach("derivation_written")
     return True

@@ -77,6 +77,26 @@ class StoreLayout:
         return f"{self.state}/failed"
 
     @property
+    def reserve(self) -> str:
+        """Room that is given up when the disk is full, for removals to write what they must."""
+        return f"{self.state}/reserve"
+
+    @property
+    def quarantine(self) -> str:
+        """The file that names what could not be removed."""
+        return f"{self.state}/quarantine.json"
+
+    @property
+    def trash_folders(self) -> tuple[str, str]:
+        """Where trees wait to be unlinked: on the state's device, and on the storage's where that is another."""
+        return self.trash, f"{self.tmp}/trash"
+
+    @property
+    def set_aside_folders(self) -> tuple[str, str]:
+        """Where lies what could not be removed, in the same way."""
+        return f"{self.state}/set-aside", f"{self.tmp}/set-aside"
+
+    @property
     def fetch(self) -> str:
         """Files on their way from elsewhere, and files that wait for a build."""
         return f"{self.state}/fetch"

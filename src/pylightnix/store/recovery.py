@@ -5,7 +5,9 @@ rows that are pending or half-deleted and whose owner is gone. What such an owne
 never acknowledged: it goes to the trash, and then its row goes. A row is not touched while somebody
 builds its (derivation, context); that builder, or the next recovery, deals with it.
 
-Any number of processes may recover at once; whoever has an owner's lock does it.
+Any number of processes may recover at once; whoever has an owner's lock does it. Nothing is unlinked here, for the
+caller has the store's lock: whatever goes is renamed to the trash, which is emptied later. What cannot even be renamed is
+named once and left.
 """
 
 from __future__ import annotations
@@ -19,8 +21,7 @@ from pylightnix.store.index import Index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import build_key, close_lock_file, try_build_lock
 from pylightnix.store.owner import dead_owners, is_dead, nobodys_folders, process_owner
-from pylightnix.store.removal import remove_tree
-from pylightnix.store.trash import empty_trash, to_trash
+from pylightnix.store.trash import put_away
 from pylightnix.types import RRef
 
 __all__ = ["finish_deletions", "recover"]
@@ -28,34 +29,21 @@ __all__ = ["finish_deletions", "recover"]
 
 def recover(layout: StoreLayout, index: Index) -> None:
     """Throw away what the dead left unacknowledged."""
-    found = False
     for name, fd in dead_owners(layout):
-        found = True
         try:
             _recover_owner(layout, index, name)
-            remove_tree(f"{layout.tmp}/{name}")
+            put_away(layout, f"{layout.tmp}/{name}")
             reach("owner_swept")
             os.unlink(f"{layout.owners}/{name}")  # last: whoever finds it after a crash does all of this again
         finally:
             close_lock_file(fd)
     for folder in nobodys_folders(layout):
-        found = True
-        remove_tree(folder)
+        put_away(layout, folder)
     mine = process_owner(layout).id
     for owner in index.owners_in_flight():
         # Left over by an earlier recovery, because somebody was building them just then.
         if owner != mine and is_dead(layout, owner):
-            found = True
             _recover_owner(layout, index, owner)
-    if found or _has_entries(layout.trash):
-        empty_trash(layout)
-
-
-def _has_entries(folder: str) -> bool:
-    try:
-        return bool(os.listdir(folder))
-    except FileNotFoundError:
-        return False
 
 
 def _recover_owner(layout: StoreLayout, index: Index, owner: str) -> None:
@@ -78,7 +66,8 @@ def finish_deletions(layout: StoreLayout, index: Index, rows: Sequence[tuple[RRe
         try:
             # Between the mark and the lock a builder may have made this very realization anew.
             if index.is_deleted(rref):
-                to_trash(layout, layout.realization(rref))
+                if not put_away(layout, layout.realization(rref)):
+                    continue  # its row says whose business it is, until it can be moved
                 reach("recovery_trashed")
                 with index.transaction(durable=False):
                     index.forget_deleted(rref)

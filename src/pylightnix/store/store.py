@@ -23,11 +23,15 @@ from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, build_key, build_lock, exclusive_lock, shared_lock
 from pylightnix.store.owner import Owner, is_dead, leave_heirs, process_owner, wait_for_heirs
 from pylightnix.store.recovery import recover
+from pylightnix.store.set_aside import retry_set_aside
+from pylightnix.store.trash import empty_trash, has_trash
 from pylightnix.types import DRef, RRef
 
 __all__ = ["Store", "another_view", "open_store", "open_store_alone"]
 
 _MIGRATION_POLL_SECONDS: Final = 0.1
+TIDY_SECONDS: Final = 0.05
+"""How long a call may go on after its end to empty the trash. What is left is the next call's."""
 PREDECESSOR_SECONDS: Final = 10.0
 """How long whoever wants a store alone waits for the workers of one that died there."""
 
@@ -175,6 +179,8 @@ class _PerThread(threading.local):
 
 
 _thread = _PerThread()
+_retried: set[str] = set()
+"""State folders of the stores in which this process has tried again to remove what was set aside."""
 _batches: dict[str, Batch] = {}
 
 
@@ -264,9 +270,21 @@ def open_store(layout: StoreLayout) -> Iterator[Store]:
             if index is not None:
                 with _disk(layout):
                     yield _opened(layout, index, outermost)
-                return
+        if index is not None:
+            if outermost:
+                _tidy(layout)
+            return
         with translated_errors(layout, "bringing the index to its newest format"):
             _migrate(layout, deadline)
+
+
+def _tidy(layout: StoreLayout) -> None:
+    """Unlink some of what is in the trash, after a call and without its lock; once a process, try what could not be removed before."""
+    if has_trash(layout):
+        empty_trash(layout, TIDY_SECONDS)
+    if layout.state not in _retried:
+        _retried.add(layout.state)
+        retry_set_aside(layout, time.monotonic() + TIDY_SECONDS)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pylightnix.store.derivations import write_derivation
 from pylightnix.store.faults import reach
 from pylightnix.store.index import VALID
 from pylightnix.store.layout import START_FILE, STOP_FILE
-from pylightnix.store.removal import remove_tree
+from pylightnix.store.set_aside import discard
 from pylightnix.store.store import Store
 from pylightnix.types import DRef, RRef
 
@@ -113,7 +113,7 @@ class Here:
                 (output,) = take_outputs(layout, dref, folder, [f"{folder}/out"])
                 self._place(dref, arriving, output)
             finally:
-                remove_tree(folder)
+                discard(layout, folder)
         self._bytes += output.nar_bytes
         if len(self._store.batch.pending) >= _FLUSH_COUNT or self._bytes >= _FLUSH_BYTES:
             self.flush()

@@ -1,0 +1,317 @@
+"""Leftovers that cannot be removed: the store opens, builds and collects without them, and tells of each once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path as FsPath
+
+import pytest
+from tests.stores import OTHER_UID, check_usable, in_child, mount, needs_mounts, needs_root, new_store, output, stage
+
+from pylightnix import Context, DRef, Path, RealizeArg, StorageSettings, allrrefs, instantiate, realize1, rref2path
+from pylightnix.garb import collect
+from pylightnix.storage import store_layout
+from pylightnix.store import set_aside as module
+from pylightnix.store.layout import StoreLayout
+from pylightnix.store.recovery import recover
+from pylightnix.store.removal import remove_tree, try_remove
+from pylightnix.store.set_aside import SetAside, all_set_aside, discard, note_stuck, retry_set_aside
+from pylightnix.store.store import open_store
+from pylightnix.store.trash import empty_trash
+
+pytestmark = pytest.mark.embedded_only("it makes its own stores; for daemons, see tests/daemon/test_daemon_leftovers.py")
+
+NOBODY = "1-0123456789ab"
+
+
+def fill(folder: str) -> None:
+    os.makedirs(f"{folder}/inner", exist_ok=True)
+    for name in ("a", "inner/b"):
+        with open(f"{folder}/{name}", "w", encoding="utf-8") as file:
+            file.write("x")
+
+
+@contextmanager
+def immutable(path: str) -> Iterator[None]:
+    if subprocess.run(["chattr", "+i", path], check=False, capture_output=True).returncode:
+        pytest.skip("this file system has no immutable files")
+    try:
+        yield
+    finally:
+        # It may have been moved meanwhile, with what it lies in.
+        subprocess.run(["find", path.split("/store/", maxsplit=1)[0], "-exec", "chattr", "-i", "{}", "+"], check=False, capture_output=True)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "to be rid of it" in record.getMessage()]
+
+
+@contextmanager
+def of_root(path: str) -> Iterator[None]:
+    """Make a folder what a container leaves: private to root, with something in it."""
+    fill(path)
+    subprocess.run(["chown", "-R", "0:0", path], check=True)
+    os.chmod(path, 0o700)
+    yield
+
+
+# --- removing -------------------------------------------------------------------------------------------
+
+
+@needs_root
+def test_all_goes_that_can(tmp_path: FsPath) -> None:
+    top = str(tmp_path / "top")
+    for name in ("first", "middle", "zlast"):
+        fill(f"{top}/{name}")
+    with immutable(f"{top}/middle/inner/b"):
+        with pytest.raises(OSError, match="not permitted") as caught:
+            try_remove(top)
+        assert caught.value.filename == f"{top}/middle/inner/b"
+        assert [found[0] for found in os.walk(top)] == [top, f"{top}/middle", f"{top}/middle/inner"]
+    remove_tree(top)
+    assert not os.path.exists(top)
+
+
+@needs_mounts
+def test_nothing_behind_a_mount_is_touched(tmp_path: FsPath) -> None:
+    """Not even one of the same device, which a number of the device does not show."""
+    precious, top = str(tmp_path / "precious"), str(tmp_path / "top")
+    fill(precious)
+    fill(f"{top}/folder")
+
+    def run() -> None:
+        os.mkdir(f"{top}/folder/mounted")
+        mount("--bind", precious, f"{top}/folder/mounted")
+        with pytest.raises(OSError, match="busy") as caught:
+            try_remove(top)
+        assert caught.value.filename == f"{top}/folder/mounted"
+
+    in_child(run, own_mounts=True)
+    assert os.path.exists(f"{precious}/a")
+    assert os.path.exists(f"{precious}/inner/b")
+    assert not os.path.exists(f"{top}/folder/a")
+
+
+def test_a_removal_stops_when_time_is_up_and_goes_on_later(tmp_path: FsPath) -> None:
+    top = str(tmp_path / "top")
+    for number in range(50):
+        fill(f"{top}/{number}")
+    assert not try_remove(top, time.monotonic())
+    rounds = 1
+    while not try_remove(top, time.monotonic() + 0.0002):
+        rounds += 1
+        assert rounds < 10_000
+    assert rounds > 1
+    assert not os.path.exists(top)
+
+
+# --- setting aside --------------------------------------------------------------------------------------
+
+
+def leave_immutable_file(layout: StoreLayout, folder: str) -> str:
+    fill(folder)
+    return f"{folder}/inner/b"
+
+
+PLACES: dict[str, Callable[[StoreLayout], str]] = {
+    "trash": lambda layout: f"{layout.trash}/zz",
+    "dead-owner": lambda layout: f"{layout.tmp}/{NOBODY}/0",
+    "failed": lambda layout: f"{layout.failed}/20200101T000000Z-00000000-x",
+}
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["file", "folder"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_store_works_beside_immutable_leftovers(tmp_path: FsPath, place: str, what: str, caplog: pytest.LogCaptureFixture) -> None:
+    S = new_store(tmp_path / "store")
+    layout = store_layout(S)
+    folder = PLACES[place](layout)
+    fill(folder)
+    with immutable(f"{folder}/inner/b" if what == "file" else folder):
+        check_usable(S)
+        rref = realize1(instantiate(lambda r: stage(r, "garbage"), S=S))
+        collect([], [rref], S)
+        assert rref not in set(allrrefs(S))
+        if place == "failed":
+            discard(layout, folder)
+        (entry,) = all_set_aside(layout)
+        assert entry.command.startswith("sudo chattr -R -f -i -a /")
+        assert os.path.lexists(entry.path)
+        if what == "folder" and place != "dead-owner":  # what is immutable itself cannot be moved
+            assert entry.path == folder
+        else:
+            assert entry.path.startswith(f"{layout.state}/set-aside/")
+        for _ in range(3):
+            check_usable(S)
+        collect([], list(allrrefs(S)), S)
+        assert len(told(caplog)) == 1, told(caplog)
+        assert entry.command in told(caplog)[0]
+    module.retry_set_aside(layout)
+    assert all_set_aside(layout) == []
+    assert not os.path.exists(layout.quarantine)
+    empty_trash(layout)
+    recover_once(S)
+    assert not os.path.exists(folder)
+
+
+def recover_once(S: StorageSettings) -> None:
+    with open_store(store_layout(S)) as store:
+        recover(store.layout, store.index)
+
+
+@needs_root
+def test_what_root_left_in_a_build_folder_fails_no_build(others_folder: FsPath) -> None:
+    """As containers do; the build's own user cannot remove it, nor look into it."""
+    root = others_folder / "store"
+    reading, writing = os.pipe()
+    answer_reading, answer_writing = os.pipe()
+
+    def beside(S: StorageSettings, dref: DRef, context: Context, rarg: RealizeArg) -> list[Path]:
+        found = output(S)
+        os.write(writing, os.path.dirname(found).encode())
+        assert os.read(answer_reading, 1) == b"."
+        return [found]
+
+    def run() -> tuple[list[SetAside], list[str]]:
+        S = new_store(root)
+        rref = realize1(instantiate(lambda r: stage(r, "beside", realizer=beside), S=S))
+        assert os.path.isdir(rref2path(rref, S))
+        check_usable(S)
+        collect([], list(allrrefs(S)), S)
+        return all_set_aside(store_layout(S)), os.listdir(store_layout(S).trash)
+
+    child = os.fork()
+    if child == 0:
+        with of_root(f"{os.read(reading, 4096).decode()}/cache"):
+            os.write(answer_writing, b".")
+        os._exit(0)
+    (entry,), trash = in_child(run, uid=OTHER_UID)
+    os.waitpid(child, 0)
+    assert trash == []
+    assert entry.obstacle.startswith(f"{entry.path}/cache")
+    assert entry.command == f"sudo rm -rf {entry.path}"
+    subprocess.run(entry.command.replace("sudo ", "").split(), check=True)
+    assert in_child(lambda: retry_set_aside(store_layout(new_store(root))), uid=OTHER_UID) == []
+
+
+@needs_mounts
+def test_a_mount_that_a_build_left(tmp_path: FsPath) -> None:
+    precious, root = str(tmp_path / "precious"), str(tmp_path / "store")
+    fill(precious)
+
+    def run() -> str:
+        S = new_store(root)
+        folder = f"{store_layout(S).tmp}/{NOBODY}/0/mounted"
+        os.makedirs(folder)
+        mount("--bind", precious, folder)
+        check_usable(S)
+        (entry,) = all_set_aside(store_layout(S))
+        assert os.path.exists(f"{entry.obstacle}/inner/b")
+        return entry.command
+
+    assert in_child(run, own_mounts=True).startswith(f"sudo umount {root}/")
+    assert os.path.exists(f"{precious}/inner/b")
+
+
+@needs_mounts
+def test_a_mount_on_a_build_folder_itself_is_named_where_it_is(tmp_path: FsPath) -> None:
+    root = str(tmp_path / "store")
+
+    def run() -> tuple[str, str]:
+        S = new_store(root)
+        folder = f"{store_layout(S).tmp}/{NOBODY}"
+        os.makedirs(folder)
+        mount("-t", "tmpfs", "none", folder)
+        for name in ("one", "two"):
+            realize1(instantiate(lambda r, name=name: stage(r, name), S=S))
+        (entry,) = all_set_aside(store_layout(S))
+        return entry.path, entry.command
+
+    folder = f"{root}/tmp/{NOBODY}"
+    assert in_child(run, own_mounts=True) == (folder, f"sudo umount {folder}")
+
+
+# --- the record -----------------------------------------------------------------------------------------
+
+
+def layout_in(tmp_path: FsPath) -> StoreLayout:
+    return store_layout(new_store(tmp_path / "store"))
+
+
+def test_a_record_that_is_lost_or_damaged_hides_nothing(tmp_path: FsPath) -> None:
+    layout = layout_in(tmp_path)
+    folder = f"{layout.set_aside_folders[0]}/abc"
+    os.makedirs(folder)
+    for damaged in (None, "", "{", "[]", '{"set_aside": [{}]}', '{"set_aside": 3}'):
+        if damaged is not None:
+            with open(layout.quarantine, "w", encoding="utf-8") as file:
+                file.write(damaged)
+        assert [entry.path for entry in all_set_aside(layout)] == [folder]
+    assert retry_set_aside(layout) == []
+    assert not os.path.exists(folder)
+
+
+def test_what_took_the_place_of_a_leftover_is_sound(tmp_path: FsPath) -> None:
+    """A realization that was built again where an immovable one had been is not removed by its name."""
+    S = new_store(tmp_path / "store")
+    layout = store_layout(S)
+    rref = realize1(instantiate(lambda r: stage(r, "again"), S=S))
+    folder = layout.realization(rref)
+    note_stuck(layout, folder, PermissionError(1, "Operation not permitted", folder))
+    assert [entry.path for entry in all_set_aside(layout)] == [folder]
+    assert [entry.path for entry in retry_set_aside(layout)] == [folder]
+    assert os.path.isdir(folder)
+    collect([], [rref], S)
+    assert realize1(instantiate(lambda r: stage(r, "again"), S=S)) == rref
+    assert retry_set_aside(layout) == []
+    assert os.path.isdir(folder)
+
+
+def test_odd_names_are_quoted_and_found_again(tmp_path: FsPath) -> None:
+    layout = layout_in(tmp_path)
+    folder = f"{layout.tmp}/odd '\n\udcff"
+    os.mkdir(folder)
+    note_stuck(layout, folder, PermissionError(13, "Permission denied", f"{folder}/x"))
+    (entry,) = all_set_aside(layout)
+    assert entry.path == folder
+    assert entry.command.startswith("sudo rm -rf '/")
+    retry_set_aside(layout)
+    assert not os.path.lexists(folder)
+    assert all_set_aside(layout) == []
+
+
+@needs_mounts
+def test_a_disk_that_is_read_only_makes_no_leftovers(tmp_path: FsPath, caplog: pytest.LogCaptureFixture) -> None:
+    layout = layout_in(tmp_path)
+    folder = f"{layout.trash}/one"
+    fill(folder)
+
+    def run() -> list[SetAside]:
+        mount("--bind", layout.state, layout.state)
+        mount("-o", "remount,bind,ro", layout.state)
+        assert not discard(layout, folder)
+        return all_set_aside(layout)
+
+    assert in_child(run, own_mounts=True) == []
+    assert discard(layout, folder)
+    assert told(caplog) == []
+
+
+@needs_root
+def test_an_obstacle_that_takes_long_to_go_round_is_met_once(tmp_path: FsPath) -> None:
+    layout = layout_in(tmp_path)
+    fill(f"{layout.trash}/{'0' * 24}")
+    fill(f"{layout.trash}/{'1' * 24}")
+    with immutable(f"{layout.trash}/{'0' * 24}"), immutable(f"{layout.trash}/{'1' * 24}/a"):
+        for _ in range(20):  # with no time at all, each step does something
+            if empty_trash(layout, 0.0) and len(all_set_aside(layout)) == 2:
+                break
+        assert len(all_set_aside(layout)) == 2
+        assert empty_trash(layout, 0.0)
+    retry_set_aside(layout)
+    assert os.listdir(layout.trash) == os.listdir(layout.set_aside_folders[0]) == []
