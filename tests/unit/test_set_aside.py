@@ -279,7 +279,9 @@ def test_odd_names_are_quoted_and_found_again(tmp_path: FsPath) -> None:
     note_stuck(layout, folder, PermissionError(13, "Permission denied", f"{folder}/x"))
     (entry,) = all_set_aside(layout)
     assert entry.path == folder
-    assert entry.command.startswith("sudo rm -rf '/")
+    assert entry.command == f"sudo rm -rf $'{layout.tmp}/odd \\x27\\x0a\\xff'"
+    assert str(entry).isprintable()
+    subprocess.run(["bash", "-c", entry.command.replace("sudo rm -rf", "test -d")], check=True)
     retry_set_aside(layout)
     assert not os.path.lexists(folder)
     assert all_set_aside(layout) == []

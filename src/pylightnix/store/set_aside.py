@@ -60,7 +60,7 @@ class SetAside:
     @property
     def command(self) -> str:
         """What its owner, or an administrator, runs to be rid of it. The store forgets it by itself then."""
-        path, obstacle = shlex.quote(self.path), shlex.quote(self.obstacle)
+        path, obstacle = _quoted(self.path), _quoted(self.obstacle)
         if self.code == errno.EBUSY:
             return f"sudo umount {obstacle}"
         if self.code == errno.EPERM:
@@ -68,7 +68,16 @@ class SetAside:
         return f"sudo rm -rf {path}"
 
     def __str__(self) -> str:
-        return f"cannot remove {self.was}: {self.problem} at {self.obstacle}; the store goes on without it; to be rid of it: {self.command}"
+        what, where = _quoted(self.was), _quoted(self.obstacle)
+        return f"cannot remove {what}: {self.problem} at {where}; the store goes on without it; to be rid of it: {self.command}"
+
+
+def _quoted(path: str) -> str:
+    """Return a path as a shell takes it, on one line and without anything that a terminal would obey."""
+    if path.isprintable():
+        return shlex.quote(path)
+    escaped = "".join(chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in os.fsencode(path))
+    return f"$'{escaped}'"
 
 
 def discard(layout: StoreLayout, path: str, deadline: float = float("inf"), tell: Optional[Callable[[str], None]] = None) -> bool:
