@@ -189,10 +189,12 @@ def _write(dref: DRef, canonical: bytes, checked: Config, S: Optional[StorageSet
     else:
         try:
             write_derivation(layout, dref, canonical, checked.val)
-        except (StoreBusy, StoreForeign):
+        except (StoreBusy, StoreForeign) as error:
+            from pylightnix.store.locks import StoreOwned
             from pylightnix.store.ownership import daemon_socket
 
-            if daemon_socket(layout) is None:
+            # A daemon that had the store may be gone by now. `register` finds out who may write then.
+            if not isinstance(error, StoreOwned) and daemon_socket(layout) is None:
                 raise
             unwritten[dref] = _fit_for_daemon(dref, canonical)
 

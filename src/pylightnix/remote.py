@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Optional, TypeAlias, TypeVar, Union, cast
 
-from pylightnix.errors import PylightnixException
+from pylightnix.errors import PylightnixException, StoreForeign, StoreReadOnly
 from pylightnix.events import Event, Observer, ignore
 from pylightnix.nesting import being_built, refuse_while_loading
 from pylightnix.storage import store_layout
@@ -388,15 +388,20 @@ class _Search:
         self._layout, self._find = layout, find
         self._begun = 0.0
         self._last: Optional[float] = None
+        self._was_served = False
 
     def socket(self) -> Optional[str]:
         """Return the socket of the daemon that owns the store now, if one does."""
         self._begun = time.monotonic()
-        return self._find(self._layout)
+        found = self._find(self._layout)
+        self._was_served = self._was_served or found is not None
+        return found
 
     def goes_on(self, error: PylightnixException, socket: Optional[str]) -> bool:
         """Tell whether to ask again after an error: only where it says that the store has changed hands, and not for ever."""
-        if not _has_moved(error, self._layout, socket):
+        # Who may not write the store itself waits for the next daemon where there was one.
+        is_barred = socket is None and self._was_served and isinstance(error, (StoreForeign, StoreReadOnly))
+        if not is_barred and not _has_moved(error, self._layout, socket):
             return False
         from pylightnix.protocol.errors import Draining, TooMany
 

@@ -139,12 +139,16 @@ def _paused(rh: Optional[ReplHelper]) -> tuple[ReplHelper, RealizeSeqGen, DRef]:
 def _wait_for_store(S: Optional[StorageSettings]) -> None:
     """Raise while the helper is still paused, rather than when it has gone on, if the store is kept from all others."""
     from pylightnix.store.locks import StoreOwned, shared_lock
+    from pylightnix.store.ownership import daemon_socket
 
+    layout = store_layout(S)
+    if daemon_socket(layout) is not None:
+        return  # it will go on with it; this user may not even be allowed to lock the store
     try:
-        with shared_lock(store_layout(S)):
+        with shared_lock(layout):
             pass
     except StoreOwned:
-        pass  # by a daemon, which will go on with it
+        pass  # by a daemon that has just come
 
 
 def repl_realize(

@@ -34,7 +34,7 @@ from pylightnix import (
 )
 from pylightnix.storage import store_layout
 from pylightnix.store.locks import exclusive_lock
-from pylightnix.store.ownership import DAEMON_ROLE, lock_says
+from pylightnix.store.ownership import DAEMON_ROLE, lock_says, serving_daemon
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 60
@@ -118,6 +118,7 @@ def end_started_daemon(root: object) -> None:
             os.kill(said["pid"], signal.SIGTERM)
         except ProcessLookupError:
             return
+        wait_until(lambda: serving_daemon(layout) is None)
         with exclusive_lock(layout, "a test"):
             pass
 

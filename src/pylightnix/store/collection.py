@@ -22,15 +22,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pylightnix.config import cfgdeps
-from pylightnix.errors import InUse, MissingDerivation, MissingRealization, PylightnixException, StoreBusy
+from pylightnix.errors import InUse, MissingDerivation, MissingRealization, PylightnixException
 from pylightnix.refs import isrref, rref2dref
 from pylightnix.store.access import translated_errors
 from pylightnix.store.derivations import read_config
 from pylightnix.store.faults import reach
 from pylightnix.store.index import PENDING
 from pylightnix.store.layout import CONFIG_FILE, StoreLayout
-from pylightnix.store.locks import StoreOwned
-from pylightnix.store.ownership import daemon_socket
 from pylightnix.store.recovery import finish_deletions
 from pylightnix.store.set_aside import retry_set_aside
 from pylightnix.store.store import Store, open_store_alone
@@ -220,15 +218,9 @@ def remove_alone(layout: StoreLayout, drefs: Sequence[DRef], rrefs: Sequence[RRe
         StoreBusy: somebody works in it, perhaps with what is to go.
         What `remove` raises.
     """
-    try:
-        with open_store_alone(layout, "removing") as store:
-            store.flush()
-            removal = remove(store, drefs, rrefs, only_unused=only_unused, at_work={})
-    except StoreBusy as error:
-        socket = daemon_socket(layout)
-        if socket is not None:  # one that came while this was waiting
-            raise StoreOwned(layout.state, error.holders, socket) from error
-        raise
+    with open_store_alone(layout, "removing") as store:
+        store.flush()
+        removal = remove(store, drefs, rrefs, only_unused=only_unused, at_work={})
     # Without the lock: others may go on while a large tree is unlinked.
     with translated_errors(layout, "emptying the trash"):
         empty_trash(layout)

@@ -134,8 +134,8 @@ def _flock_until(layout: StoreLayout, fd: int, operation: int, started: float, w
         if operation == fcntl.LOCK_SH and (socket := daemon_socket(layout)) is not None:
             raise StoreOwned(layout.state, holders(layout), socket)
         waited = time.monotonic() - started
-        if role == DAEMON_ROLE and waited >= _SERVED_SECONDS and (serving := serving_daemon(layout)) is not None:
-            raise _served_already(layout, *serving)
+        if operation == fcntl.LOCK_EX and waited >= _SERVED_SECONDS and (serving := serving_daemon(layout)) is not None:
+            raise _served_already(layout, *serving) if role == DAEMON_ROLE else StoreOwned(layout.state, holders(layout), serving[1])
         if waited >= wait_seconds:
             raise StoreBusy(layout.state, holders(layout), wait_seconds)
         time.sleep(min(_POLL_SECONDS, wait_seconds - waited))
@@ -215,8 +215,8 @@ def exclusive_lock(layout: StoreLayout, role: str, wait_seconds: float = LOCK_WA
     """Be alone in the store. The lock file then says who is: role, process id, version, and where to connect.
 
     Raises:
-        StoreBusy: others held it for all of `wait_seconds`, or this process itself holds it shared. At once where a
-            daemon is to have it and another one serves the store.
+        StoreOwned: a daemon has it and keeps it. Raised when that is certain, after half a second.
+        StoreBusy: others held it for all of `wait_seconds`, or this process itself holds it shared.
     """
     with _mutex:
         started = time.monotonic()
