@@ -31,7 +31,8 @@ from pylightnixd.bulk import Bulk
 from pylightnixd.caller_builds import CallerBuilds
 from pylightnixd.claims import Abandoned, Caller
 from pylightnixd.durations import Durations
-from pylightnixd.fetch_builds import FetchBuilds, LateFetcher
+from pylightnixd.fetch_builds import FetchBuilds
+from pylightnixd.fetchers import Fetchers
 from pylightnixd.hold import HeldStore
 from pylightnixd.jobs import BuildJob, RunningBuild, Waiter
 from pylightnixd.limits import Limits
@@ -72,7 +73,7 @@ class Builds:
     durations: Durations
     nursery: SharedNursery
     """Holds the builds."""
-    fetcher: LateFetcher
+    fetchers: Fetchers
     bulk: Bulk = field(default_factory=Bulk)
     plan_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     """For threads that plan: several at a time would be no faster, and keep the loop waiting longer for its turn."""
@@ -95,7 +96,7 @@ class Builds:
         self._in_workers = WorkerBuilds(self.hold, self.pool, self.table, self.durations, limits, self._wake, self._placing)
         self._in_callers = CallerBuilds(self.hold, self.durations, self._wake, self._placing, self.nursery)
         unpacking = trio.CapacityLimiter(os.cpu_count() or 1)
-        self._of_fetches = FetchBuilds(self.hold, self._in_workers, self.fetcher, capture_environment(), self._tell_fetch, unpacking)
+        self._of_fetches = FetchBuilds(self.hold, self._in_workers, self.fetchers, capture_environment(), self._tell_fetch, unpacking)
 
     # --- what operations call -----------------------------------------------------------------------
 

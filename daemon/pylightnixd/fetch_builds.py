@@ -1,4 +1,4 @@
-"""Builds that fetch: first the file, here, once for all who want it; then a worker puts it where it belongs, or unpacks it.
+"""Builds that fetch: first the file, in the fetcher, once for all who want it; then a worker puts it where it belongs, or unpacks it.
 
 A fetch takes no CPU slot, for it waits for others most of the time; how many there may be at a time says the fetcher. What unpacks
 is a worker of the daemon's own interpreter, a few at a time. Must not know the table of builds, nor who waits for one.
@@ -6,99 +6,31 @@ is a worker of the daemon's own interpreter, a few at a time. Must not know the 
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Final, Optional
+from typing import Final, Optional
 
 import trio
 
 from pylightnix.errors import BuildError, Misuse, PylightnixException
-from pylightnix.fetch import FetchedFile, FetchLimits, FetchProgress
+from pylightnix.fetch import FetchedFile, FetchProgress
 from pylightnix.protocol.errors import BuildDied
 from pylightnix.protocol.messages import EventPhase, FailedRow, Fetching
 from pylightnix.travel import Environment, dump_exception
 from pylightnix.travel.fetching import pack_fetched
 from pylightnix.types import Path, StorageSettings
-from pylightnixd.boundary import SharedNursery
+from pylightnixd.fetchers import Fetchers
 from pylightnixd.hold import HeldStore
 from pylightnixd.jobs import FetchJob, RunningBuild
 from pylightnixd.report import failed_row
 from pylightnixd.worker_builds import WorkerBuilds
 
-if TYPE_CHECKING:
-    from pylightnix.fetch.fetcher import Fetcher
-
-__all__ = ["FetchBuilds", "FetchSettings", "LateFetcher"]
+__all__ = ["FetchBuilds"]
 
 TELL_SECONDS: Final = 0.25
 """How often it is told how far a fetch is."""
-
-
-_USUAL: Final = FetchLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class FetchSettings:
-    """How files are fetched."""
-
-    transfers: int = _USUAL.transfers
-    """At a time, in all."""
-    transfers_per_host: int = _USUAL.transfers_per_host
-    hashed_mirrors: tuple[str, ...] = ()
-    """Base URLs that are asked for ``<base>/sha256/<hash>`` before all others."""
-
-
-@dataclass(slots=True, eq=False)
-class LateFetcher:
-    """The fetcher of one daemon, which starts when the first file is to be fetched: until then nothing of it is loaded."""
-
-    nursery: SharedNursery
-    folder: str
-    settings: FetchSettings
-    _running: Optional[Fetcher] = None
-    _failure: Optional[Exception] = None
-    """Why it did not start, or ended."""
-    _starting: trio.Lock = field(default_factory=trio.Lock)
-
-    async def wait_running(self) -> Fetcher:
-        """Return it, started if it is not.
-
-        Raises:
-            StoreError: its folder cannot be made.
-        """
-        async with self._starting:
-            if self._running is None:
-                # In a thread, for it takes as long as hundreds of questions.
-                await trio.to_thread.run_sync(importlib.import_module, "pylightnix.fetch.fetcher")
-                tried = trio.Event()
-                self.nursery.start_soon("the fetcher", partial(self._run, tried))
-                await tried.wait()
-            if self._running is None:
-                raise self._failure or AssertionError("BUG: no fetcher, and no reason")
-            return self._running
-
-    async def _run(self, tried: trio.Event) -> None:
-        """Run the fetcher until it is cancelled. Set `tried` when it runs, or cannot."""
-        from pylightnix.fetch.fetcher import running_fetcher
-
-        settings = self.settings
-        limits = replace(_USUAL, transfers=settings.transfers, transfers_per_host=settings.transfers_per_host)
-        try:
-            async with running_fetcher(self.folder, limits=limits, hashed_mirrors=settings.hashed_mirrors) as fetcher:
-                self._running = fetcher
-                tried.set()
-                await trio.sleep_forever()
-        except Exception as error:
-            self._failure = error
-            if tried.is_set():  # else it is that of whoever asked
-                raise
-        finally:
-            self._running = None
-            tried.set()
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +39,7 @@ class FetchBuilds:
 
     hold: HeldStore
     in_workers: WorkerBuilds
-    fetcher: LateFetcher
+    fetchers: Fetchers
     environment: Environment
     """The daemon's own, in which its own code runs."""
     tell: Callable[[RunningBuild, Fetching, EventPhase], None]
@@ -150,7 +82,6 @@ class FetchBuilds:
         Raises:
             _Killed: the build was cancelled, or took too long.
         """
-        fetcher = await self.fetcher.wait_running()
         total = self.in_workers.limits.timeout(running.job.own_limits)
         file: Optional[FetchedFile] = None
         failure: Optional[PylightnixException] = None
@@ -158,7 +89,7 @@ class FetchBuilds:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_at, running.kill, nursery.cancel_scope)
                 try:
-                    lent = fetcher.fetched(fetch.spec, fetch.environment, owner=fetch.user, progress=teller)
+                    lent = self.fetchers.fetched(fetch.spec, fetch.environment, owner=fetch.user, progress=teller)
                     file = await stack.enter_async_context(lent)
                 except PylightnixException as error:  # else it would come out in a group
                     failure = error

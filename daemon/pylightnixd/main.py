@@ -21,7 +21,7 @@ from pylightnix.storage import fsroot, fsstorage, mkSS, root_in, store_layout
 from pylightnix.store.access import make_folders
 from pylightnix.store.layout import StoreLayout
 from pylightnix.workfolder import absolute
-from pylightnixd.fetch_builds import FetchSettings
+from pylightnixd.fetchers import FetchSettings
 from pylightnixd.inheritance import renew_streams, settle
 from pylightnixd.limits import Limits
 from pylightnixd.listening import LINK_NAME, check_socket_path, listen_at, usual_socket_path

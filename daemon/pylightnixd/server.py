@@ -36,7 +36,8 @@ from pylightnix.worker.linux import become_subreaper, gain_no_privileges
 from pylightnixd.boundary import SharedNursery, contained, entered
 from pylightnixd.builds import Builds
 from pylightnixd.durations import Durations
-from pylightnixd.fetch_builds import FetchSettings, LateFetcher
+from pylightnixd.fetch_process import Siblings
+from pylightnixd.fetchers import Fetchers, FetchSettings
 from pylightnixd.hold import HeldStore
 from pylightnixd.limits import Limits
 from pylightnixd.listening import LINK_NAME, Peer, listener_of, peer_of
@@ -137,10 +138,11 @@ class _Server:
                 pool = WorkerPool(SharedNursery(worker_nursery), self.hold.reader.owner.fd, logs.path, self.settings.open_files)
                 async with trio.open_nursery() as work_nursery:
                     work = SharedNursery(work_nursery)
-                    fetcher = LateFetcher(work, self.settings.layout.fetch, self.settings.fetch)
+                    siblings = Siblings(pool.forking, pool.spared)
+                    fetchers = Fetchers(work, siblings, self.settings.layout.fetch, logs.path, self.settings.fetch)
                     table = BuildTable(self.settings.budget, self.settings.grace_seconds, lambda _: new_name("b"))
                     durations = Durations.of(self.hold.reader.index)
-                    builds = Builds(self.hold, table, pool, self.settings.limits, logs, durations, work, fetcher)
+                    builds = Builds(self.hold, table, pool, self.settings.limits, logs, durations, work, fetchers)
                     builds.bulk.begin()
                     requests = Requests(self.hold, builds, work)
                     work.keep("making realizations durable", self.hold.run_committer)

@@ -4,7 +4,7 @@ So it works below a running event loop of any kind, from many threads, and conne
 outlive one file. The thread starts with the first fetch, waits without cost, and ends with the process.
 
 Before a fork it ends, or stands still if somebody fetches just then; a child starts its own when it needs one. Loops and connections
-cannot be shared with a child, and locks neither: if the thread were inside OpenSSL, the child would have its lock, and nobody to release it.
+cannot be shared with a child, and locks neither: if the thread were inside OpenSSL, the child would have its lock for ever.
 """
 
 from __future__ import annotations

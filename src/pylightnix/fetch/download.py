@@ -154,8 +154,9 @@ class Download:
                     part.close()
             if self._locks is None:
                 raise AssertionError("BUG: a fetch without its locks")
+            is_alone = self._means.gives_away and self._locks.try_alone()
             self._locks.end_fetching()
-            return found
+            return replace(found, is_alone=is_alone)
 
     async def _lock(self) -> None:
         self._locks = KeyLocks(self._means.folder, self._key)

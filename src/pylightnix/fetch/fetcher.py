@@ -137,6 +137,7 @@ async def running_fetcher(
     limits: FetchLimits = _USUAL_LIMITS,
     policy: RetryPolicy = _USUAL_POLICY,
     hashed_mirrors: Sequence[str] = (),
+    gives_away: bool = False,
 ) -> AsyncIterator[Fetcher]:
     """Run a fetcher as long as the block lasts. At its end, fetches that are still at work stop, and their parts stay.
 
@@ -145,6 +146,7 @@ async def running_fetcher(
         limits: what it allows itself.
         policy: how often it tries.
         hashed_mirrors: base URLs, asked for ``<base>/sha256/<hash>`` before all others.
+        gives_away: who asks may move files away that are `FetchedFile.is_alone`; other processes wait while such a file is lent.
 
     Raises:
         StoreError: the folder cannot be made.
@@ -158,6 +160,7 @@ async def running_fetcher(
         policy=policy,
         slots=trio.CapacityLimiter(limits.transfers),
         disk=trio.CapacityLimiter(_DISK_THREADS),
+        gives_away=gives_away,
     )
     await means.sweep()
     try:

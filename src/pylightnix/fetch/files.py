@@ -24,6 +24,8 @@ class FetchedFile:
     """Where it lies as long as it is lent."""
     size: int
     checksums: tuple[Checksum, ...]
+    is_alone: bool = False
+    """Whether no other process uses it, and none will while it is lent: it may be moved away."""
 
     def place(self, target: str) -> None:
         """Put the file at `target`, which is not there yet; a link where that will do, else a copy. Blocks."""

@@ -40,6 +40,10 @@ class KeyLocks:
         """Become one of those who use the file; that fails only while somebody removes it."""
         return self._set(_USING, fcntl.F_RDLCK)
 
+    def try_alone(self) -> bool:
+        """Become the only one who uses the file, if nobody else does; else stay one of those who do."""
+        return self._set(_USING, fcntl.F_WRLCK)
+
     def try_removing(self) -> bool:
         """Let go of the file, and become the one who may remove it, if nobody else uses it."""
         # Let go first: of two who keep it until they have it alone, neither would get it.

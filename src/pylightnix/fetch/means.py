@@ -33,6 +33,8 @@ class Means:
     """Transfers at a time."""
     disk: trio.CapacityLimiter
     """Threads that read and write."""
+    gives_away: bool = False
+    """Whether who asks may move files away, where no other process uses them."""
     transports: Transports = field(default_factory=Transports)
     memory: FailureMemory = field(default_factory=FailureMemory)
     random: random.Random = field(default_factory=random.Random)
