@@ -77,25 +77,27 @@ class _Connection:
 
 
 class _Service:
-    def __init__(self, fetcher: Fetcher, connection: _Connection, nursery: trio.Nursery) -> None:
-        self._fetcher, self._connection, self._nursery = fetcher, connection, nursery
+    def __init__(self, fetcher: Fetcher, connection: _Connection) -> None:
+        self._fetcher, self._connection = fetcher, connection
         self._fetches: dict[int, _Fetch] = {}
         self._leaving: set[_Fetch] = set()
         self._left = trio.Event()
 
     async def run(self) -> None:
         """Take orders until the daemon is gone."""
-        while (message := await self._connection.receive()) is not None:
-            if isinstance(message, Notification) and message.method == "release":
-                self._release(parse_message(message.params, Release))
-            elif isinstance(message, Request) and message.method == "ping":
-                # Not from here: who does not read must not keep us from reading.
-                self._nursery.start_soon(self._connection.send, encode_response(message.id, None, {}))
-            elif isinstance(message, Request) and message.method == "fetch":
-                fetch = self._fetches[message.id] = _Fetch(message.id)
-                self._nursery.start_soon(self._serve, fetch, message.params)
-            else:
-                raise UnknownMethod(getattr(message, "method", "an answer"))
+        async with trio.open_nursery() as nursery:
+            while (message := await self._connection.receive()) is not None:
+                if isinstance(message, Notification) and message.method == "release":
+                    self._release(parse_message(message.params, Release))
+                elif isinstance(message, Request) and message.method == "ping":
+                    # Not from here: who does not read must not keep us from reading.
+                    nursery.start_soon(self._connection.send, encode_response(message.id, None, {}))
+                elif isinstance(message, Request) and message.method == "fetch":
+                    fetch = self._fetches[message.id] = _Fetch(message.id)
+                    nursery.start_soon(self._serve, fetch, message.params)
+                else:
+                    raise UnknownMethod(getattr(message, "method", "an answer"))
+            nursery.cancel_scope.cancel()
 
     def _release(self, release: Release) -> None:
         fetch = self._fetches.get(release.fetch)
@@ -160,10 +162,9 @@ async def serve(end: socket.socket) -> None:
     limits = replace(FetchLimits(), transfers=hello.transfers, transfers_per_host=hello.transfers_per_host)
     running = running_fetcher(os.fsdecode(hello.folder), limits=limits, hashed_mirrors=hello.hashed_mirrors, gives_away=True)
     try:
-        async with running as fetcher, trio.open_nursery() as nursery:
+        async with running as fetcher:
             await connection.send(encode_response(message.id, None, FetcherWelcome(package=__version__)))
-            await _Service(fetcher, connection, nursery).run()
-            nursery.cancel_scope.cancel()
+            await _Service(fetcher, connection).run()
     except* trio.BrokenResourceError:
         pass  # the daemon is gone
     except* PylightnixException as group:  # its folder cannot be had
