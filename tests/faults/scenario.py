@@ -21,7 +21,7 @@ from typing import Any, Final, Optional, Protocol, TypeVar
 import trio
 from tests.daemon import stages
 from tests.daemon.wire_client import HungUp, WireClient
-from tests.faults import fake_worker
+from tests.faults import fake_fetcher, fake_worker
 from tests.faults.shim import Fault
 
 from pylightnix import Closure, DRef, Registry, StorageSettings, fetchurl2, instantiate, match_all
@@ -283,6 +283,7 @@ def live(day: Day, fault_at_start: Optional[Fault] = None) -> Report:
     logger = logging.getLogger()
     logger.handlers[:] = [_Bugs(day)]
     fake_worker.install(day.calls.spare)
+    fake_fetcher.install()
     layout = store_layout(StorageSettings(day.root, f"{day.root}/store-v1", None))  # type: ignore[arg-type]  # paths
     settings = Settings(layout, f"{day.root}/daemon.sock", Budget(2), Limits(), drain_seconds=5.0)
     clients = threading.Thread(target=day.run, daemon=True)
