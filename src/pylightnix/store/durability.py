@@ -22,7 +22,7 @@ from typing import Final, Optional, Protocol
 
 from pylightnix.walking import walk
 
-__all__ = ["Durability", "held_open", "sync_file_system", "sync_trees"]
+__all__ = ["Durability", "held_open", "sync_file_system", "sync_path", "sync_trees"]
 
 SLOW_SYNC_SECONDS: Final = 0.1
 AVOID_SECONDS: Final = 60.0
@@ -84,7 +84,8 @@ def sync_file_system(path: str) -> None:
         raise OSError(code, os.strerror(code), path)
 
 
-def _sync_path(path: str, dir_fd: Optional[int] = None) -> None:
+def sync_path(path: str, dir_fd: Optional[int] = None) -> None:
+    """Flush one file, or the names in one folder."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
     try:
         os.fsync(fd)
@@ -99,12 +100,12 @@ def sync_trees(trees: Sequence[str], storage: str) -> None:
         for folder in walk(tree):
             for name in folder.others:
                 if stat.S_ISREG(os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode):
-                    _sync_path(name, folder.fd)
+                    sync_path(name, folder.fd)
             os.fsync(folder.fd)
     for derivation in derivations:
-        _sync_path(os.path.join(derivation, "config.json"))
-        _sync_path(derivation)
-    _sync_path(storage)
+        sync_path(os.path.join(derivation, "config.json"))
+        sync_path(derivation)
+    sync_path(storage)
 
 
 @dataclass(slots=True)

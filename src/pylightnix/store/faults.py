@@ -36,6 +36,9 @@ POINTS: Final = (
 REMOVAL_POINTS: Final = ("removal_decided", "removal_marked", "removal_trashed", "derivation_trashed", "removal_finished")
 """What the removal of realizations and derivations goes through, beside those of its clean-up."""
 
+MENDING_POINTS: Final = ("reindex_batch", "index_moved_aside", "quarantined")
+"""What making the index anew, and moving damaged realizations aside, go through."""
+
 _hook: Optional[Callable[[str], None]] = None
 
 
@@ -48,6 +51,6 @@ def set_hook(hook: Optional[Callable[[str], None]]) -> None:
 def reach(point: str) -> None:
     """Say that `point` was reached."""
     if _hook is not None:
-        if point not in POINTS and point not in REMOVAL_POINTS:
+        if point not in POINTS and point not in REMOVAL_POINTS and point not in MENDING_POINTS:
             raise AssertionError(f"BUG: unknown fault point {point}")
         _hook(point)

@@ -203,7 +203,23 @@ class Index:
                 )
             if before < FORMAT:
                 # Out of the log and into the file: an index without content beside trees has been lost.
-                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self.checkpoint()
+
+    def fault(self) -> Optional[str]:
+        """Return in what the index is no sound database, None if it is one. Reads all of it."""
+        found = [str(row[0]) for row in self._rows("PRAGMA quick_check(1)")]
+        return None if found == ["ok"] else "; ".join(found)
+
+    def checkpoint(self) -> None:
+        """Bring everything out of the log and into the file, durably."""
+        with self._lock:
+            self._db().execute("PRAGMA synchronous = FULL")
+            self._db().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._durable = True
+
+    def rows(self, query: str) -> list[Any]:
+        """Return what a query gives, for whoever compares or copies whole indexes."""
+        return self._rows(query)
 
     # --- transactions -------------------------------------------------------------------------------
 
@@ -418,6 +434,11 @@ class Index:
         """Return what a realizer's digest covers, as it was recorded; None if it was not."""
         row = self._row("SELECT manifest FROM code WHERE digest = ?", (digest,))
         return None if row is None else str(row[0])
+
+    def all_references(self) -> list[tuple[RRef, RRef]]:
+        """Return (realization, what it was made from) of all valid ones, sorted."""
+        query = "SELECT rref, referred FROM reference JOIN realization ON id = referrer WHERE state = 1 ORDER BY rref, referred"
+        return [(RRef(rref), RRef(referred)) for rref, referred in self._rows(query)]
 
     def referred(self) -> set[RRef]:
         """Return every realization that a valid one depends on."""

@@ -27,7 +27,7 @@ from pylightnix.store.set_aside import retry_set_aside
 from pylightnix.store.trash import empty_trash, has_trash
 from pylightnix.types import DRef, RRef
 
-__all__ = ["Store", "another_view", "open_store", "open_store_alone"]
+__all__ = ["Store", "another_view", "forget_index", "open_store", "open_store_alone", "prepared_index"]
 
 _MIGRATION_POLL_SECONDS: Final = 0.1
 TIDY_SECONDS: Final = 0.05
@@ -243,10 +243,29 @@ def _format(layout: StoreLayout, index: Index) -> int:
     return found
 
 
+def prepared_index(layout: StoreLayout) -> Index:
+    """Return this thread's connection to the index, in its newest format. The caller is alone in the store.
+
+    Raises:
+        StoreTooNew, StoreCorrupt: it cannot be used.
+    """
+    index = _open_index(layout)
+    _format(layout, index)
+    index.migrate()
+    return index
+
+
+def forget_index(layout: StoreLayout) -> None:
+    """Close this thread's connection to the index, because another file takes its place."""
+    cached = _thread.indexes.pop(layout.index, None)
+    if cached is not None:
+        cached.index.close()
+
+
 def _migrate(layout: StoreLayout, deadline: float) -> None:
     try:
         with exclusive_lock(layout, "migration", _MIGRATION_POLL_SECONDS):
-            _open_index(layout).migrate()
+            prepared_index(layout)
     except StoreBusy:
         # Another process may have migrated it meanwhile, and be at work already.
         if time.monotonic() >= deadline:
@@ -305,9 +324,7 @@ def open_store_alone(
     check_access(layout)
     with exclusive_lock(layout, role, wait_seconds, socket):
         with translated_errors(layout, "opening the store"):
-            index = _open_index(layout)
-            _format(layout, index)
-            index.migrate()
+            index = prepared_index(layout)
             wait_for_heirs(layout, PREDECESSOR_SECONDS)
         with _disk(layout):
             store = _opened(layout, index, outermost=True)
