@@ -325,6 +325,7 @@ class Builds:
             self.table.drop(build)
         self._forget(build)
         if entry is not None:
+            error = self.hold.in_words(f"starting to build {entry.key.dref}", error)
             fact = Failed(entry.key.dref, FailedBuild(failed_row(entry.key.dref, error)))
             for interest in interests.values():
                 interest.waiter.post(fact)
@@ -432,12 +433,15 @@ class Builds:
         """Run a build to its end, whatever that is: those who wait for it hear of it."""
         dref = running.job.key.dref
         failure: Optional[FailedRow] = failed_row(dref, BuildDied(str(dref), "was given up", running.id))
+        losses = self.hold.losses
         try:
             failure = await self._build(running)
+            if failure is not None and self.hold.losses != losses:
+                failure = await self._of_commit(running) or failure
         except Abandoned:
             running.abandoned = True
         except Exception as error:  # noqa: BLE001  # one build's trouble must not end the daemon
-            failure = failed_row(dref, error)
+            failure = failed_row(dref, self.hold.in_words(f"building {dref}", error))
         finally:
             with contained(f"closing the log of build {running.id}"):
                 running.log.finish()
@@ -445,6 +449,12 @@ class Builds:
                 self._end(running, failure)
                 if running.log.size > COMPRESS_BYTES:
                     await guarded(f"compressing the log of build {running.id}", partial(self._compress, running.log.path))  # noqa: ASYNC102  # it ends by itself
+
+    async def _of_commit(self, running: RunningBuild) -> Optional[FailedRow]:
+        """Return the failure of the commit that took from a build what it was made from, if one did: of all that fails then, it is why."""
+        await self.hold.wait_durable(self.hold.placed)
+        error, lost = self.hold.lost_among(RRef(rref) for rrefs in running.job.context.values() for rref in rrefs)
+        return failed_row(running.job.key.dref, error) if lost else None
 
     async def _compress(self, path: str) -> None:
         size = await self.hold.with_trees(lambda: self.logs.compress(path))

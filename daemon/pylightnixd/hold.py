@@ -30,6 +30,7 @@ from pylightnix.context import realization_hash
 from pylightnix.errors import InvalidOutput, PylightnixException, StoreError
 from pylightnix.planner.messages import Candidate
 from pylightnix.refs import mkrref, undref
+from pylightnix.store.access import in_words
 from pylightnix.store.commit import TakenOutput
 from pylightnix.store.derivations import derivation_ref, write_derivation
 from pylightnix.store.kept import keep_failed
@@ -88,6 +89,10 @@ class HeldStore:
     def candidates(self, dref: DRef, context: Mapping[DRef, Sequence[RRef]]) -> list[Candidate]:
         """Return what a matcher of `dref` may choose from now. Does not await."""
         return self.reader.candidates(dref, context)
+
+    def in_words(self, doing: str, error: BaseException) -> BaseException:
+        """Return our error for what the system or the index said; any other as it is."""
+        return in_words(self.reader.layout, doing, error)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking work on the disk that is soon done, a few at a time."""
@@ -260,7 +265,11 @@ class HeldStore:
         error = self.committer.batch.lost
         if error is None:
             raise AssertionError("BUG: asked what was lost when nothing was")
-        return error, self.reader.lost_among(rrefs)
+        rrefs = list(rrefs)
+        try:
+            return error, self.reader.lost_among(rrefs)
+        except StoreError:  # the disk has not got better: what cannot be looked up is not there, and why is known
+            return error, set(rrefs)
 
 
 def _check_reference(expected: RRef, dref: DRef, output: TakenOutput, rhash: HashPart) -> None:

@@ -228,7 +228,7 @@ class Operation:
         try:
             fact = self._want(self._wanted[dref])
         except Exception as error:  # noqa: BLE001  # nobody may wait for ever
-            fact = Failed(dref, FailedBuild(failed_row(dref, error)))
+            fact = self._failed(dref, error)
         if fact is not None:
             self.post(fact)
 
@@ -272,7 +272,7 @@ class Operation:
         except* PylightnixException as group:
             self.trouble = _first(group)
         except* Exception as group:  # noqa: BLE001  # one operation's trouble must not end the daemon
-            self.trouble = FailedBuild(failed_row(DRef(""), _first(group)))
+            self.trouble = FailedBuild(failed_row(DRef(""), self.hold.in_words("realizing", _first(group))))
         finally:
             for leave in (self._close_child, partial(self.builds.leave, self), self._forget):
                 with contained(f"the end of operation {self.id}"):
@@ -434,7 +434,7 @@ class Operation:
             try:
                 fact = self._want(action)
             except Exception as error:  # noqa: BLE001  # what fails is this build; the others go on
-                fact = Failed(action.dref, FailedBuild(failed_row(action.dref, error)))
+                fact = self._failed(action.dref, error)
             if fact is not None:
                 self.post(fact)  # as all that ends a build, lest the next one be held back for ever
             return None
@@ -453,7 +453,7 @@ class Operation:
         try:
             picked = builtin_matcher(matcher.kind, matcher.n, [RRef(rref) for rref in matcher.rrefs]).pick(action.candidates)
         except PylightnixException as error:
-            return Failed(action.dref, FailedBuild(failed_row(action.dref, error)))
+            return self._failed(action.dref, error)
         return MatcherAnswered(action.dref, picked)
 
     def _start(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -470,7 +470,7 @@ class Operation:
             with self.telling.span("match", action.dref):
                 answer = await self._child.ask(action.dref, matcher, action.candidates)
         except Exception as error:  # noqa: BLE001  # one matcher's trouble is not that of the other derivations
-            self.post(Failed(action.dref, FailedBuild(failed_row(action.dref, error)).of_user(self.uid)))
+            self.post(self._failed(action.dref, error, self.uid))
         else:
             self.post(MatcherAnswered(action.dref, answer))
 
@@ -480,9 +480,13 @@ class Operation:
             with self.telling.span("match", action.dref):
                 answer = await self.caller.ask(self.id, action.dref, action.candidates)
         except Exception as error:  # noqa: BLE001  # see above
-            self.post(Failed(action.dref, FailedBuild(failed_row(action.dref, error)).of_user(self.uid)))
+            self.post(self._failed(action.dref, error, self.uid))
         else:
             self.post(MatcherAnswered(action.dref, answer))
+
+    def _failed(self, dref: DRef, error: BaseException, uid: Optional[int] = None) -> Failed:
+        failure = FailedBuild(failed_row(dref, self.hold.in_words(f"realizing {dref}", error)))
+        return Failed(dref, failure if uid is None else failure.of_user(uid))
 
     def _want(self, action: StartBuild) -> Optional[Fact]:
         """Have something built; return what came of it at once, if anything. What it raises is why it cannot be built."""

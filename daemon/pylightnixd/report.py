@@ -18,6 +18,7 @@ from pylightnix.errors import PylightnixException
 from pylightnix.protocol.errors_on_wire import error_to_wire, failed_row_from_dump
 from pylightnix.protocol.messages import FailedRow
 from pylightnix.protocol.worker_messages import BuildReport
+from pylightnix.system_errors import is_refusal, refusal
 from pylightnix.types import DRef
 
 __all__ = ["FailedBuild", "failed_row", "parse_report", "pointing_to"]
@@ -57,6 +58,8 @@ def failed_row(dref: DRef, error: BaseException | Mapping[str, Any], **fields: A
     if isinstance(error, FailedBuild):
         return msgspec.structs.replace(error.row, dref=str(dref))
     if isinstance(error, BaseException):
+        if isinstance(error, OSError) and is_refusal(error):
+            error = refusal(error, f"building {dref}", "the daemon")
         incident = secrets.token_hex(6)
         wire = error_to_wire(error, incident)
         if wire.code == "internal":

@@ -25,7 +25,7 @@ from pylightnix.protocol.vocabulary import Message
 from pylightnix.refs import isdref, isrref
 from pylightnix.store.build_logs import read_log, tail_offset
 from pylightnix.types import DRef, RRef
-from pylightnixd.boundary import SharedNursery
+from pylightnixd.boundary import SharedNursery, entered
 from pylightnixd.builds import Builds
 from pylightnixd.claims import Caller
 from pylightnixd.hold import HeldStore
@@ -89,7 +89,14 @@ class Requests:
         handler: Callable[[Session, Any], Awaitable[Message]] = _HANDLERS[method].__get__(self)
         if self.draining and method in BEGINNING and not self._is_wanted_by_build(method, params):
             raise Draining(RETRY_AFTER_SECONDS)
-        return await handler(session, params)
+        try:
+            return await handler(session, params)
+        except Exception as error:
+            told = self.hold.in_words(f"answering {method}", error)
+            if told is error:
+                raise
+            entered(f"answering {method}", told)
+            raise told from error
 
     def _is_wanted_by_build(self, method: str, params: Message) -> bool:
         """Tell whether a realizer that runs may need this to end; derivations are registered without saying for what."""

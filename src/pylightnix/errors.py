@@ -430,11 +430,11 @@ class StoreReadOnly(StoreError):
     code = "store-read-only"
     exit_status = 73
 
-    def __init__(self, root: str, reason: str) -> None:
+    def __init__(
+        self, root: str, reason: str, advice: str = "choose another with --store or PYLIGHTNIX_ROOT, or mend its permissions"
+    ) -> None:
         self.root, self.reason = root, reason
-        super().__init__(
-            f"cannot write the store {root}: {reason}; choose another with --store or PYLIGHTNIX_ROOT, or mend its permissions"
-        )
+        super().__init__(f"cannot write the store {root}: {reason}; {advice}")
 
 
 class StoreForeign(StoreError):
@@ -471,11 +471,10 @@ class StoreFull(StoreError):
     code = "store-full"
     exit_status = 74
 
-    def __init__(self, where: str, doing: str) -> None:
+    def __init__(self, where: str, doing: str, reason: str = "no space left") -> None:
         self.where, self.doing = where, doing
         super().__init__(
-            f"no space left (or quota exceeded) at {where} while {doing}; "
-            "free some room there and run the same command again, what was finished is kept"
+            f"{reason} at {where} while {doing}; free some room there and run the same command again, what was finished is kept"
         )
 
 
@@ -495,9 +494,11 @@ class StoreIOError(StoreError):
 
     code = "store-io"
 
-    def __init__(self, where: str, doing: str, reason: str) -> None:
+    def __init__(
+        self, where: str, doing: str, reason: str, advice: str = "check the disk and its file system, then run the same command again"
+    ) -> None:
         self.where, self.doing, self.reason = where, doing, reason
-        super().__init__(f"{where}: {reason} while {doing}; check the disk and its file system, then run the same command again")
+        super().__init__(f"{where}: {reason} while {doing}; {advice}")
 
 
 class InvalidArchive(Misuse):

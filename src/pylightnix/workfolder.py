@@ -11,7 +11,6 @@ when the last has ended.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import threading
@@ -21,7 +20,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, Optional
 
-from pylightnix.errors import Misuse, StoreFull, StoreIOError
+from pylightnix.errors import Misuse
+from pylightnix.system_errors import refusal
 
 __all__ = [
     "WorkingFolder",
@@ -140,9 +140,7 @@ def _inside(path: str) -> Iterator[None]:
         os.mkdir(path, 0o700)
         back = _enter(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(path, "making the working folder of a build") from error
-        raise StoreIOError(path, "making the working folder of a build", str(error.strerror)) from error
+        raise refusal(error, "making the working folder of a build", path) from error
     try:
         yield
     finally:

@@ -53,7 +53,7 @@ def test_what_a_task_raises_is_logged_with_an_id_and_ends_nobody_else(caplog: py
                 shared.start_soon(f"task {error!r}", partial(fails, error))
             shared.start_soon("task deep", fails_deep)
             await trio.testing.wait_all_tasks_blocked()
-        return not nursery.cancel_scope.cancel_called
+            assert not nursery.cancel_scope.cancel_called
 
     with caplog.at_level(logging.WARNING, "pylightnixd"):
         trio.run(main)

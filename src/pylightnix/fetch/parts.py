@@ -8,7 +8,6 @@ power cut spoils is found out by its checksum. Synchronous, for threads; the cal
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -16,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final, Optional
 
-from pylightnix.errors import StoreFull, StoreIOError, StoreReadOnly
 from pylightnix.fetch.checksums import Checksum
 from pylightnix.fetch.resuming import Resumable
+from pylightnix.system_errors import refusal
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -36,12 +35,7 @@ def disk_errors(where: str, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = str(error.filename or where)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(path, doing) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreReadOnly(where, f"{error.strerror} at {path} while {doing}") from error
-        raise StoreIOError(path, doing, error.strerror or str(error)) from error
+        raise refusal(error, doing, where, where) from error
 
 
 def make_fetch_folder(folder: str) -> None:

@@ -21,6 +21,7 @@ from pylightnix.protocol import errors as protocol_errors
 from pylightnix.protocol._operations import FailedRow
 from pylightnix.protocol.errors import InternalError, LocalProtocolError, RemoteProtocolError, UnknownError
 from pylightnix.protocol.vocabulary import Message
+from pylightnix.system_errors import is_refusal, refusal
 from pylightnix.travel.failures import CodeChanged
 from pylightnix.types import DRef, Output, Path
 
@@ -81,10 +82,13 @@ def error_to_wire(error: BaseException, incident: str) -> WireError:
     """Return what a client may see of `error`.
 
     `incident` is a name that the caller makes up for each error. If the code of the result is ``internal``, the
-    caller must log `error` under it. An exception group that holds one error counts as that error.
+    caller must log `error` under it. An exception group counts as the one error in it that has no word here, if any, else as the
+    first. What the system refuses is named as such, never as a bug.
     """
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    leaves = _leaves(error)
+    error = next((leaf for leaf in leaves if _wire_code(leaf) is None and not is_refusal(leaf)), leaves[0])
+    if isinstance(error, OSError) and is_refusal(error):
+        error = refusal(error, "doing what was asked", "the daemon")
     code = _wire_code(error)
     if code is None:
         error = InternalError(incident)
@@ -97,6 +101,13 @@ def error_to_wire(error: BaseException, incident: str) -> WireError:
         retry_after=float(retry_after) if isinstance(retry_after, (int, float)) else None,
         fields=json_fields(error),
     )
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """Return the errors in an exception group, or this one."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+    return [error]
 
 
 def _wire_code(error: BaseException) -> Optional[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pwd
 import sqlite3
@@ -25,8 +24,9 @@ from pylightnix.store.locks import LOCK_WAIT_SECONDS, exclusive_lock, shared_loc
 from pylightnix.store.owner import Owner, process_owner
 from pylightnix.store.removal import try_remove
 from pylightnix.store.set_aside import discard, is_passing, retry_set_aside
+from pylightnix.system_errors import is_refusal, refusal
 
-__all__ = ["check_access", "make_folders", "store_error", "translated_errors", "user_name", "wipe_store", "write_access"]
+__all__ = ["check_access", "in_words", "make_folders", "store_error", "translated_errors", "user_name", "wipe_store", "write_access"]
 
 
 def user_name(uid: int) -> str:
@@ -41,12 +41,20 @@ def store_error(layout: StoreLayout, doing: str, error: OSError | sqlite3.Error)
     """Return our error for one of the operating system's or of SQLite's."""
     if isinstance(error, sqlite3.Error):
         return _index_error(layout, doing, error)
-    where = str(error.filename2 or error.filename or layout.state)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(where, doing)
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StoreReadOnly(layout.state, f"{error.strerror} at {where} while {doing}")
-    return StoreIOError(where, doing, error.strerror or str(error))
+    return refusal(error, doing, layout.state, layout.state)
+
+
+def in_words(layout: StoreLayout, doing: str, error: BaseException) -> BaseException:
+    """Return our error for one that is the system's word on the machine, or SQLite's on the index; any other as it is."""
+    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        return in_words(layout, doing, error.exceptions[0])
+    if (
+        isinstance(error, sqlite3.OperationalError)
+        or type(error) is sqlite3.DatabaseError
+        or (isinstance(error, OSError) and is_refusal(error))
+    ):
+        return store_error(layout, doing, error)
+    return error
 
 
 def _index_error(layout: StoreLayout, doing: str, error: sqlite3.Error) -> StoreError:

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Optional
+from typing import Final, NoReturn, Optional
 
 from pylightnix.context import context_file_text, context_key, realization_hash
 from pylightnix.errors import MissingDerivation, StoreError, StoreIOError
@@ -125,7 +125,7 @@ class Batch:
                 if valid != len(batch):
                     raise AssertionError(f"BUG: {len(batch) - valid} pending rows vanished under their owner")
                 reach("after_valid")
-            except (OSError, sqlite3.Error) as error:
+            except Exception as error:  # noqa: BLE001  # in whatever way it failed, somebody must be told
                 with self.lock:
                     self._lose(index, owner, error)
             with self.lock:
@@ -145,11 +145,18 @@ class Batch:
         now = time.monotonic()
         self.durability.observe(by_file, now - started, now)
 
-    def _lose(self, index: Index, owner: Owner, error: OSError | sqlite3.Error) -> None:
+    def _lose(self, index: Index, owner: Owner, error: Exception) -> NoReturn:
         from pylightnix.store.access import store_error
         from pylightnix.store.recovery import finish_deletions
 
-        lost = store_error(self.layout, "making realizations durable", error)
+        doing = "making realizations durable"
+        if isinstance(error, (OSError, sqlite3.Error)):
+            lost = store_error(self.layout, doing, error)
+        elif isinstance(error, StoreError):
+            lost = error
+        else:
+            _log.error("BUG: %s failed", doing, exc_info=error)
+            lost = StoreError(f"{doing} in {self.layout.state} failed, which is a bug ({type(error).__name__}: {error}); see the log")
         self.lost, self.losses = lost, self.losses + 1
         self.pending.clear()
         self.at_stake_seconds = 0.0
@@ -157,7 +164,7 @@ class Batch:
             with index.transaction(durable=False):
                 rows = index.mark_lost(owner.id)
             finish_deletions(self.layout, index, rows)
-        except (OSError, sqlite3.Error, StoreError):
+        except Exception:  # noqa: BLE001  # the first error is the one that counts
             # The disk is in trouble: the rows stay as they are, invisible to others, for the next start.
             _log.exception("could not clean up after a failed commit; the next start will")
         raise lost from error

@@ -14,11 +14,12 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Optional
 
 from pylightnix.config import Config, canonical_bytes, cfgname, readable_text
-from pylightnix.errors import MissingDerivation, PylightnixException, StoreCorrupt, StoreIOError
+from pylightnix.errors import MissingDerivation, PylightnixException, StoreCorrupt
 from pylightnix.refs import assert_valid_name
 from pylightnix.store.faults import reach
 from pylightnix.store.layout import CONFIG_FILE, StoreLayout
 from pylightnix.store.set_aside import discard
+from pylightnix.system_errors import refusal
 from pylightnix.types import DRef
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def read_config(layout: StoreLayout, dref: DRef | str) -> Config:
     except (IsADirectoryError, NotADirectoryError) as error:
         raise StoreCorrupt(path, f"{error.strerror}, where a file is expected", "remove it and instantiate the stage again") from error
     except OSError as error:
-        raise StoreIOError(path, "reading a config", error.strerror or str(error)) from error
+        raise refusal(error, "reading a config", path) from error
     advice = "instantiate its stage again, which rewrites it"
     try:
         canonical, value = _parse(data)

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Optional, Protocol, TypeAlias
 
-from pylightnix.errors import InvalidOutput, InvalidSource, MissingDerivation, StoreIOError
+from pylightnix.errors import InvalidOutput, InvalidSource, MissingDerivation
 from pylightnix.store.derivations import read_config
 from pylightnix.store.layout import METADATA_NAMES, StoreLayout
+from pylightnix.system_errors import refusal
 from pylightnix.types import DRef
 
 __all__ = ["FolderReader", "TreeReader", "broken_promise", "check_output", "fixes_output"]
@@ -220,6 +221,6 @@ def check_output(layout: StoreLayout, dref: DRef, path: str) -> None:
     except InvalidSource as error:
         problem = str(error)
     except OSError as error:
-        raise StoreIOError(str(error.filename or path), f"checking an output of {dref}", error.strerror or str(error)) from error
+        raise refusal(error, f"checking an output of {dref}", path) from error
     if problem is not None:
         raise InvalidOutput(dref, path, problem, _ADVICE)

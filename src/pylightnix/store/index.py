@@ -21,7 +21,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Optional
 
@@ -228,6 +228,8 @@ class Index:
         """Run the block as one write transaction; when `durable`, it has reached the disk on return."""
         with self._lock:
             db = self._db()
+            if db.in_transaction:  # what could not be rolled back before
+                db.execute("ROLLBACK")
             if durable is not self._durable:
                 db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 self._durable = durable
@@ -237,7 +239,8 @@ class Index:
                 db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
-                    db.execute("ROLLBACK")
+                    with suppress(sqlite3.Error):  # why it failed is told, not that the disk is no better now
+                        db.execute("ROLLBACK")
                 raise
 
     # --- life cycle (inside a transaction) ------------------------------------------------------------

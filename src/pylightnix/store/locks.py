@@ -26,13 +26,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, Optional
 
 from pylightnix._version import __version__
-from pylightnix.errors import StoreBusy, StoreFull, StoreIOError, StoreReadOnly
+from pylightnix.errors import StoreBusy
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.ownership import DAEMON_ROLE, daemon_socket, lock_says, serving_daemon
+from pylightnix.system_errors import refusal
 from pylightnix.types import DRef
 
 __all__ = [
@@ -102,11 +103,7 @@ def open_lock_file(path: str) -> int:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreReadOnly(os.path.dirname(path), f"{error.strerror} at {path}") from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(path, "making a lock") from error
-        raise StoreIOError(path, "opening a lock", error.strerror or str(error)) from error
+        raise refusal(error, "opening a lock", path, os.path.dirname(path)) from error
     _open_fds.add(fd)
     return fd
 
@@ -227,7 +224,8 @@ def exclusive_lock(layout: StoreLayout, role: str, wait_seconds: float = LOCK_WA
             os.pwrite(fd, _said(role, socket), 0)
             yield
         finally:
-            os.ftruncate(fd, 0)
+            with suppress(OSError):  # a disk that cannot be written any more; whoever looks tries the lock, too
+                os.ftruncate(fd, 0)
             close_lock_file(fd)
 
 
@@ -333,7 +331,7 @@ def build_lock(layout: StoreLayout, key: str, on_wait: Callable[[], None]) -> It
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise StoreIOError(layout.build_locks, "taking a build lock", error.strerror or str(error)) from error
+                raise refusal(error, "taking a build lock", layout.build_locks) from error
             waited = True
             on_wait()
             fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, request)

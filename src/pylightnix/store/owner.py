@@ -9,7 +9,6 @@ shared file system. It is made before the folder, so a folder without one is nob
 from __future__ import annotations
 
 import atexit
-import errno
 import fcntl
 import os
 import re
@@ -21,9 +20,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, Optional
 
-from pylightnix.errors import StoreFull, StoreIOError, StoreReadOnly
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import _open_fds, close_lock_file, open_lock_file, try_flock
+from pylightnix.system_errors import refusal
 
 __all__ = ["Owner", "dead_owners", "is_dead", "is_owner_name", "leave_heirs", "nobodys_folders", "process_owner", "wait_for_heirs"]
 
@@ -106,12 +105,7 @@ def _make(layout: StoreLayout) -> Owner:
                 return Owner(owner_id, path, lock, fd, os.getpid())
             close_lock_file(fd)
     except OSError as error:
-        where = str(error.filename or layout.tmp)
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreReadOnly(layout.tmp, f"{error.strerror} at {where}") from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(where, "making a folder for this process") from error
-        raise StoreIOError(where, "making a folder for this process", error.strerror or str(error)) from error
+        raise refusal(error, "making a folder for this process", layout.tmp, layout.tmp) from error
 
 
 def lock_dead_owner(layout: StoreLayout, owner: str) -> Optional[int]:

@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
-from pylightnix.errors import StoreIOError
+from pylightnix.system_errors import refusal
 
 __all__ = ["make_movable", "open_unlocked", "remove_tree", "reopen_unlocked", "try_remove"]
 
@@ -45,8 +45,7 @@ def remove_tree(path: str) -> None:
     try:
         try_remove(path)
     except OSError as error:
-        inner = f" (at {error.filename!r})" if error.filename != path else ""
-        raise StoreIOError(path, "removing it", f"{error.strerror}{inner}") from error
+        raise refusal(error, "removing it", path) from error
 
 
 def try_remove(path: str, deadline: float = float("inf")) -> bool:
@@ -86,7 +85,7 @@ def make_movable(path: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise StoreIOError(path, "making it writable", str(error.strerror)) from error
+        raise refusal(error, "making it writable", path) from error
 
 
 def reopen_unlocked(path_fd: int, flags: int) -> int:

@@ -24,12 +24,13 @@ from collections.abc import Callable
 from typing import Final, Optional
 
 from pylightnix.context import parse_context
-from pylightnix.errors import InvalidOutput, InvalidTree, Misuse, PylightnixException, StoreFull, StoreIOError
+from pylightnix.errors import InvalidOutput, InvalidTree, Misuse, PylightnixException
 from pylightnix.nar import OPEN_FLAGS, EntryKind, TreeDigest, hash_folder
 from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES, PROVENANCE_FILE
 from pylightnix.store.provenance import parse_provenance
 from pylightnix.store.removal import reopen_unlocked
 from pylightnix.store.writers import has_writers, note_cannot_tell
+from pylightnix.system_errors import refusal
 from pylightnix.types import DRef
 
 __all__ = ["STORE_TIME", "seal_file", "seal_folder", "take_over"]
@@ -88,11 +89,9 @@ def take_over(parent_fd: int, name: str, *, dref: DRef, shown: str) -> TreeDiges
 def _translated(error: OSError, dref: DRef, shown: str) -> PylightnixException:
     # The walk says where it was; outside of it `filename` is a bare name, or missing.
     where = error.filename if isinstance(error.filename, str) and error.filename.startswith(shown) else shown
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(where, "replacing a file that others can write to by a copy")
     if error.errno in _CHANGED:
         return InvalidOutput(dref, where, f"changed while it was taken over ({error.strerror})", _LEAVE_PLAIN)
-    return StoreIOError(where, f"taking over an output of {dref}", str(error.strerror))
+    return refusal(error, f"taking over an output of {dref}", where)
 
 
 class _Sealing:

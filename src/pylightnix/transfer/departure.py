@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Optional
 
 from pylightnix.config import canonical_bytes
-from pylightnix.errors import InvalidTree, MissingRealization, StoreCorrupt, StoreIOError
+from pylightnix.errors import InvalidTree, MissingRealization, StoreCorrupt
 from pylightnix.nar import Sink, tree_hash
 from pylightnix.query import direct_context
 from pylightnix.store.derivations import read_canonical
 from pylightnix.store.layout import START_FILE, STOP_FILE, StoreLayout
 from pylightnix.store.provenance import metadata_of
+from pylightnix.system_errors import refusal
 from pylightnix.transfer.records import MAGIC, STAMP_BYTES, DerivationRecord, EndRecord, RealizationRecord, encode_record
 from pylightnix.transfer.selection import Selection
 
@@ -71,7 +72,7 @@ def _send_realization(layout: StoreLayout, info: RealizationInfo, write: Sink) -
     except OSError as error:
         if writing.failed:
             raise  # it is of whoever takes the bytes
-        raise StoreIOError(str(error.filename or folder), "reading a realization", error.strerror or str(error)) from error
+        raise refusal(error, "reading a realization", str(folder)) from error
     if (digest.sha256, digest.nar_bytes) != (info.tree_hash, info.nar_bytes):
         raise _changed(folder, f"its tree hash is {digest.sha256}, the index has {info.tree_hash}", info)
 
