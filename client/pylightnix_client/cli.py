@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import os
 import runpy
 import sys
@@ -176,7 +177,9 @@ def _ended(error: BaseException, answers: Answers) -> int:
         except Exception as lost:  # noqa: BLE001  # nobody can be told on standard output then
             note(str(lost), "error: ", "red")
     elif isinstance(error, click.ClickException):
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        note(shown.getvalue().rstrip("\n"))
     else:
         if found.traceback:
             note(found.traceback.rstrip("\n"))

@@ -21,6 +21,7 @@ from pylightnix.errors import PylightnixException
 from pylightnix.events import BuildFailed, BuildFinished, BuildJoined, Event
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import TooMany
+from pylightnix.sanitize import escaped
 from pylightnix_client.board import Board, Row
 from pylightnix_client.log_ends import log_end_lines
 from pylightnix_client.operation import Happening
@@ -146,7 +147,7 @@ class LiveProgress(Progress):
     def _say(self, text: str, style: str = "") -> None:
         if self._live.is_started:
             self._live.refresh()  # else what it was about would be drawn once more below
-        self._console.print(Text(text, style=style), soft_wrap=True)
+        self._console.print(Text(escaped(text), style=style), soft_wrap=True)
 
     def _render(self) -> Group:
         with self._lock:
@@ -159,7 +160,7 @@ class LiveProgress(Progress):
             if len(board.rows) > most:
                 lines.append(_line(Text(f"  … and {len(board.rows) - most} more")))
             if board.waiting:
-                lines.append(_line(Text(f"{board.waiting} waiting: {board.waiting_for}", style="dim")))
+                lines.append(_line(Text(f"{board.waiting} waiting: {escaped(board.waiting_for)}", style="dim")))
             if work := board.work():
                 lines.append(_line(Text(work, style="dim")))
             lines.append(_line(Text(board.totals(), style="bold")))

@@ -17,6 +17,7 @@ from pylightnix.events import PlanStep, StepKind
 from pylightnix.missing_files import advise
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors_on_wire import error_from_failed_row
+from pylightnix.sanitize import escaped, escaped_fields
 from pylightnix.store.kept import point_to
 from pylightnix.travel import load_exception
 from pylightnix.types import Closure, Context, DRef, Path, RRef
@@ -51,9 +52,12 @@ def failure(row: m.FailedRow, trusted: bool, raised: Optional[BaseException] = N
         trusted: whether the daemon is this user's or root's. What is pickled is opened only if it is of this user's build, too.
         raised: the exception itself, if it was raised in this process.
     """
+    may_open = trusted and row.uid == os.geteuid()
+    if not may_open:  # others' words, and whoever shows them may be Python itself
+        texts = {name: escaped(getattr(row, name)) for name in ("message", "type", "traceback")}
+        row = msgspec.structs.replace(row, fields=escaped_fields(row.fields), **texts)
     if raised is None and row.pickled is None and not row.traceback:
         return error_from_failed_row(row)
-    may_open = trusted and row.uid == os.geteuid()
     error = raised or load_exception(cast(Mapping[str, object], msgspec.structs.asdict(row)), may_open)
     kept = row.fields.get("outpaths")
     if isinstance(kept, list):
@@ -118,9 +122,10 @@ def _warn(told: m.ToldRow) -> None:
     """Give a warning here that a matcher or a build gave in a process of the daemon's."""
     category = getattr(builtins, told.category, UserWarning)
     known = isinstance(category, type) and issubclass(category, Warning)
+    text = escaped(told.text)
     # What it names in place of a line of this process is what the warning is about.
     where = f"<{told.dref}>"
-    warnings.warn_explicit(told.text, category if known else UserWarning, where, 1, registry=_warned)
+    warnings.warn_explicit(text, category if known else UserWarning, where, 1, registry=_warned)
 
 
 def _step_kind(text: str) -> StepKind:

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["Answers", "coloured", "hold_standard_descriptors", "note", "on_terminal"]
+__all__ = ["Answers", "coloured", "hold_standard_descriptors", "note", "on_terminal", "spelt_out"]
 
 
 class Answers:
@@ -30,8 +30,12 @@ class Answers:
         return os.isatty(self._fd)
 
     def text(self, line: str) -> None:
-        """Write a line for people and shell scripts. File names that are not UTF-8 come out as they were."""
-        self.raw((line + "\n").encode("utf-8", "surrogateescape"))
+        """Write a line for people and shell scripts.
+
+        On a terminal, what that would act upon is spelt out. Elsewhere file names that are not UTF-8 come out as they were.
+        """
+        shown = spelt_out(line) if self.on_terminal() else line
+        self.raw((shown + "\n").encode("utf-8", "surrogateescape"))
 
     def object(self, kind: str, **fields: Any) -> None:
         """Write one JSON object on a line of its own. ASCII only, so that no locale and no file name can break it."""
@@ -96,8 +100,20 @@ def coloured() -> bool:
     return on_terminal() and not os.environ.get("NO_COLOR")
 
 
+def spelt_out(text: str) -> str:
+    """Return `text` as a terminal may have it, see `pylightnix.sanitize`; loads nothing where it is fit already."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text  # no need to load the library for it
+    from pylightnix.sanitize import escaped
+
+    return escaped(text)
+
+
 def note(text: str, label: str = "", colour: str = "") -> None:
-    """Write lines to standard error, for people: progress and errors. `label` stands first, in `colour` on a terminal."""
+    """Write lines to standard error, for people: progress and errors. `label` stands first, in `colour` on a terminal.
+
+    What a terminal would act upon in `text` is spelt out, for it may be others' words. `label` is ours.
+    """
     if label and colour and coloured():
         import click
 
@@ -105,7 +121,7 @@ def note(text: str, label: str = "", colour: str = "") -> None:
     if sys.stderr is None:
         return
     try:
-        sys.stderr.write(f"{label}{text}\n")
+        sys.stderr.write(f"{label}{spelt_out(text)}\n")
         sys.stderr.flush()
     except OSError:
         _lose_stderr()  # nobody listens (a closed pipe, a terminal that is gone); that must not stop a build

@@ -6,11 +6,14 @@ make what follows run from right to left. None of it may move a cursor, set a co
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 from typing import Final
 
-__all__ = ["last_lines", "plain_line"]
+from pylightnix.sanitize import escaped
+
+__all__ = ["ShownBytes", "last_lines", "plain_line"]
 
 _ESCAPES: Final = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # control sequences: colours, cursor
@@ -42,3 +45,23 @@ def last_lines(data: bytes, most: int, *, whole: bool) -> list[str]:
     if not whole and len(lines) > 1:
         del lines[0]
     return [plain_line(line) for line in lines[-most:]]
+
+
+class ShownBytes:
+    """Bytes that come in pieces, as a terminal may have them: nothing is left out, and what it would act upon is spelt out.
+
+    A carriage return ends a line: what a progress bar wrote over stands below it.
+    """
+
+    def __init__(self) -> None:
+        self._text = codecs.getincrementaldecoder("utf-8")("backslashreplace")  # a piece may end within a character
+        self._returned = False
+
+    def take(self, data: bytes, *, is_last: bool = False) -> bytes:
+        """Return what to show of the next piece."""
+        text = self._text.decode(data, is_last)
+        if self._returned and text.startswith("\n"):
+            text = text[1:]  # the line was ended already
+        if text:
+            self._returned = text.endswith("\r")
+        return escaped(text.replace("\r\n", "\n").replace("\r", "\n")).encode()

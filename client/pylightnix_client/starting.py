@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Optional
 
 from pylightnix.errors import StoreBusy
+from pylightnix.sanitize import escaped
 from pylightnix.storage import fsroot, fsstorage, fstmpdir, store_layout
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, command_of, holding_pids, is_stopped
@@ -85,7 +86,7 @@ def start_daemon(S: Optional[StorageSettings] = None, jobs: Optional[int] = None
     """
 
     def waiting(who: str) -> None:
-        print(f"waiting for {who}, which holds the store", file=sys.stderr)
+        print(escaped(f"waiting for {who}, which holds the store"), file=sys.stderr)
 
     return daemon_at(StorageSettings(fsroot(S), fsstorage(S), fstmpdir(S)), jobs, waiting)
 

@@ -17,6 +17,7 @@ import trio
 
 from pylightnix._version import __version__
 from pylightnix.errors import PylightnixException
+from pylightnix.sanitize import escaped
 from pylightnix.storage import fsroot, fsstorage, mkSS, root_in, store_layout
 from pylightnix.store.access import make_folders
 from pylightnix.store.layout import StoreLayout
@@ -185,8 +186,17 @@ def _layout(store: Optional[str], state: Optional[str]) -> StoreLayout:
     return StoreLayout(storage=str(fsstorage(settings)), tmp=os.path.join(fsroot(settings), "tmp"), state=absolute(state))
 
 
+class _Escaping(logging.Formatter):
+    """Spells out what a terminal would act upon: entries quote names, errors and tracebacks of clients."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
+
+
 def _serve(settings: Settings, read: Callable[[], Settings], fds: list[int], ready_fd: Optional[int] = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Escaping("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
     def listen() -> socket.socket:
         return socket.socket(fileno=fds[0]) if fds else listen_at(settings.socket_path)

@@ -101,11 +101,12 @@ def _entry(path: str, name: str) -> dict[str, Any]:
 @json_option
 @click.pass_obj
 def cat_command(session: Session, ref: str, path: str) -> None:
-    """Print the file PATH of REF, byte by byte as it is.
+    """Print the file PATH of REF, byte by byte as it is; on a terminal, with what that would act upon spelt out.
 
     REF may be the path of the file itself: result/report.md. With --json, as text where it is UTF-8, else in base64.
     """
     from pylightnix_client.errors import UnreadableFile
+    from pylightnix_client.plain import ShownBytes
 
     found, folder, path = _folder(ref, path, session.settings())
     real = inner_path(found, folder, path)
@@ -116,8 +117,11 @@ def cat_command(session: Session, ref: str, path: str) -> None:
     if session.answers.as_json:
         session.answers.object("file", ref=found, path=path, **_content(b"".join(_blocks(real))))
         return
+    shown = ShownBytes() if session.answers.on_terminal() else None
     for block in _blocks(real):
-        session.answers.raw(block)
+        session.answers.raw(block if shown is None else shown.take(block))
+    if shown is not None:
+        session.answers.raw(shown.take(b"", is_last=True))
 
 
 def _blocks(path: str) -> Iterator[bytes]:

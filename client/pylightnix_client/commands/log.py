@@ -30,12 +30,15 @@ _BUILD: Final = re.compile(r"b-[0-9a-z]{2,}|[0-9a-f]{12,20}-b[0-9]+", re.ASCII)
 @click.command("log")
 @click.argument("ref", type=LogType("dref", "rref"), metavar="REF")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the build ends.")
+@click.option("--raw", is_flag=True, help="On a terminal, too, print every byte as it was written.")
 @json_option
 @click.pass_obj
-def log_command(session: Session, ref: str, follow: bool) -> None:
+def log_command(session: Session, ref: str, follow: bool, raw: bool) -> None:
     """Print what the build REF wrote.
 
     REF is a build's name, as `ps` has it; a realization, for the build that made it; or a derivation or a stage, for its latest build.
+    A terminal gets escape sequences and the like spelt out, for they are the build's words; --raw sends them. A pipe or a file gets every
+    byte as it was written.
     Logs are there while no daemon runs, too. With --follow the exit status is 75 if the daemon goes away in the middle of the build.
     """
     from pylightnix_client.errors import DaemonGone, DaemonLeft, NoDaemon
@@ -45,10 +48,10 @@ def log_command(session: Session, ref: str, follow: bool) -> None:
     except NoDaemon:
         if session.socket is not None:
             raise
-        _print_stored(session, ref)
+        _print_stored(session, ref, raw)
         return
     with client:
-        printer = _Printer(client, session.answers)
+        printer = _Printer(client, session.answers, raw)
         try:
             ref = _subject(session, client, ref)
             running = printer.print_log(ref, follow)
@@ -58,17 +61,17 @@ def log_command(session: Session, ref: str, follow: bool) -> None:
                 raise DaemonLeft(client.path, f"the log of {ref}", session.own_command("ps")) from error
             if session.socket is not None or not printer.is_empty:
                 raise
-            _print_stored(session, ref)  # it ended just now
+            _print_stored(session, ref, raw)  # it ended just now
             return
         if not is_whole:
             raise DaemonLeft(client.path, f"the build {ref}", session.own_command("ps"))
 
 
-def _print_stored(session: Session, ref: str) -> None:
+def _print_stored(session: Session, ref: str, raw: bool) -> None:
     from pylightnix_client.stored_logs import StoredLogs
 
     stored = StoredLogs(session.settings())
-    _Printer(stored, session.answers).print_log(_subject(session, stored, ref), follow=False)
+    _Printer(stored, session.answers, raw).print_log(_subject(session, stored, ref), follow=False)
 
 
 def _subject(session: Session, logs: Union[Client, StoredLogs], text: str) -> str:
@@ -95,7 +98,10 @@ class _Printer:
         is_empty: whether nothing of it was printed yet.
     """
 
-    def __init__(self, logs: Union[Client, StoredLogs], answers: Answers) -> None:
+    def __init__(self, logs: Union[Client, StoredLogs], answers: Answers, raw: bool) -> None:
+        from pylightnix_client.plain import ShownBytes
+
+        self._shown = ShownBytes() if answers.on_terminal() and not raw else None
         self._logs, self._answers = logs, answers
         self._text = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # a piece may end within a character
         self.is_empty = True
@@ -123,7 +129,7 @@ class _Printer:
 
     def _print(self, build: str, data: bytes, is_last: bool) -> None:
         if not self._answers.as_json:
-            self._answers.raw(data)
+            self._answers.raw(data if self._shown is None else self._shown.take(data, is_last=is_last))
             self.is_empty = self.is_empty and not data
             return
         text = self._text.decode(data, is_last)

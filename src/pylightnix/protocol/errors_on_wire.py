@@ -21,6 +21,7 @@ from pylightnix.protocol import errors as protocol_errors
 from pylightnix.protocol._operations import FailedRow
 from pylightnix.protocol.errors import InternalError, LocalProtocolError, RemoteProtocolError, UnknownError
 from pylightnix.protocol.vocabulary import Message
+from pylightnix.sanitize import escaped
 from pylightnix.system_errors import is_refusal, refusal
 from pylightnix.travel.failures import CodeChanged
 from pylightnix.types import DRef, Output, Path
@@ -192,13 +193,13 @@ def error_from_wire(wire: WireError) -> PylightnixException:
 
 def _stand_in(cls: Optional[type[PylightnixException]], wire: WireError) -> PylightnixException:
     if cls is None:
-        error: PylightnixException = UnknownError(wire.code, wire.message)
+        error: PylightnixException = UnknownError(escaped(wire.code), escaped(wire.message))
     elif issubclass(cls, BuildError):
         return _build_error(wire)
     else:
         # Not by the constructor: it takes other arguments in each class, and the message is made already.
         error = cls.__new__(cls)
-        error.args = (wire.message,)
+        error.args = (escaped(wire.message),)  # it may quote others: names of files, command lines
     kind = type(error)
     facts = {name: value for name, value in wire.fields.items() if name.isidentifier() and name[0] != "_" and not hasattr(kind, name)}
     error.__dict__.update(facts)

@@ -31,6 +31,7 @@ from typing import Final, Optional
 
 from pylightnix._version import __version__
 from pylightnix.errors import StoreBusy
+from pylightnix.sanitize import escaped
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.ownership import DAEMON_ROLE, daemon_socket, lock_says, serving_daemon
 from pylightnix.system_errors import refusal
@@ -281,7 +282,7 @@ def command_of(pid: int) -> str:
     """Return the command line of a process, or how it begins; empty if it has none."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read(200).rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
+            return escaped(file.read(200).rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace"))
     except OSError:
         return ""
 
