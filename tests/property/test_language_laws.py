@@ -199,7 +199,7 @@ def matchers(n: int, some: list[RRef]) -> dict[str, Matcher]:
         "some": match_some(n),
         "all": match_all,
         "exact": match_exact(some),
-        **{f"some by {name}": match_some(n, key) for name, key in keys.items()},
+        **{f"some by {name}": match_some(n, keys[name]) for name in ("texthash", "latest")},  # those that leave none out
         **{f"match by {name}": match(key, head(n)) for name, key in keys.items()},
         **{f"match by {name}, then latest": match(key, head(n + 1), match_latest(n)) for name, key in keys.items()},
     }
