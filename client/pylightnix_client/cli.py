@@ -49,6 +49,7 @@ _COMMANDS: Final = {
     "rm": "upkeep",
     "show": "show",
     "status": "daemon",
+    "store": "store",
     "why-rebuild": "plan",
 }
 """Each command with the module in `commands` that has it, as a function named after it with ``_command`` (dashes as underscores)."""

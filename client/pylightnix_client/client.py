@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pylightnix.embedded import Outcome
     from pylightnix.store.collection import Removal
     from pylightnix.store.index import RealizationInfo
+    from pylightnix.store.mending import Mended
     from pylightnix_client.errands import Errand, Errands
     from pylightnix_client.operation import Operation
 
@@ -420,6 +421,20 @@ class Client:
         removed = cast(m.Removed, self.call(Ask("remove", params), REMOVAL_SECONDS))
         kept = {row.ref: row.needed_by for row in removed.kept}
         return Removal([DRef(dref) for dref in removed.drefs], [RRef(rref) for rref in removed.rrefs], kept)
+
+    def mend(self, rrefs: Sequence[RRef]) -> list[Mended]:
+        """Mend realizations that may be damaged, or have them moved to the quarantine.
+
+        Arguments, result and errors are those of `pylightnix.store.mending.mend`.
+        """
+        from pylightnix.store.mending import Mended, Outcome
+
+        found: list[Mended] = []
+        for rref in rrefs:
+            # One at a time, and however long it takes to hash: the kernel tells if the daemon ends.
+            mended = cast(m.Mended, self.call(Ask("mend", m.Mend(rrefs=[str(rref)])), None))
+            found += [Mended(RRef(row.rref), Outcome(row.outcome), row.damage, row.detail, row.moved_to) for row in mended.mended]
+        return found
 
     def register(self, configs: Sequence[bytes]) -> list[DRef]:
         """Put derivations into the store, given by their canonical configs."""

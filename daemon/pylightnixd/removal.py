@@ -1,6 +1,6 @@
-"""Removing realizations and derivations from the store that the daemon holds, beside everything else that it does.
+"""Removing realizations and derivations from the daemon's store, and mending damaged ones, beside everything else that it does.
 
-One removal runs at a time, in a thread with a view of its own. What keeps it apart from builds:
+One removal, or mending, runs at a time, in a thread with a view of its own. What keeps it apart from builds:
 
 - Who is at work is told on the trio thread in the same step in which the removal begins; with what a running
   operation or build may touch, nothing is done.
@@ -15,18 +15,22 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import trio
 
 from pylightnix.refs import rref2dref
 from pylightnix.store.collection import Removal, remove
+from pylightnix.store.inspection import inspect
+from pylightnix.store.mending import Mended, Outcome, mend
 from pylightnix.store.set_aside import retry_set_aside
 from pylightnix.store.store import Store
 from pylightnix.store.trash import empty_trash
 from pylightnix.types import DRef, RRef
 
 __all__ = ["AtWork", "Removals"]
+
+T = TypeVar("T")
 
 STEP_SECONDS: Final = 0.5
 """How long a thread unlinks at a time."""
@@ -42,6 +46,7 @@ class Removals:
     store: Store
     """A view that nothing else uses."""
     _limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    _hash_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     _trash_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     _emptying: trio.Lock = field(default_factory=trio.Lock)
     _turn: trio.Lock = field(default_factory=trio.Lock)
@@ -61,14 +66,34 @@ class Removals:
             settle: waits until all that is in place is durable.
             at_work: who is at work.
         """
+        concerned = frozenset({*drefs, *map(rref2dref, rrefs)})
+        return await self._apart(
+            concerned, lambda busy: remove(self.store, drefs, rrefs, only_unused=only_unused, at_work=busy), settle, at_work
+        )
+
+    async def mend(self, rref: RRef, *, settle: Callable[[], Awaitable[None]], at_work: AtWork) -> Mended:
+        """Mend a realization as `pylightnix.store.mending.mend` does. Arguments as of `remove`."""
+        # Hashed first with everybody at work: what is whole holds up nobody, however large it is.
+        found = await trio.to_thread.run_sync(lambda: inspect(self.store.layout, rref, promises=True), limiter=self._hash_limiter)
+        if found.damage is None:
+            return Mended(rref, Outcome.whole)
+        [mended] = await self._apart(frozenset({rref2dref(rref)}), lambda busy: mend(self.store, [rref], busy), settle, at_work)
+        return mended
+
+    async def _apart(
+        self,
+        drefs: frozenset[DRef],
+        work: Callable[[Mapping[DRef, Sequence[str]]], T],
+        settle: Callable[[], Awaitable[None]],
+        at_work: AtWork,
+    ) -> T:
+        """Do `work` in a thread, given who is at work with these derivations, while nobody begins to work with them."""
         async with self._turn:
             await settle()
-            self._going = frozenset({*drefs, *map(rref2dref, rrefs)})
-            busy = at_work(self._going)
+            self._going = drefs
+            busy = at_work(drefs)
             try:
-                return await trio.to_thread.run_sync(
-                    lambda: remove(self.store, drefs, rrefs, only_unused=only_unused, at_work=busy), limiter=self._limiter
-                )
+                return await trio.to_thread.run_sync(work, busy, limiter=self._limiter)
             finally:
                 self._going = frozenset()
                 self._ended.set()

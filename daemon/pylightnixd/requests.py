@@ -40,7 +40,7 @@ from pylightnixd.watching import Watch
 __all__ = ["BEGINNING", "RETRY_AFTER_SECONDS", "Requests"]
 
 RETRY_AFTER_SECONDS: Final = 1.0
-BEGINNING: Final = frozenset({"register", "remove", "submit.open", "submit.blob", "submit.add", "submit.commit"})
+BEGINNING: Final = frozenset({"register", "remove", "mend", "submit.open", "submit.blob", "submit.add", "submit.commit"})
 """What later requests of a connection wait for, since they may build on it, and what is refused while the daemon drains.
 
 To cancel, and to deliver what was claimed, helps it to end.
@@ -57,6 +57,7 @@ PS_BUILDS_MAX: Final = 1000
 """How many builds `ps` tells of."""
 HELD_EACH_BYTES: Final = 1024
 """What a piece of a blob or a derivation counts beside its own bytes."""
+_DETAIL_CHARACTERS_MAX: Final = 10_000
 BYTES_PER_ANSWER: Final = 6 << 20
 
 
@@ -145,15 +146,15 @@ class Requests:
 
     # --- removing -------------------------------------------------------------------------------------
 
-    async def remove(self, session: Session, params: m.Remove) -> m.Removed:
-        async def settle() -> None:
-            await self.hold.wait_durable(self.hold.placed)
+    async def _settle(self) -> None:
+        await self.hold.wait_durable(self.hold.placed)
 
+    async def remove(self, session: Session, params: m.Remove) -> m.Removed:
         removal = await self.hold.removals.remove(
             [DRef(dref) for dref in params.drefs],
             [RRef(rref) for rref in params.rrefs],
             params.only_unused,
-            settle=settle,
+            settle=self._settle,
             at_work=self._at_work,
         )
         self.nursery.start_soon("emptying the trash", self.hold.removals.empty_trash)
@@ -164,6 +165,14 @@ class Requests:
             more=len(removal.rrefs) - len(listed),
             kept=[m.KeptRow(ref, [str(name) for name in names[: m.NEEDED_BY_MAX]]) for ref, names in removal.kept.items()],
         )
+
+    async def mend(self, session: Session, params: m.Mend) -> m.Mended:
+        rows = []
+        for rref in params.rrefs:
+            mended = await self.hold.removals.mend(RRef(rref), settle=self._settle, at_work=self._at_work)
+            detail = mended.detail[:_DETAIL_CHARACTERS_MAX].encode("utf-8", "backslashreplace").decode("utf-8")
+            rows.append(m.MendedRow(str(rref), mended.outcome.value, mended.damage, detail, mended.moved_to))
+        return m.Mended(mended=rows)
 
     def _at_work(self, drefs: Set[DRef]) -> dict[DRef, list[str]]:
         """Return which operations and builds work with these derivations now."""

@@ -16,6 +16,7 @@ from pylightnix.query import rrefctx
 from pylightnix.refs import rref2dref
 from pylightnix.storage import store_layout
 from pylightnix.store.derivations import read_canonical
+from pylightnix.store.index_file import store_command
 from pylightnix.store.provenance import metadata_of
 from pylightnix.types import DRef, RRef, StorageSettings
 
@@ -92,7 +93,9 @@ def copyclosure(rrefs_S: Iterable[RRef], S: Optional[StorageSettings], D: Option
                     arrived.realization(arriving, functools.partial(copy_folder, folder, exclude_top=metadata_of(folder)))
             except (Refused, InvalidTree, InvalidOutput, ValueError) as error:
                 raise InvalidArchive(
-                    folder, f"it is not what it is said to be: {error}", f"remove {info.rref} and realize it again"
+                    folder,
+                    f"it is not what it is said to be: {error}",
+                    f"mend it: {store_command(selection.layout, 'verify', '--repair', info.rref)}",
                 ) from error
 
 

@@ -215,13 +215,25 @@ def direct_context(layout: StoreLayout, rref: RRef) -> tuple[dict[DRef, list[RRe
         with open(path, "rb") as file:
             value = json.load(file)
     except FileNotFoundError as error:
+        if os.path.isdir(layout.realization(rref)):
+            raise _bad_context(layout, rref, "it is not there") from error
         raise MissingRealization(rref, path) from error
-    except ValueError as error:
-        raise StoreCorrupt(path, f"not JSON ({error})", f"remove {rref} and realize it again") from error
+    except OSError as error:
+        raise _bad_context(layout, rref, error.strerror or str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise _bad_context(layout, rref, f"not JSON ({error})") from error
     try:
         return parse_context(value)
     except PylightnixException as error:
-        raise StoreCorrupt(path, str(error), f"remove {rref} and realize it again") from error
+        raise _bad_context(layout, rref, str(error)) from error
+
+
+def _bad_context(layout: StoreLayout, rref: RRef, problem: str) -> StoreCorrupt:
+    from pylightnix.store.index_file import store_command
+
+    return StoreCorrupt(
+        f"{layout.realization(rref)}/{CONTEXT_FILE}", problem, f"mend it: {store_command(layout, 'verify', '--repair', rref)}"
+    )
 
 
 def rrefctx(r: RRef, S: Optional[StorageSettings] = None) -> Context:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pylightnix.embedded import Outcome
     from pylightnix.pause import Answer, Pause
     from pylightnix.store.collection import Removal
+    from pylightnix.store.mending import Mended
     from pylightnix.store.store import Store
     from pylightnix.transfer.destination import Destination
 
@@ -32,6 +33,7 @@ __all__ = [
     "ask_store",
     "here_only",
     "insert",
+    "mend",
     "open_for_arrivals",
     "realize_closure",
     "realize_closure_async",
@@ -293,6 +295,30 @@ def remove(drefs: Sequence[DRef], rrefs: Sequence[RRef], S: Optional[StorageSett
         from pylightnix.store.collection import remove_alone
 
         return remove_alone(layout, drefs, rrefs, only_unused=only_unused)
+
+    return _wherever(layout, through, here)
+
+
+def mend(rrefs: Sequence[RRef], S: Optional[StorageSettings]) -> list[Mended]:
+    """Mend realizations that may be damaged, or move them to the store's quarantine.
+
+    Arguments, result and errors are those of `pylightnix.store.mending.mend`.
+
+    Raises:
+        StoreBusy: there is no daemon, and others work in the store.
+    """
+    layout = store_layout(S)
+
+    def through(socket: str) -> list[Mended]:
+        from pylightnix_client.client import Client
+
+        with Client.connect(socket) as client:
+            return client.mend(rrefs)
+
+    def here() -> list[Mended]:
+        from pylightnix.store.mending import mend_alone
+
+        return mend_alone(layout, rrefs)
 
     return _wherever(layout, through, here)
 

@@ -496,7 +496,7 @@ def test_a_context_garbled_by_hand(S: StorageSettings) -> None:
         path.write_text(text)
         with pytest.raises(StoreCorrupt) as caught:
             rrefctx(rref, S)
-        check_error(caught.value, StoreCorrupt, "store-corrupt", 65, str(path), rref, "realize it again")
+        check_error(caught.value, StoreCorrupt, "store-corrupt", 65, str(path), rref, "store verify --repair")
 
 
 def test_d43_foreign_entries_are_ignored(S: StorageSettings, tmp_path: FsPath) -> None:

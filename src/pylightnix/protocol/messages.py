@@ -59,7 +59,7 @@ from pylightnix.protocol._operations import (
     WorkerKind,
 )
 from pylightnix.protocol._pausing import Insert, Inserted, InsertOpen, InsertOpened, Pause, PauseAnswer
-from pylightnix.protocol._removal import NEEDED_BY_MAX, KeptRow, Remove, Removed
+from pylightnix.protocol._removal import MEND_MAX, NEEDED_BY_MAX, KeptRow, Mend, Mended, MendedRow, Remove, Removed
 from pylightnix.protocol._values import DRefText, RRefText
 from pylightnix.protocol._watching import (
     Attach,
@@ -118,12 +118,16 @@ __all__ = [
     "Log",
     "LogPiece",
     "LogResult",
+    "MEND_MAX",
     "METHODS",
     "Match",
     "MatchAnswer",
     "MatchedRow",
     "MatcherKind",
     "MatcherSpec",
+    "Mend",
+    "Mended",
+    "MendedRow",
     "Message",
     "NEEDED_BY_MAX",
     "NOTIFICATIONS",
@@ -183,6 +187,7 @@ METHODS: Final[dict[str, Method]] = {
     "code": Method(Code, CodeResult, read_only=True),
     "query": Method(Query, Rows, read_only=True),
     "remove": Method(Remove, Removed),
+    "mend": Method(Mend, Mended),
     "deliver": Method(Deliver, Done),
     "abandon": Method(Abandon, Done),
     "match.answer": Method(MatchAnswer, Done),

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Optional
 
 from pylightnix.planner.messages import Candidate
+from pylightnix.refs import rref2dref
 from pylightnix.types import DRef, RRef
 
 __all__ = ["APPLICATION_ID", "FORMAT", "MIGRATIONS", "Index", "NewRealization", "RealizationInfo"]
@@ -409,6 +410,14 @@ class Index:
             "SELECT rref FROM reference JOIN realization ON id = referrer WHERE referred = ? AND state <> 2 ORDER BY rref", (rref,)
         )
         return [RRef(referrer) for (referrer,) in rows]
+
+    def context_of(self, rref: RRef) -> tuple[dict[DRef, list[RRef]], dict[DRef, list[RRef]]]:
+        """Return what a realization was made from: (what its config names, what was found while running)."""
+        parts: tuple[dict[DRef, list[RRef]], dict[DRef, list[RRef]]] = ({}, {})
+        query = "SELECT referred, dynamic FROM reference JOIN realization ON id = referrer WHERE rref = ? ORDER BY referred"
+        for referred, dynamic in self._rows(query, (rref,)):
+            parts[bool(dynamic)].setdefault(rref2dref(referred), []).append(RRef(referred))
+        return parts
 
     def starts(self, rrefs: Iterable[RRef]) -> dict[RRef, float]:
         """Return when the latest build of each of these realizations started."""

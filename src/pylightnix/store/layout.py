@@ -97,6 +97,11 @@ class StoreLayout:
         return f"{self.state}/set-aside", f"{self.tmp}/set-aside"
 
     @property
+    def quarantine_folders(self) -> tuple[str, str]:
+        """Where lie damaged realizations that were moved aside, in the same way."""
+        return f"{self.state}/quarantine", f"{self.tmp}/quarantine"
+
+    @property
     def fetch(self) -> str:
         """Files on their way from elsewhere, and files that wait for a build."""
         return f"{self.state}/fetch"

@@ -11,6 +11,7 @@ from pylightnix.errors import InvalidTree, MissingRealization, StoreCorrupt
 from pylightnix.nar import Sink, tree_hash
 from pylightnix.query import direct_context
 from pylightnix.store.derivations import read_canonical
+from pylightnix.store.index_file import store_command
 from pylightnix.store.layout import START_FILE, STOP_FILE, StoreLayout
 from pylightnix.store.provenance import metadata_of
 from pylightnix.system_errors import refusal
@@ -66,7 +67,7 @@ def _send_realization(layout: StoreLayout, info: RealizationInfo, write: Sink) -
     try:
         digest = tree_hash(folder, exclude_top=metadata_of(folder), sink=writing)
     except InvalidTree as error:
-        raise _changed(folder, f"{error.where} {error.problem}", info) from error
+        raise _changed(layout, f"{error.where} {error.problem}", info) from error
     except FileNotFoundError as error:
         raise MissingRealization(info.rref, folder) from error
     except OSError as error:
@@ -74,7 +75,7 @@ def _send_realization(layout: StoreLayout, info: RealizationInfo, write: Sink) -
             raise  # it is of whoever takes the bytes
         raise refusal(error, "reading a realization", str(folder)) from error
     if (digest.sha256, digest.nar_bytes) != (info.tree_hash, info.nar_bytes):
-        raise _changed(folder, f"its tree hash is {digest.sha256}, the index has {info.tree_hash}", info)
+        raise _changed(layout, f"its tree hash is {digest.sha256}, the index has {info.tree_hash}", info)
 
 
 class _Writing:
@@ -92,8 +93,8 @@ class _Writing:
             raise
 
 
-def _changed(folder: str, problem: str, info: RealizationInfo) -> StoreCorrupt:
-    return StoreCorrupt(folder, problem, f"remove {info.rref} and realize it again")
+def _changed(layout: StoreLayout, problem: str, info: RealizationInfo) -> StoreCorrupt:
+    return StoreCorrupt(layout.realization(info.rref), problem, f"mend it: {store_command(layout, 'verify', '--repair', info.rref)}")
 
 
 def _stamp(folder: str, name: str) -> Optional[bytes]:
