@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Optional
 
 
@@ -13,7 +13,49 @@ def _no_sync() -> None:
     vars(commit).update(sync_file_system=lambda *_: None, sync_trees=lambda *_: None)
 
 
-MUTANTS: Final[dict[str, Callable[[], Any]]] = {"no-sync": _no_sync}
+def _late_sync() -> None:
+    """What is acknowledged is flushed after the index says so."""
+    from pylightnix.store.commit import Batch
+
+    sync, flush = Batch._sync, Batch.flush
+    waiting: list[Callable[[], None]] = []
+
+    def late(self: Batch, *batch: Any) -> None:
+        waiting.append(lambda: sync(self, *batch))
+
+    def flushed(self: Batch, *arguments: Any) -> None:
+        flush(self, *arguments)
+        while waiting:
+            waiting.pop()()
+
+    Batch._sync, Batch.flush = late, flushed  # type: ignore[method-assign]
+
+
+def _lazy_index() -> None:
+    """The index is not flushed when it says that something is valid."""
+    from pylightnix.store.index import Index
+
+    transaction = Index.transaction
+    Index.transaction = lambda self, durable: transaction(self, durable=False)  # type: ignore[method-assign, assignment, misc]
+
+
+def _no_boundary() -> None:
+    """A task in a shared nursery raises what it will."""
+    from pylightnixd import boundary
+
+    async def bare(what: str, task: Callable[[], Awaitable[object]]) -> None:
+        await task()
+
+    vars(boundary)["guarded"] = bare
+    boundary.contained.__exit__ = lambda *_: False  # type: ignore[method-assign]
+
+
+MUTANTS: Final[dict[str, Callable[[], object]]] = {
+    "no-sync": _no_sync,
+    "late-sync": _late_sync,
+    "lazy-index": _lazy_index,
+    "no-boundary": _no_boundary,
+}
 
 
 def apply(name: Optional[str]) -> None:

@@ -108,6 +108,8 @@ def check_access(layout: StoreLayout) -> None:
         raise InvalidStorage(f"expected a store at {layout.storage}, found nothing at {error.filename}; {advice}") from error
     except PermissionError as error:
         raise StoreReadOnly(layout.state, f"{error.strerror} at {error.filename}") from error
+    except OSError as error:
+        raise store_error(layout, "looking for the store", error) from error
     if len(devices) > 1:
         raise InvalidStorage(
             f"{layout.storage} and {layout.tmp} are on different devices; outputs are renamed from one to the other, so put both on one"

@@ -29,6 +29,7 @@ from pylightnix.store.derivations import read_config
 from pylightnix.store.faults import reach
 from pylightnix.store.index import PENDING
 from pylightnix.store.layout import CONFIG_FILE, StoreLayout
+from pylightnix.store.presence import is_there
 from pylightnix.store.recovery import finish_deletions
 from pylightnix.store.set_aside import retry_set_aside
 from pylightnix.store.store import Store, open_store_alone
@@ -178,7 +179,7 @@ def _users_of_all(
 
 def _has_derivation(store: Store, dref: DRef, may_be_gone: bool) -> bool:
     folder = store.layout.derivation(dref)
-    if os.path.lexists(folder) or store.index.states(dref):
+    if is_there(folder) or store.index.states(dref):
         return True
     if may_be_gone:
         return False
@@ -188,7 +189,7 @@ def _has_derivation(store: Store, dref: DRef, may_be_gone: bool) -> bool:
 def _has_realization(store: Store, rref: RRef, may_be_gone: bool) -> bool:
     folder = store.layout.realization(rref)
     # A tree without a row counts as no realization; it may be removed like one.
-    if os.path.lexists(folder) or rref in store.index.states(rref2dref(rref)):
+    if is_there(folder) or rref in store.index.states(rref2dref(rref)):
         return True
     if may_be_gone:
         return False
@@ -200,7 +201,7 @@ def _finish(store: Store, gone: Removal, rows: Sequence[tuple[RRef, str]]) -> No
     reach("removal_marked")
     finish_deletions(layout, store.index, rows)
     for rref in gone.rrefs:
-        if os.path.lexists(layout.realization(rref)) and store.index.state_of(rref) is None:
+        if is_there(layout.realization(rref)) and store.index.state_of(rref) is None:
             put_away(layout, layout.realization(rref))
     reach("removal_trashed")
     for dref in gone.drefs:

@@ -33,6 +33,7 @@ from pylightnix.store.faults import reach
 from pylightnix.store.index import VALID, Index, NewRealization
 from pylightnix.store.layout import CONTEXT_FILE, PROVENANCE_FILE, StoreLayout
 from pylightnix.store.owner import Owner
+from pylightnix.store.presence import is_folder, is_there
 from pylightnix.store.provenance import Provenance, provenance_text
 from pylightnix.store.removal import make_movable
 from pylightnix.store.takeover import seal_file, seal_folder
@@ -246,7 +247,7 @@ def _is_kept(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, rref
     state = index.state_of(rref)
     if state is None or (state != VALID and rref not in batch.pending):
         return False
-    if os.path.isdir(layout.realization(rref)):
+    if is_folder(layout.realization(rref)):
         return True
     _log.warning("%s is in the index but its folder is gone; the new build takes its place", rref)
     index.demote(rref, owner.id)
@@ -296,7 +297,7 @@ def _write_metadata(folder: str, name: str, text: bytes) -> None:
 
 def _rename(layout: StoreLayout, dref: DRef, path: str, rref: RRef) -> None:
     target = layout.realization(rref)
-    if os.path.lexists(target):
+    if is_there(target):
         make_movable(target)
         to_trash(layout, target)
         reach("debris_trashed")
@@ -304,7 +305,7 @@ def _rename(layout: StoreLayout, dref: DRef, path: str, rref: RRef) -> None:
     try:
         os.rename(path, target)
     except FileNotFoundError as error:
-        if not os.path.isdir(os.path.dirname(target)):
+        if not is_folder(os.path.dirname(target)):
             raise MissingDerivation(dref, os.path.dirname(target)) from error
         raise StoreIOError(path, "renaming an output into the store", "it is gone") from error
     # Only now, for a folder that one may not write cannot be renamed to another parent.

@@ -12,6 +12,10 @@ SQLite keeps in the memory of a process which files it has open and locked. A fo
 that and would believe to hold locks that only its parent holds; when the parent is gone, another
 process finds nobody on the index, removes its write-ahead log, and what the child commits from then on
 is lost. So connections are closed before every fork, and opened again when they are needed.
+
+A commit that fails while it is flushed stays in the write-ahead log, whole: this process goes on without it, but the next
+one would find it and take it for committed, a removal that was refused among it. So nothing is read, and no client told of
+anything, until a later commit has been flushed over it.
 """
 
 from __future__ import annotations
@@ -33,6 +37,9 @@ __all__ = ["APPLICATION_ID", "FORMAT", "MIGRATIONS", "Index", "NewRealization", 
 
 APPLICATION_ID: Final = 0x504C4E58  # "PLNX"
 _BUSY_SECONDS: Final = 30.0
+
+_in_doubt: Final[set[str]] = set()
+"""Paths of indexes whose last commit by this process may or may not be found by the next one."""
 
 PENDING: Final = 0
 VALID: Final = 1
@@ -130,6 +137,8 @@ class Index:
         self._lock = threading.RLock()  # held while the connection is in use, for a fork in another thread to wait
         self._open_db: Optional[sqlite3.Connection] = None
         self._durable = True
+        self._is_inside = False
+        """Whether a transaction is under way."""
         self.is_known = False
         """Whether it was found to be an index of the newest format."""
         _indexes[id(self)] = weakref.ref(self)
@@ -146,7 +155,7 @@ class Index:
 
     def _rows(self, query: str, args: Sequence[Any] = ()) -> list[Any]:
         with self._lock:
-            return self._db().execute(query, args).fetchall()
+            return self._ready_db().execute(query, args).fetchall()
 
     def _row(self, query: str, args: Sequence[Any] = ()) -> Any:
         return next(iter(self._rows(query, args)), None)
@@ -228,21 +237,47 @@ class Index:
     def transaction(self, *, durable: bool) -> Iterator[None]:
         """Run the block as one write transaction; when `durable`, it has reached the disk on return."""
         with self._lock:
-            db = self._db()
+            with self._transaction(self._ready_db(), durable):
+                yield
+
+    @contextmanager
+    def _transaction(self, db: sqlite3.Connection, durable: bool) -> Iterator[None]:
+        if durable is not self._durable:
+            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
+        db.execute("BEGIN IMMEDIATE")
+        self._is_inside = True
+        try:
+            yield
+            self._commit(db)
+        except BaseException:
+            if db.in_transaction:
+                with suppress(sqlite3.Error):  # why it failed is told, not that the disk is no better now
+                    db.execute("ROLLBACK")
+            raise
+        finally:
+            self._is_inside = False
+
+    def _commit(self, db: sqlite3.Connection) -> None:
+        try:
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
+                _in_doubt.add(self.path)
+            raise
+
+    def _ready_db(self) -> sqlite3.Connection:
+        """Return the connection, without any of what a transaction left that failed. Raises as that did if it cannot be done yet."""
+        db = self._db()
+        if not self._is_inside:
             if db.in_transaction:  # what could not be rolled back before
                 db.execute("ROLLBACK")
-            if durable is not self._durable:
-                db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                self._durable = durable
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    with suppress(sqlite3.Error):  # why it failed is told, not that the disk is no better now
-                        db.execute("ROLLBACK")
-                raise
+            if self.path in _in_doubt:
+                with self._transaction(db, durable=True):
+                    [number] = db.execute("PRAGMA user_version").fetchone()
+                    db.execute(f"PRAGMA user_version = {number}")  # writes a page, whatever is in it
+                _in_doubt.discard(self.path)
+        return db
 
     # --- life cycle (inside a transaction) ------------------------------------------------------------
 

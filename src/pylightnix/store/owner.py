@@ -22,6 +22,7 @@ from typing import Final, Optional
 
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import _open_fds, close_lock_file, open_lock_file, try_flock
+from pylightnix.store.presence import is_folder, is_there
 from pylightnix.system_errors import refusal
 
 __all__ = ["Owner", "dead_owners", "is_dead", "is_owner_name", "leave_heirs", "nobodys_folders", "process_owner", "wait_for_heirs"]
@@ -80,7 +81,7 @@ def process_owner(layout: StoreLayout) -> Owner:
 
 
 def _is_there(owner: Owner) -> bool:
-    return _is_at(owner.fd, owner.lock) and os.path.isdir(owner.path)
+    return _is_at(owner.fd, owner.lock) and is_folder(owner.path)
 
 
 def _is_at(fd: int, path: str) -> bool:
@@ -128,7 +129,7 @@ def is_dead(layout: StoreLayout, owner: str) -> bool:
     if fd is not None:
         close_lock_file(fd)
         return True
-    return not os.path.exists(f"{layout.owners}/{owner}")
+    return not is_there(f"{layout.owners}/{owner}")
 
 
 _HEIRS: Final = b"heirs"
@@ -174,7 +175,7 @@ def dead_owners(layout: StoreLayout) -> list[tuple[str, int]]:
 def nobodys_folders(layout: StoreLayout) -> list[str]:
     """Return the owners' folders in this `tmp/` whose owner has no lock file any more."""
     names = [name for name in _names(layout.tmp) if is_owner_name(name)]
-    return [f"{layout.tmp}/{name}" for name in names if not os.path.exists(f"{layout.owners}/{name}")]
+    return [f"{layout.tmp}/{name}" for name in names if not is_there(f"{layout.owners}/{name}")]
 
 
 def _names(folder: str) -> list[str]:

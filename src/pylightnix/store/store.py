@@ -22,6 +22,7 @@ from pylightnix.store.index_file import corrupt_index, has_trees, is_new_index, 
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, build_key, build_lock, exclusive_lock, shared_lock
 from pylightnix.store.owner import Owner, is_dead, leave_heirs, process_owner, wait_for_heirs
+from pylightnix.store.presence import is_folder
 from pylightnix.store.recovery import recover
 from pylightnix.store.set_aside import retry_set_aside
 from pylightnix.store.trash import empty_trash, has_trash
@@ -67,11 +68,11 @@ class Store:
             return [[candidate for candidate, dynamic in each.items() if self._is_whole(candidate.rref, dynamic)] for each in found]
 
     def _is_whole(self, rref: RRef, dynamic: Iterable[RRef]) -> bool:
-        return os.path.isdir(self.layout.realization(rref)) and all(self._is_there(below) for below in dynamic)
+        return is_folder(self.layout.realization(rref)) and all(self._is_there(below) for below in dynamic)
 
     def _is_there(self, rref: RRef) -> bool:
         known = rref in self.batch.pending or self.index.state_of(rref) == VALID
-        return known and os.path.isdir(self.layout.realization(rref))
+        return known and is_folder(self.layout.realization(rref))
 
     @contextmanager
     def build_lock(self, dref: DRef, context: Mapping[DRef, Sequence[RRef]], on_wait: Callable[[], None]) -> Iterator[bool]:
@@ -95,7 +96,7 @@ class Store:
             others = self.index.pending_of_others(dref, key, self.owner.id)
         rrefs = self.index.pending_below([rref for rref, _ in others])
         # Whoever has the build lock finds everything in place that was entered under it, and below it.
-        if rrefs and all(os.path.isdir(self.layout.realization(rref)) for rref in rrefs):
+        if rrefs and all(is_folder(self.layout.realization(rref)) for rref in rrefs):
             for rref in rrefs:
                 seal_realization(self.layout.realization(rref))  # its builder may have been killed just before it did
             # By file, for this process was not there to be told what was lost when they were written.
