@@ -37,4 +37,4 @@ class _Popen(subprocess.Popen[bytes]):
 
 def install() -> None:
     """Have this process's daemon get such a fetcher."""
-    subprocess.Popen = _Popen  # type: ignore[assignment]  # a class in place of another
+    subprocess.Popen = _Popen  # type: ignore[assignment, misc]  # a class in place of another

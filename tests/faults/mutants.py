@@ -28,7 +28,7 @@ def _late_sync() -> None:
         while waiting:
             waiting.pop()()
 
-    Batch._sync, Batch.flush = late, flushed  # type: ignore[method-assign]
+    Batch._sync, Batch.flush = late, flushed  # type: ignore[method-assign, assignment]
 
 
 def _lazy_index() -> None:
@@ -36,7 +36,7 @@ def _lazy_index() -> None:
     from pylightnix.store.index import Index
 
     transaction = Index.transaction
-    Index.transaction = lambda self, durable: transaction(self, durable=False)  # type: ignore[method-assign, assignment, misc]
+    Index.transaction = lambda self, durable: transaction(self, durable=False)  # type: ignore[method-assign, misc]
 
 
 def _no_boundary() -> None:

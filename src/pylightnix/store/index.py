@@ -236,9 +236,8 @@ class Index:
     @contextmanager
     def transaction(self, *, durable: bool) -> Iterator[None]:
         """Run the block as one write transaction; when `durable`, it has reached the disk on return."""
-        with self._lock:
-            with self._transaction(self._ready_db(), durable):
-                yield
+        with self._lock, self._transaction(self._ready_db(), durable):
+            yield
 
     @contextmanager
     def _transaction(self, db: sqlite3.Connection, durable: bool) -> Iterator[None]:
