@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +21,7 @@ from tests.stores import new_store, refuses, stage
 from pylightnix import Realizer, RRef, StorageSettings, allrrefs, instantiate, realize1
 from pylightnix.errors import StoreError
 from pylightnix.storage import store_layout
-from pylightnix.store.store import open_store
+from pylightnix.store.store import another_view, open_store
 
 
 def built(S: StorageSettings, realizer: Optional[Realizer] = None) -> RRef:
@@ -95,3 +98,22 @@ def test_a_tree_that_cannot_be_seen_is_not_gone(S: StorageSettings, tmp_path: Pa
     assert os.stat(store_layout(S).realization(rref)).st_ino == before
     list(allrrefs(S))
     assert problems(str(S.root), [rref]) == []
+
+
+def write_when_files_open_again(root: str) -> None:
+    calls = calls_of(root)
+    with open_store(store_layout(new_store(root))) as store:
+        for nth in range(1, 5):
+            index = another_view(store).index
+            calls.arm(shim.Fault(("open",), nth, errno.ENOSPC))
+            with contextlib.suppress(sqlite3.Error), index.transaction(durable=True):
+                index.note_code("0" * 64, str(nth))
+            calls.disarm()
+            with index.transaction(durable=True):
+                index.note_code("0" * 64, str(nth))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_index_that_could_not_be_opened_once_can_be_written_again(S: StorageSettings) -> None:
+    built(S)
+    preloaded("write_when_files_open_again", str(S.root))

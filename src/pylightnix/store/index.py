@@ -129,6 +129,11 @@ class RealizationInfo:
     """The name of the latest build by a daemon; None if there was none, or if it was not recorded."""
 
 
+def _kind(error: sqlite3.Error) -> int:
+    """Return the primary result code of an error of SQLite; 0 if it has none."""
+    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+
+
 class Index:
     """One connection to the index of one store."""
 
@@ -241,18 +246,20 @@ class Index:
 
     @contextmanager
     def _transaction(self, db: sqlite3.Connection, durable: bool) -> Iterator[None]:
-        if durable is not self._durable:
-            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._durable = durable
-        db.execute("BEGIN IMMEDIATE")
-        self._is_inside = True
         try:
+            if durable is not self._durable:
+                db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._durable = durable
+            db.execute("BEGIN IMMEDIATE")
+            self._is_inside = True
             yield
             self._commit(db)
-        except BaseException:
+        except BaseException as error:
             if db.in_transaction:
                 with suppress(sqlite3.Error):  # why it failed is told, not that the disk is no better now
                     db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error) and _kind(error) == sqlite3.SQLITE_READONLY:
+                self.close()  # a log that could not be opened for writing once would stay so for ever
             raise
         finally:
             self._is_inside = False
@@ -261,7 +268,7 @@ class Index:
         try:
             db.execute("COMMIT")
         except sqlite3.Error as error:
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
+            if _kind(error) == sqlite3.SQLITE_IOERR:
                 _in_doubt.add(self.path)
             raise
 
