@@ -165,7 +165,8 @@ class Day:
         except PylightnixException as error:
             self._refused(name, error.code, str(error))
         except TimeoutError:
-            self.clients.pop(name).close()
+            if name in self.clients:
+                self.clients.pop(name).close()
             self.violation(f"hang: {name} waited {ANSWER_SECONDS:g} s for an answer")
             raise
         except (HungUp, OSError) as error:

@@ -27,6 +27,8 @@ from typing import Any, Final, Optional
 from tests.faults.shim import CHANGES, FULL, KINDS, Fault, environment, library
 
 REPOSITORY: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_SHOWN: Final = 800
+"""Characters of a violation."""
 JOBS: Final = len(os.sched_getaffinity(0))
 
 
@@ -57,6 +59,8 @@ class Sweep:
 
 def _masked(text: str) -> str:
     """Return a text without what differs from run to run."""
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"
     return re.sub(r"/\S*?/days/\d+/\d+|\b[0-9a-f-]{8,}\b|(?<=-b-)\w{10}|(?<=under )\w+|\d+", "#", text)
 
 
