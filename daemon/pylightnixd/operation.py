@@ -47,6 +47,7 @@ from pylightnix.protocol.messages import DerivationSpec, EventPhase, Fetching, S
 from pylightnix.store.derivations import derivation_ref
 from pylightnix.travel import Environment, build_environment_key, builtin_matcher, unpack_fetch
 from pylightnix.types import DRef, RRef
+from pylightnixd.blobs import Blob
 from pylightnixd.boundary import contained
 from pylightnixd.builds import Builds
 from pylightnixd.claims import HUNG_UP, Caller
@@ -98,9 +99,9 @@ class Operation:
     created: float = field(default_factory=time.time)
     """UTC seconds since the epoch."""
     specs: dict[DRef, tuple[DerivationSpec, Config]] = field(default_factory=dict)
-    blobs: dict[str, bytearray] = field(default_factory=dict)
-    whole_blobs: set[str] = field(default_factory=set)
-    """Which of them are all there, and are what they are called."""
+    arriving: dict[str, bytearray] = field(default_factory=dict)
+    """Blobs that are not whole yet, by their hashes."""
+    blobs: dict[str, Blob] = field(default_factory=dict)
     held_bytes: int = 0
     """What all this takes in memory, roughly."""
     plan: Optional[Plan] = None
@@ -192,7 +193,7 @@ class Operation:
         mkconfig(config.val)
         dref = derivation_ref(spec.config, cfgname(config))
         if spec.realizer.kind == "fetch":
-            realizer, environment = unpack_fetch(bytes(self.blobs[spec.realizer.blob]))
+            realizer, environment = unpack_fetch(self.blobs[spec.realizer.blob].data)
             self._fetches[dref] = FetchJob(realizer, realizer.spec_for(config.val), environment, self.user)
         self.specs[dref] = (spec, config)
 
@@ -287,7 +288,7 @@ class Operation:
         self._numbers_at_end = (self.done, self.total)
         self.plan = None
         self.held_bytes = 0
-        for kept in (self.specs, self._fetches, self.blobs, self._wanted, self._path_seconds, self._at_work):
+        for kept in (self.specs, self._fetches, self.arriving, self.blobs, self._wanted, self._path_seconds, self._at_work):
             kept.clear()
         self.telling.forget()
 
@@ -448,7 +449,7 @@ class Operation:
             self._start(self._ask_caller, action)
             return None
         if matcher.kind == "python":
-            self._start(self._ask_child, action, bytes(self.blobs[matcher.blob]))
+            self._start(self._ask_child, action, self.blobs[matcher.blob].data)
             return None
         try:
             picked = builtin_matcher(matcher.kind, matcher.n, [RRef(rref) for rref in matcher.rrefs]).pick(action.candidates)
@@ -521,7 +522,7 @@ class Operation:
 
     def _job(self, action: StartBuild, spec: DerivationSpec) -> BuildJob:
         environment, steering = self.environment, spec.steering or Steering()
-        blob = bytes(self.blobs[spec.realizer.blob]) if spec.realizer.blob else None
+        blob = self.blobs[spec.realizer.blob].data if spec.realizer.blob else None
         return BuildJob(
             key=BuildKey(
                 dref=action.dref,

@@ -25,6 +25,7 @@ from pylightnix.protocol.vocabulary import Message
 from pylightnix.refs import isdref, isrref
 from pylightnix.store.build_logs import read_log, tail_offset
 from pylightnix.types import DRef, RRef
+from pylightnixd.blobs import Blobs, checked
 from pylightnixd.boundary import SharedNursery, entered
 from pylightnixd.builds import Builds
 from pylightnixd.claims import Caller
@@ -77,6 +78,7 @@ class Requests:
     attached: dict[Session, list[str]] = field(default_factory=dict)
     """The operations that each connection is a client of, by name."""
     insertions: Insertions = field(init=False)
+    blobs: Blobs = field(default_factory=Blobs)
     quiet: trio.Event = field(default_factory=trio.Event)
     """Set whenever the last operation that runs has ended."""
 
@@ -215,21 +217,24 @@ class Requests:
 
     async def submit_blob(self, session: Session, params: m.SubmitBlob) -> m.Done:
         operation = self._open_operation(params.operation)
-        blob = operation.blobs.get(params.sha256, bytearray())
+        arrived = operation.arriving.get(params.sha256, bytearray())
         self._check_room(operation.held_bytes, len(params.data))
-        if params.offset != len(blob) or len(blob) + len(params.data) > params.size:
-            raise MessageInvalid(f"expected the piece at {len(blob)}, found one at {params.offset}", "$.offset")
-        operation.blobs[params.sha256] = blob
+        if params.sha256 in operation.blobs:
+            raise MessageInvalid("the blob was sent in full already", "$.offset")
+        if params.offset != len(arrived) or len(arrived) + len(params.data) > params.size:
+            raise MessageInvalid(f"expected the piece at {len(arrived)}, found one at {params.offset}", "$.offset")
+        operation.arriving[params.sha256] = arrived
         operation.held_bytes += len(params.data) + HELD_EACH_BYTES
-        blob += params.data
-        if len(blob) == params.size:
+        arrived += params.data
+        if len(arrived) == params.size:
             try:
-                await self.hold.in_thread(lambda: _check_blob(params.sha256, blob))
+                data = await self.hold.in_thread(partial(checked, params.sha256, arrived))
             except MessageInvalid:
-                del operation.blobs[params.sha256]
-                operation.held_bytes -= len(blob)
+                operation.held_bytes -= len(arrived)
                 raise
-            operation.whole_blobs.add(params.sha256)
+            finally:
+                operation.arriving.pop(params.sha256, None)  # cancelled by another connection, it is gone
+            self._open_operation(params.operation).blobs[params.sha256] = self.blobs.share(params.sha256, data)
         return m.Done()
 
     async def submit_add(self, session: Session, params: m.SubmitAdd) -> m.Done:
@@ -242,7 +247,7 @@ class Requests:
                 await trio.lowlevel.checkpoint()
                 self._open_operation(params.operation)  # another connection may have cancelled or committed it meanwhile
             for needed, part in ((spec.matcher, "matcher"), (spec.realizer, "realizer")):
-                if (needed.kind in ("python", "fetch") or needed.blob) and needed.blob not in operation.whole_blobs:
+                if (needed.kind in ("python", "fetch") or needed.blob) and needed.blob not in operation.blobs:
                     raise MessageInvalid(f"its blob {needed.blob!r} was not sent in full", f"$.derivations[{i}].{part}.blob")
             try:
                 operation.add(spec)
@@ -554,14 +559,6 @@ def _config(data: bytes, where: str) -> Config:
         return mkconfig(value)
     except (ValueError, RecursionError, InvalidConfig) as error:
         raise MessageInvalid(f"not a config ({error})", where) from error
-
-
-def _check_blob(sha256: str, blob: bytearray) -> None:
-    import hashlib
-
-    found = hashlib.sha256(blob).hexdigest()
-    if found != sha256:
-        raise MessageInvalid(f"the blob has the hash {found}", "$.sha256")
 
 
 def _trouble_row(operation: Operation, error: BaseException) -> m.FailedRow:
