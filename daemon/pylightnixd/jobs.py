@@ -23,7 +23,7 @@ from pylightnixd.limits import OwnLimits
 from pylightnixd.logs import BuildLog
 from pylightnixd.resources import NO_NEEDS, Needs
 from pylightnixd.table import BuildKey
-from pylightnixd.workers import Worker
+from pylightnixd.worker import Worker
 
 __all__ = ["BuildJob", "FetchJob", "RunningBuild", "Waiter"]
 

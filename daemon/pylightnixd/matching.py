@@ -1,11 +1,13 @@
 """Asking matchers that are users' code: one child per operation answers for all of that operation's.
 
-The child is forked by the operation's worker and dies with our end of its socket. A matcher that takes
-too long costs the child: the next question gets a new one.
+The child is forked by the operation's worker, which has it as work until we let go of it. It ends with our end of its socket,
+or is killed if it is at work then. A matcher that takes too long costs the child: the next question gets a new one. A child that
+is lost with its worker is replaced once.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -25,9 +27,12 @@ from pylightnix.store.layout import StoreLayout
 from pylightnix.travel import Environment
 from pylightnix.types import DRef
 from pylightnixd.report import FailedBuild, failed_row
-from pylightnixd.workers import WorkerLost, WorkerPool
+from pylightnixd.worker import Worker, WorkerLost
+from pylightnixd.workers import WorkerPool
 
 __all__ = ["MatcherChild"]
+
+_log = logging.getLogger("pylightnixd")
 
 _TOLD_MAX: Final = 100
 """How many warnings of one operation's matchers are kept for who asked for it."""
@@ -46,6 +51,10 @@ class MatcherChild:
     told: list[tuple[DRef, str, str]] = field(default_factory=list)
     """Warnings that matchers gave: of which derivation, their category and text."""
     _line: Optional[trio.SocketStream] = None
+    _worker: Optional[Worker] = None
+    """Which has forked the child, by the name `_name`."""
+    _name: str = ""
+    _asking: bool = False
     _decoder: Decoder = field(default_factory=Decoder)
     _turn: trio.Lock = field(default_factory=trio.Lock)
     _numbers: count[int] = field(default_factory=count)
@@ -59,7 +68,7 @@ class MatcherChild:
         async with self._turn:
             try:
                 with trio.fail_after(self.seconds or math.inf):
-                    return await self._ask(dref, matcher, candidates)
+                    return await self._ask_twice(dref, matcher, candidates)
             except trio.TooSlowError as error:
                 self.close()
                 raise self._failure(dref, f"took longer than the daemon's matcher-timeout of {self.seconds:g} s") from error
@@ -73,13 +82,23 @@ class MatcherChild:
     def _failure(self, dref: DRef, what: str) -> FailedBuild:
         return FailedBuild(failed_row(dref, MatcherLost(dref, what)))
 
+    async def _ask_twice(self, dref: DRef, matcher: bytes, candidates: Sequence[Candidate]) -> Any:
+        try:
+            return await self._ask(dref, matcher, candidates)
+        except (WorkerLost, OSError, trio.BrokenResourceError) as error:
+            _log.info("asking the matcher of %s again: its process was lost (%s)", dref, error)
+            self.close()
+            return await self._ask(dref, matcher, candidates)
+
     async def _ask(self, dref: DRef, matcher: bytes, candidates: Sequence[Candidate]) -> Any:
         line = self._line or await self._start()
+        self._asking = True
         rows = [[str(candidate.rref), candidate.started] for candidate in candidates]
         await line.send_all(encode_request(next(self._numbers), "match", {"dref": str(dref), "matcher": matcher, "candidates": rows}))
         while True:
             message = self._decoder.next_message()
             if isinstance(message, Response):
+                self._asking = False
                 if message.error is not None:
                     raise FailedBuild(failed_row(dref, message.error))
                 result = message.result or {}
@@ -102,12 +121,17 @@ class MatcherChild:
 
     async def _start(self) -> trio.SocketStream:
         worker = await self.pool.worker_for(self.environment)
+        # A name of its own, for the one before may be dying.
+        self._worker, self._name = worker, f"{self.operation}-m{next(self._numbers)}"
+        worker.expect_end(self._name)
         ours, theirs = socket.socketpair()
         try:
-            order = {"operation": self.operation, "root": self.layout.state, "storage": self.layout.storage}
+            self._asking = True  # whatever becomes of this, it is to be killed until the child is known to listen
+            order = {"operation": self._name, "root": self.layout.state, "storage": self.layout.storage}
             await worker.call("matcher", order, (theirs.fileno(),))
         except BaseException:
             ours.close()
+            self.close()
             raise
         finally:
             theirs.close()
@@ -120,4 +144,9 @@ class MatcherChild:
         """End the child."""
         if self._line is not None:
             self._line.socket.close()
-            self._line = None
+        if self._worker is not None:
+            if self._asking:
+                self._worker.post("kill", {"build": self._name})
+            self._worker.forget(self._name)
+        self._line = self._worker = None
+        self._asking = False

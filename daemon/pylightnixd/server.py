@@ -56,6 +56,8 @@ _log = logging.getLogger("pylightnixd")
 
 LINGER_SECONDS: Final = 2.0
 """How long clients of what ended in the drain may stay to ask about it."""
+CLEAR_SECONDS: Final = 1.0
+"""How long, at the end, folders of builds that have just ended may take to be removed."""
 TIDY_SECONDS: Final = 60.0
 DRAIN_SECONDS: Final = 30.0
 ACCEPT_AGAIN_SECONDS: Final = 0.1
@@ -135,7 +137,7 @@ class _Server:
         logs = LogFolder.of(logs_folder(self.settings.layout.state))
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:  # before anybody is told that we serve
             async with trio.open_nursery() as worker_nursery:
-                pool = WorkerPool(SharedNursery(worker_nursery), self.hold.reader.owner.fd, logs.path, self.settings.open_files)
+                pool = WorkerPool(SharedNursery(worker_nursery), self.hold.reader.owner, logs.path, self.settings.open_files)
                 async with trio.open_nursery() as work_nursery:
                     work = SharedNursery(work_nursery)
                     siblings = Siblings(pool.forking, pool.spared)
@@ -154,7 +156,9 @@ class _Server:
                     work.keep("waiting for idleness", partial(self._end_when_idle, requests))
                     await self._serve(listening, ready, requests, builds, work)
                     work_nursery.cancel_scope.cancel()
-                pool.close()
+                await pool.close()
+                # What waits for processes that were given up would have no end.
+                worker_nursery.cancel_scope.deadline = trio.current_time() + CLEAR_SECONDS
         self._unlink()
 
     async def _serve(

@@ -83,12 +83,13 @@ class Kill(Message, frozen=True, kw_only=True):
 
 
 class BuildEnded(Message, frozen=True, kw_only=True):
-    """A build's child was reaped, and every process of that build is dead."""
+    """A build's child was reaped, and every process of that build is dead, but for those in `left`, which cannot be killed."""
 
     build: v.Id
     pid: v.Pid
     exit_code: Optional[v.Status] = None
     signal: Optional[v.Status] = None
+    left: Annotated[list[v.Pid], Meta(max_length=10_000)] = field(default_factory=list)
 
 
 class BuildReport(Message, frozen=True, kw_only=True):

@@ -1,9 +1,9 @@
 """A process's own folder under `tmp/`, where its build folders are made, and who else has one.
 
 Each owner has a lock file under `owners/`, held for the life of the process: an owner whose lock is free
-is dead. A process that is merely idle, a paused REPL for one, keeps its lock and is left alone. The lock
-lies with the state and not in `tmp/`, because `tmp/` may be another one for each process, and may be on a
-shared file system. It is made before the folder, so a folder without one is nobody's.
+is dead, unless the file names processes that live and could not be ended. A process that is merely idle, a paused
+REPL for one, keeps its lock and is left alone. The lock lies with the state and not in `tmp/`, because `tmp/` may be
+another one for each process, and may be on a shared file system. It is made before the folder, so a folder without one is nobody's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, Optional
@@ -25,7 +25,17 @@ from pylightnix.store.locks import _open_fds, close_lock_file, open_lock_file, t
 from pylightnix.store.presence import is_folder, is_there
 from pylightnix.system_errors import refusal
 
-__all__ = ["Owner", "dead_owners", "is_dead", "is_owner_name", "leave_heirs", "nobodys_folders", "process_owner", "wait_for_heirs"]
+__all__ = [
+    "Owner",
+    "dead_owners",
+    "is_dead",
+    "is_owner_name",
+    "leave_heirs",
+    "nobodys_folders",
+    "process_owner",
+    "remember_undead",
+    "wait_for_heirs",
+]
 
 _NAME: Final = re.compile(r"[0-9]+-[0-9a-f]{12}")
 
@@ -117,7 +127,7 @@ def lock_dead_owner(layout: StoreLayout, owner: str) -> Optional[int]:
     except OSError:
         return None
     _open_fds.add(fd)
-    if try_flock(fd, fcntl.LOCK_EX) and _is_at(fd, lock):
+    if try_flock(fd, fcntl.LOCK_EX) and _is_at(fd, lock) and not _has_undead(fd):
         return fd
     close_lock_file(fd)
     return None
@@ -148,16 +158,57 @@ def wait_for_heirs(layout: StoreLayout, wait_seconds: float) -> None:
     """
     deadline = time.monotonic() + wait_seconds
     for name in _names(layout.owners):
-        while not is_dead(layout, name) and _has_heirs(layout, name) and time.monotonic() < deadline:
+        while _has_heirs(f"{layout.owners}/{name}") and time.monotonic() < deadline:
             time.sleep(0.01)
 
 
-def _has_heirs(layout: StoreLayout, owner: str) -> bool:
+def _has_heirs(lock: str) -> bool:
+    """Tell whether an owner that left heirs, or one of these, still holds its lock."""
     try:
-        with open(f"{layout.owners}/{owner}", "rb") as file:
-            return file.read(len(_HEIRS)) == _HEIRS
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
+    try:
+        return os.pread(fd, len(_HEIRS), 0) == _HEIRS and not try_flock(fd, fcntl.LOCK_EX)
+    finally:
+        os.close(fd)
+
+
+_UNDEAD_BYTES_MAX: Final = 1 << 16
+
+
+def remember_undead(owner: Owner, pids: Sequence[int]) -> None:
+    """Say in the lock file of an owner that left heirs which processes nobody can end, though they may write into its folder.
+
+    As long as one of them lives, the owner is not dead, whoever holds its lock.
+    """
+    names = [f"{pid} {started} {_boot_id()}" for pid in pids if (started := _started(pid)) is not None]
+    said = b"\n".join([_HEIRS, *map(str.encode, names), b""])
+    os.ftruncate(owner.fd, os.pwrite(owner.fd, said, 0))
+
+
+def _has_undead(fd: int) -> bool:
+    """Tell whether one of the processes lives that are named in a lock file."""
+    for line in os.pread(fd, _UNDEAD_BYTES_MAX, 0).decode("ascii", "replace").splitlines()[1:]:
+        pid, _, born = line.partition(" ")
+        if pid.isdecimal() and born == f"{_started(int(pid))} {_boot_id()}":
+            return True
+    return False
+
+
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _started(pid: int) -> Optional[str]:
+    """Return when a process was started, in the kernel's ticks since it booted; None if it does not live."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
 
 
 def dead_owners(layout: StoreLayout) -> list[tuple[str, int]]:

@@ -1,28 +1,32 @@
 """The worker's processes: those it forked, and the strangers that ended builds left to it.
 
-A stranger is killed as soon as it is seen. An end is told of only when there are no strangers: as nobody
-can tell whose they are, a build that ends while another's leftovers are dying waits for those too. Every
-death of a child raises SIGCHLD, and orphans become children before the death of their parent can be
-seen, so `settle` after each SIGCHLD misses nobody. Must not know what is built.
+A stranger is killed as soon as it is seen. The end of a build is told of only when there are no strangers that it may have left,
+which are those that were first seen when it was reaped, just before, or later: orphans become children before the death of their
+parent can be seen, and every death of a child raises SIGCHLD, so `settle` after each SIGCHLD misses nobody. What lives on long
+after it was killed is *left*: the end is told, names it, and it is waited for no more. Must not know what is built.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, Optional
 
 from pylightnix.worker.linux import become_subreaper, die_with_parent, flush_c_streams, own_children
 
-__all__ = ["Children", "Ended", "how_it_ended"]
+__all__ = ["Children", "Ended", "Leftovers", "how_it_ended"]
 
 
 _HANDLED: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 """The signals for which the worker has handlers of its own, which a child puts back."""
+DEAF_SECONDS: Final = 10.0
+"""How long a process may live after SIGKILL: the kernel may have much memory to take back from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Ended:
     exit_code: Optional[int]
     signal: Optional[int]
     """What killed it; then it has no exit code."""
+    left: tuple[int, ...] = ()
+    """Processes of it, perhaps itself, that cannot be killed."""
 
 
 def how_it_ended(exit_code: Optional[int], signal_number: Optional[int]) -> str:
@@ -47,12 +53,70 @@ def how_it_ended(exit_code: Optional[int], signal_number: Optional[int]) -> str:
     return f"was killed by signal {signal_number} ({name})"
 
 
+@dataclass(frozen=True, slots=True)
+class _Reaped:
+    ended: Ended
+    turn: int
+    """At which `settle` it was reaped."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stranger:
+    pid: int
+    turn: int
+    """At which `settle` it was first seen."""
+    killed: float
+
+
+@dataclass(slots=True)
+class Leftovers:
+    """Which ends may be told of, and which have to wait for strangers. Pure."""
+
+    deaf_seconds: float = DEAF_SECONDS
+    turn: int = 0
+    deaf: set[int] = field(default_factory=set)
+    """Those that are not waited for any more."""
+    _reaped: list[_Reaped] = field(default_factory=list)
+    _strangers: dict[int, _Stranger] = field(default_factory=dict)
+    _left: list[_Stranger] = field(default_factory=list)
+
+    def note_end(self, ended: Ended) -> None:
+        """Enter that a child was reaped in this turn."""
+        self._reaped.append(_Reaped(ended, self.turn))
+
+    def settle(self, strangers: Sequence[int], now: float) -> list[Ended]:
+        """Enter who is there that was not forked here, and end the turn; return the ends that may be told of."""
+        self._strangers = {pid: self._strangers.get(pid) or _Stranger(pid, self.turn, now) for pid in strangers if pid not in self.deaf}
+        for stranger in [stranger for stranger in self._strangers.values() if stranger.killed + self.deaf_seconds <= now]:
+            self._left.append(self._strangers.pop(stranger.pid))
+            self.deaf.add(stranger.pid)
+        told = [reaped for reaped in self._reaped if not any(_may_be_of(stranger, reaped) for stranger in self._strangers.values())]
+        self._reaped = [reaped for reaped in self._reaped if reaped not in told]
+        ends = [replace(reaped.ended, left=tuple(s.pid for s in self._left if _may_be_of(s, reaped))) for reaped in told]
+        oldest = min((reaped.turn for reaped in self._reaped), default=self.turn)
+        self._left = [stranger for stranger in self._left if stranger.turn >= oldest - 1]
+        self.turn += 1
+        return ends
+
+    @property
+    def next_at(self) -> float:
+        """When to settle again although nobody has died; infinite for never."""
+        return min((stranger.killed + self.deaf_seconds for stranger in self._strangers.values()), default=math.inf)
+
+
+def _may_be_of(stranger: _Stranger, reaped: _Reaped) -> bool:
+    # It may have died just after this turn's look at the dead, and be reaped at the next.
+    return stranger.turn >= reaped.turn - 1
+
+
 class Children:
     """All processes of the worker, by the keys that they were forked under."""
 
-    def __init__(self) -> None:
+    def __init__(self, deaf_seconds: float = DEAF_SECONDS) -> None:
         self._running: dict[int, str] = {}
-        self._reaped: list[Ended] = []
+        self._killed: dict[int, float] = {}
+        self._deaf_seconds = deaf_seconds
+        self._leftovers = Leftovers(deaf_seconds)
 
     def fork(self, key: str, body: Callable[[], None]) -> int:
         """Run `body` in a new process, a session of its own that dies with this one, and return its number.
@@ -82,10 +146,12 @@ class Children:
     def kill(self, key: str) -> None:
         """Kill the process of that key, if there is one, and its group. What else it has becomes a stranger when it dies."""
         for pid in [pid for pid, its in self._running.items() if its == key]:
+            self._killed.setdefault(pid, time.monotonic())
             _kill(pid)
 
     def settle(self) -> list[Ended]:
-        """Reap the dead, kill strangers, and return whose end is complete. Does not wait."""
+        """Reap the dead, kill strangers, and return whose end is complete, or as complete as it will be. Does not wait."""
+        now = time.monotonic()
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -97,19 +163,36 @@ class Children:
         strangers = [pid for pid in own_children() if pid not in self._running]
         for pid in strangers:
             _kill_stranger(pid)
-        if strangers:
-            return []
-        ended, self._reaped = self._reaped, []
-        return ended
+        return self._deaf_ones(now) + self._leftovers.settle(strangers, now)
+
+    def _deaf_ones(self, now: float) -> list[Ended]:
+        """Return the ends of those that were killed long ago and live: they are not waited for any more."""
+        deaf = [pid for pid, killed in self._killed.items() if killed + self._deaf_seconds <= now]
+        for pid in deaf:
+            del self._killed[pid]
+            self._leftovers.deaf.add(pid)
+        return [Ended(self._running.pop(pid), pid, None, signal.SIGKILL, (pid,)) for pid in deaf]
+
+    @property
+    def next_at(self) -> float:
+        """When to settle again although nobody has died, on the monotonic clock; infinite for never."""
+        killed = min(self._killed.values(), default=math.inf) + self._deaf_seconds
+        return min(killed, self._leftovers.next_at)
 
     def _note(self, pid: int, status: int) -> None:
+        self._killed.pop(pid, None)
+        self._leftovers.deaf.discard(pid)
         key = self._running.pop(pid, None)
         if key is not None:
             code = os.waitstatus_to_exitcode(status)
-            self._reaped.append(Ended(key, pid, code if code >= 0 else None, -code if code < 0 else None))
+            self._leftovers.note_end(Ended(key, pid, code if code >= 0 else None, -code if code < 0 else None))
 
     def end_all(self) -> None:
-        """Kill everything and wait until nothing is left. Set-id programs, which cannot be killed, are waited for."""
+        """Kill everything and wait until nothing is left, however long that takes.
+
+        What cannot be killed may write into a build folder, and as long as this process holds the owner's lock, nobody sweeps that.
+        A daemon does not wait for this process, but kills it.
+        """
         for pid in self._running:
             _kill(pid)
         while True:
@@ -134,7 +217,7 @@ def _kill_stranger(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        pass  # it runs as another user, as set-id programs do; its end is waited for
+        pass  # it runs as another user; its end is waited for, but not for ever
 
 
 def _live(parent: int, signal_mask: set[int], body: Callable[[], None]) -> NoReturn:

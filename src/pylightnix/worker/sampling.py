@@ -11,9 +11,11 @@ import os
 import select
 import signal
 import threading
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -22,7 +24,7 @@ import msgpack  # type: ignore[import-untyped]  # it ships no type information
 from pylightnix.protocol.errors import BuildDied
 from pylightnix.travel.failures import dump_exception, load_exception
 from pylightnix.types import DRef
-from pylightnix.worker.children import how_it_ended
+from pylightnix.worker.children import DEAF_SECONDS, how_it_ended
 from pylightnix.worker.linux import die_with_parent
 from pylightnix.worker.surroundings import flush_output, print_whole_lines, reseed
 
@@ -79,10 +81,7 @@ class SideBySide:
                 if len(waiting) + len(running) < self.at_once:
                     self.tell_left(len(waiting) + len(running))
         finally:
-            for sample in running.values():
-                signal.pidfd_send_signal(sample.pidfd, signal.SIGKILL)
-            for sample in running.values():
-                _reap(sample)
+            _end(list(running.values()))
 
     def _in_order(self, count: int, make: Callable[[int], None]) -> None:
         self.tell_left(1)
@@ -138,6 +137,19 @@ def _attempt(body: Callable[[], None]) -> object:
     except BaseException as error:  # noqa: BLE001, ASYNC103  # SystemExit and KeyboardInterrupt are failures of a sample, too
         report = dump_exception(error)
     return report
+
+
+def _end(samples: Sequence[_Sample]) -> None:
+    """Kill samples and reap them. Those that cannot be killed are left to whoever ends the build."""
+    for sample in samples:
+        with suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(sample.pidfd, signal.SIGKILL)
+    deadline = time.monotonic() + DEAF_SECONDS
+    for sample in samples:
+        poll = select.poll()
+        poll.register(sample.pidfd, select.POLLIN)
+        if poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            _reap(sample)
 
 
 def _reap(sample: _Sample) -> tuple[int, bytes]:

@@ -2,20 +2,23 @@
 
 Methods: ``hello {versions, import_path, umask}``, ``build {…}`` with two descriptors (log, status),
 ``matcher {operation, root, storage}`` with one (a socket), ``kill {build}``. Notification ``ended {build,
-pid, exit_code, signal}`` follows each fork, once nothing of it is alive. In the last two ``build`` may
-name an operation, too, whose matchers are meant. Must not run users' code in this process.
+pid, exit_code, signal, left}`` follows each fork, once nothing of it is alive but `left`, which cannot be
+killed. In the last two ``build`` may name an operation, too, whose matchers are meant. Must not run users'
+code in this process.
 """
 
 from __future__ import annotations
 
 import gc
 import io
+import math
 import os
 import select
 import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
@@ -104,11 +107,11 @@ class Worker:
         poll.register(self.channel.fileno(), select.POLLIN)
         poll.register(self._wakeup.fileno(), select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poll.poll()}
-            if self._wakeup.fileno() in ready:
-                numbers = self._wakeup.recv(4096)
-                if signal.SIGTERM in numbers:
-                    raise Gone("a signal asked for the end")
+            due = self.children.next_at
+            ready = {fd for fd, _ in poll.poll(None if due == math.inf else max(0.0, due - time.monotonic()) * 1000 + 1)}
+            if self._wakeup.fileno() in ready and signal.SIGTERM in self._wakeup.recv(4096):
+                raise Gone("a signal asked for the end")
+            if self._wakeup.fileno() in ready or time.monotonic() >= due:
                 for ended in self.children.settle():
                     self._tell_end(ended)
             if self.channel.fileno() in ready:
@@ -126,7 +129,8 @@ class Worker:
             signal.signal(number, signal.SIG_IGN)  # a terminal's; whoever is asked to end there ends this one
 
     def _tell_end(self, ended: Ended) -> None:
-        self.channel.notify("ended", {"build": ended.key, "pid": ended.pid, "exit_code": ended.exit_code, "signal": ended.signal})
+        left = {"left": ended.left} if ended.left else {}
+        self.channel.notify("ended", {"build": ended.key, "pid": ended.pid, "exit_code": ended.exit_code, "signal": ended.signal, **left})
 
     # --- requests -----------------------------------------------------------------------------------
 
