@@ -93,6 +93,7 @@ class Builds:
     _of_fetches: FetchBuilds = field(init=False)
 
     def __post_init__(self, limits: Limits) -> None:
+        self.pool.answer_seconds = limits.worker_seconds
         self._in_workers = WorkerBuilds(self.hold, self.pool, self.table, self.durations, limits, self._wake, self._placing)
         self._in_callers = CallerBuilds(self.hold, self.durations, self._wake, self._placing, self.nursery)
         unpacking = trio.CapacityLimiter(os.cpu_count() or 1)
@@ -406,6 +407,7 @@ class Builds:
         """
         self.table.resize(budget)
         self._in_workers.limits = limits
+        self.pool.answer_seconds = limits.worker_seconds
         for entry in self.table.impossible():
             interests = self._interests.get(entry.id, {})
             self.table.drop(entry.id)

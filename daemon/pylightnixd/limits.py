@@ -41,6 +41,8 @@ class Limits:
     """How long it may say nothing, whatever its stage says."""
     matcher_seconds: float = 60.0
     """How long a matcher of the user's own may think."""
+    worker_seconds: float = 60.0
+    """How long the worker itself may owe an answer; never zero. A cold interpreter on a slow network disk may need so long to say hello."""
 
     def timeout(self, own: OwnLimits) -> Bound:
         """Return how long a build may take."""

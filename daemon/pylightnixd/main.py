@@ -30,7 +30,7 @@ from pylightnixd.logfolder import Keep
 from pylightnixd.notify import Notifier, listening_fds
 from pylightnixd.resources import Budget
 from pylightnixd.server import DRAIN_SECONDS, Settings, serve
-from pylightnixd.settings_file import FetchTable, SettingsFile, parse_bytes, parse_seconds, parse_tag, read_settings
+from pylightnixd.settings_file import FetchTable, SettingsFile, parse_bytes, parse_patience, parse_seconds, parse_tag, read_settings
 
 __all__ = ["main"]
 
@@ -54,6 +54,7 @@ STORE_VARIABLES: Final = ("PYLIGHTNIX_ROOT", "PYLIGHTNIX_STORAGE", "PYLIGHTNIX_T
 OWN_LOG_BYTES: Final = 16 << 20
 """From what size on the daemon's own log is begun anew when a daemon starts."""
 SECONDS: Final = _Quantity("seconds", parse_seconds)
+PATIENCE: Final = _Quantity("seconds", parse_patience)
 BYTES: Final = _Quantity("bytes", parse_bytes)
 TAG: Final = _Quantity("tag", parse_tag)
 
@@ -73,6 +74,7 @@ TAG: Final = _Quantity("tag", parse_tag)
 @click.option("--timeout-max", type=SECONDS, metavar="SECONDS", help="The most that stages may ask for with timeout_seconds.")
 @click.option("--silent-timeout-max", type=SECONDS, metavar="SECONDS", help="The same with silent_timeout_seconds.")
 @click.option("--matcher-timeout", type=SECONDS, metavar="SECONDS", help="Give up on matchers that think longer. Default: 60. 0 is never.")
+@click.option("--worker-timeout", type=PATIENCE, metavar="SECONDS", help="End a worker that owes an answer for longer. Default: 60.")
 @click.option("--log-size", type=BYTES, metavar="BYTES", help="Kill builds that say more; with K, M or G. Default: 256M. 0 is no end.")
 @click.option("--exit-when-idle", type=SECONDS, metavar="SECONDS", help="End after so long without client and operation. Default: never.")
 @click.option("--drain", type=SECONDS, metavar="SECONDS", help="How long builds may go on after SIGTERM. Default: 30.")
@@ -152,6 +154,7 @@ def _settings(said: SettingsFile, fds: list[int]) -> Settings:
             timeout_seconds=_or(said.timeout, limits.timeout_seconds),
             silent_timeout_seconds=_or(said.silent_timeout, limits.silent_timeout_seconds),
             matcher_seconds=_or(said.matcher_timeout, limits.matcher_seconds),
+            worker_seconds=_or(said.worker_timeout, limits.worker_seconds),
             log_bytes=int(_or(said.log_size, limits.log_bytes)),
         ),
         keep_logs=keep,

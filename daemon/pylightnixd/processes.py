@@ -24,7 +24,7 @@ from pylightnix.worker.linux import children_of
 from pylightnixd.boundary import SharedNursery
 from pylightnixd.patience import Ending, Step
 
-__all__ = ["GivenUp", "Processes", "end_process", "state_of", "wait_dead"]
+__all__ = ["GivenUp", "Processes", "end_process", "send_signal", "state_of", "wait_dead"]
 
 _log = logging.getLogger("pylightnixd")
 
@@ -69,9 +69,15 @@ def state_of(pid: int) -> str:
     return f", {_STATES[letter]}" if letter in _STATES else ""
 
 
-async def end_process(process: Running, ask: Callable[[], None], ending: Optional[Ending] = None) -> bool:
+def send_signal(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a child that was not reaped. Its being another user's is no error: that shows in its staying."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+async def end_process(process: Running, ask: Callable[[], None], send: Callable[[int, signal.Signals], None] = send_signal) -> bool:
     """End a child: ask, then SIGTERM, then SIGKILL. Bounded; return whether it is dead, else it is to be given up."""
-    ending = ending or Ending(trio.current_time())
+    ending = Ending(trio.current_time())
     while process.poll() is None:
         for step in ending.due(trio.current_time()):
             if step is Step.give_up:
@@ -79,16 +85,10 @@ async def end_process(process: Running, ask: Callable[[], None], ending: Optiona
             if step is Step.ask:
                 ask()
             else:
-                send_signal(process.pid, signal.SIGTERM if step is Step.terminate else signal.SIGKILL)
+                send(process.pid, signal.SIGTERM if step is Step.terminate else signal.SIGKILL)
         with trio.move_on_at(ending.next_at):
             await process.wait()
     return True
-
-
-def send_signal(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a child that was not reaped. Its being another user's is no error: that shows in its staying."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
 
 
 async def wait_dead(pid: int) -> None:

@@ -463,7 +463,11 @@ class Requests:
                     resources=self.builds.resources_of(entry.id),
                 )
             )
-        return m.Processes(operations=operations, builds=lines, more_builds=len(entries) - len(lines))
+        given_up = [
+            m.GivenUpLine(pid=gone.pid, what=gone.what, since=gone.since, folder=gone.folder)
+            for gone in self.builds.pool.processes.given_up
+        ]
+        return m.Processes(operations=operations, builds=lines, more_builds=len(entries) - len(lines), given_up=given_up)
 
     def _waiting_for(self, entry: TableEntry) -> str:
         running = self.builds.running.get(entry.id)
@@ -488,6 +492,7 @@ class Requests:
             workers=len(self.builds.pool.workers),
             draining=self.draining,
             lost_wakeups=self.builds.lost_wakeups,
+            given_up=len(self.builds.pool.processes.given_up),
         )
 
     async def log(self, session: Session, params: m.Log) -> m.LogResult:

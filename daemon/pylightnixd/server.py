@@ -54,6 +54,10 @@ __all__ = ["Settings", "serve"]
 
 _log = logging.getLogger("pylightnixd")
 
+END_SECONDS: Final = 9.5
+"""How long after the drain the daemon is there at most, whatever does not end: a thread on a disk, too."""
+QUIET_SECONDS: Final = 5.0
+"""How long builds that were told to end, and the last commit, may take. Workers take as long again to be ended."""
 LINGER_SECONDS: Final = 2.0
 """How long clients of what ended in the drain may stay to ask about it."""
 CLEAR_SECONDS: Final = 1.0
@@ -251,7 +255,7 @@ class _Server:
                 continue
             if self.stop.is_set() and not self.stop_now.is_set():
                 self.stop_now.set()
-                _exit_soon()
+                _exit_within(AT_ONCE_SECONDS, lambda: bool(builds.running))
             _log.info("told to end by %s", signal.Signals(number).name)
             self.stop.set()
 
@@ -304,9 +308,11 @@ class _Server:
         # Operations first: what they hear of is that the daemon ends, not that their builds failed.
         interrupted = requests.interrupt_all()
         builds.interrupt_all()
-        with trio.move_on_after(10):
+        _exit_within(END_SECONDS, lambda: bool(builds.running))
+        with trio.move_on_after(QUIET_SECONDS):
             await builds.wait_quiet()
             await self.hold.wait_durable(self.hold.placed)  # what nobody waits for any more is worth keeping, too
+        builds.pool.hang_up()  # so that those that do not end by themselves are ended while clients hear of it
         if interrupted and not self.stop_now.is_set():
             await self._linger()
 
@@ -364,14 +370,17 @@ class _Server:
                 pass  # somebody has tidied up
 
 
-def _exit_soon() -> None:
+def _exit_within(seconds: float, in_flight: Callable[[], bool]) -> None:
     """End this process even if a thread is in the midst of something: as after a power cut, what was acknowledged is there."""
 
     def end() -> None:
+        if not in_flight():
+            _log.warning("something on a disk does not end; it is left to the next start")
+            os._exit(0)
         _log.warning("outputs were still on their way into the store; they are given up, and were not told to anybody")
         os._exit(75)
 
-    timer = threading.Timer(AT_ONCE_SECONDS, end)
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
 

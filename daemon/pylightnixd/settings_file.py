@@ -23,6 +23,7 @@ __all__ = [
     "SettingsFile",
     "UnreadableSettings",
     "parse_bytes",
+    "parse_patience",
     "parse_seconds",
     "parse_tag",
     "read_settings",
@@ -33,6 +34,8 @@ S = TypeVar("S", bound=msgspec.Struct)
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 BYTES_MAX: Final = 1 << 62
 SECONDS_EXPECTED: Final = "a number of seconds, 0 or more"
+PATIENCE_SECONDS_MAX: Final = 86_400
+PATIENCE_EXPECTED: Final = "a number of seconds, 1 to 86400"
 MIRRORS_EXPECTED: Final = "a list of URLs of http or https"
 TAG_NUMBER_MAX: Final = 10_000
 TAG_EXPECTED: Final = f'a lower-case name and a whole number up to {TAG_NUMBER_MAX}, like "gpu=2"'
@@ -67,6 +70,10 @@ class Seconds(float):
     """A time that is a number, and not negative."""
 
 
+class PositiveSeconds(Seconds):
+    """A time of a second or more."""
+
+
 class Bytes(int):
     """A size."""
 
@@ -82,6 +89,17 @@ def parse_seconds(value: object) -> Seconds:
     if not seconds >= 0:  # which not-a-number is not either
         raise ValueError(SECONDS_EXPECTED)
     return seconds
+
+
+def parse_patience(value: object) -> PositiveSeconds:
+    """Return a time that has an end. Raises ValueError if `value` is no such number (or its text)."""
+    try:
+        seconds = parse_seconds(value)
+    except ValueError as error:
+        raise ValueError(PATIENCE_EXPECTED) from error
+    if not 1 <= seconds <= PATIENCE_SECONDS_MAX:
+        raise ValueError(PATIENCE_EXPECTED)
+    return PositiveSeconds(seconds)
 
 
 def parse_bytes(value: object) -> Bytes:
@@ -110,6 +128,7 @@ def parse_tag(value: object) -> tuple[str, int]:
 
 
 Time = Annotated[Seconds, Meta(description=SECONDS_EXPECTED)]
+Patience = Annotated[PositiveSeconds, Meta(description=PATIENCE_EXPECTED)]
 Size = Annotated[Bytes, Meta(description=BYTES_EXPECTED)]
 PathText = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0]*\Z", description="the path of a file or folder, as a text")]
 
@@ -150,6 +169,7 @@ class SettingsFile(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     timeout_max: Optional[Time] = None
     silent_timeout_max: Optional[Time] = None
     matcher_timeout: Optional[Time] = None
+    worker_timeout: Optional[Patience] = None
     memory: Optional[Size] = None
     tags: Optional[Tags] = None
     log_size: Optional[Size] = None
@@ -221,9 +241,9 @@ def _suggestion(key: str, known: Mapping[str, object], prefix: str) -> str:
 
 
 def _decode(kind: type, value: object) -> object:
-    if kind is Seconds and isinstance(value, str):
+    if issubclass(kind, Seconds) and isinstance(value, str):
         raise ValueError(SECONDS_EXPECTED)  # as a text it is the command line's
-    return {Seconds: parse_seconds, Bytes: parse_bytes}[kind](value)
+    return {Seconds: parse_seconds, PositiveSeconds: parse_patience, Bytes: parse_bytes}[kind](value)
 
 
 def _members(kind: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:

@@ -25,6 +25,7 @@ from pylightnix.protocol.worker_messages import WorkerWelcome
 from pylightnix.store.owner import Owner, remember_undead
 from pylightnix.travel import Environment, worker_key
 from pylightnixd.boundary import SharedNursery
+from pylightnixd.limits import Limits
 from pylightnixd.patience import Debts
 from pylightnixd.processes import Processes
 from pylightnixd.worker import Worker, WorkerLost
@@ -33,8 +34,6 @@ __all__ = ["Worker", "WorkerLost", "WorkerPool"]
 
 _log = logging.getLogger("pylightnixd")
 
-ANSWER_SECONDS: Final = 60.0
-"""How long a worker may owe an answer: to say hello, a cold interpreter on a slow network disk may need that."""
 IDLE_WORKERS_MAX: Final = 8
 
 
@@ -48,7 +47,7 @@ class WorkerPool:
     log_folder: str
     open_files: Optional[tuple[int, int]] = None
     """The soft and the hard limit on open files that workers have, where those of this process are others."""
-    answer_seconds: float = ANSWER_SECONDS
+    answer_seconds: float = Limits().worker_seconds
     """How long those may owe an answer that are started from now on."""
     workers: dict[str, Worker] = field(default_factory=dict)
     processes: Processes = field(init=False)
@@ -178,13 +177,17 @@ class WorkerPool:
                 del self.workers[worker.key]
             _remove_if_empty(log_path)
 
+    def hang_up(self) -> None:
+        """Have every worker end: each kills its builds and exits when its connection closes, or is made to within a few seconds."""
+        for worker in self._all:
+            worker.hang_up()
+
     async def close(self) -> None:
-        """End every worker: each kills its builds and exits when its connection closes, or is made to. Takes a few seconds at most.
+        """End every worker. Takes a few seconds at most.
 
         What waits for processes that were given up still does.
         """
-        for worker in self._all:
-            worker.hang_up()
+        self.hang_up()
         for worker in list(self._all):
             await worker.gone.wait()
 

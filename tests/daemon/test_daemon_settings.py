@@ -23,6 +23,7 @@ from pylightnixd.settings_file import (
     SettingsFile,
     UnreadableSettings,
     parse_bytes,
+    parse_patience,
     parse_seconds,
     read_settings,
 )
@@ -47,7 +48,7 @@ def test_every_key(file: Path) -> None:
     file.write_text(
         'store = "s"\nstate = "/state"\nsocket = "~/sock"\njobs = 3\nexit-when-idle = 1\ndrain = 0.5\n'
         'timeout = 10\nsilent-timeout = 5.5\ntimeout-max = 20\nsilent-timeout-max = 30\nmemory = "1K"\ntags = { gpu = 2 }\n'
-        'matcher-timeout = 7\nlog-size = "1.5K"\nkeep-logs = { days = 3, size = "2g" }\n'
+        'matcher-timeout = 7\nworker-timeout = 9\nlog-size = "1.5K"\nkeep-logs = { days = 3, size = "2g" }\n'
         'fetch = { transfers = 2, transfers-per-host = 1, hashed-mirrors = ["https://mirror.example/x"] }\n'
     )
     assert read_settings(str(file)) == SettingsFile(
@@ -62,6 +63,7 @@ def test_every_key(file: Path) -> None:
         timeout_max=parse_seconds(20),
         silent_timeout_max=parse_seconds(30),
         matcher_timeout=parse_seconds(7),
+        worker_timeout=parse_patience(9),
         memory=parse_bytes(1024),
         tags={"gpu": 2},
         log_size=parse_bytes(1536),

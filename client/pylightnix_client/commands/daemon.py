@@ -62,6 +62,8 @@ def ps_command(session: Session) -> None:
             answers.object("build", **_fields(build))
         if found.more_builds:
             answers.object("more-builds", count=found.more_builds)
+        for gone in found.given_up:
+            answers.object("given-up", **_fields(gone))
         return
     lines = list(_ps_lines(found))
     for line in lines:
@@ -83,6 +85,9 @@ def _ps_lines(found: m.Processes) -> Iterator[str]:
         yield f"build     {build.build}  {build.state}  {build.dref}  {', '.join(said) or 'starts'}"
     if found.more_builds:
         yield f"… and {found.more_builds} more builds that wait"
+    for gone in found.given_up:
+        where = f"; may write into {gone.folder}" if gone.folder else ""
+        yield f"given up  process {gone.pid} since {_clock(gone.since)}: {gone.what}, cannot be ended{where}"
 
 
 def amounts(resources: m.Resources) -> str:
@@ -123,6 +128,7 @@ def status_command(session: Session) -> None:
         ("operations", str(found.operations)),
         ("builds", f"{found.busy} running on {found.slots} slots, {found.queued} waiting"),
         ("workers", str(found.workers)),
+        *([("given up", f"{found.given_up} processes that cannot be ended; see pylightnix ps")] if found.given_up else []),
     ):
         session.answers.text(f"{label:<11} {value}")
     print_unremovable(session, unremovable(session.settings()))

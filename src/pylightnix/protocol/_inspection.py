@@ -15,6 +15,7 @@ __all__ = [
     "Code",
     "CodeResult",
     "DaemonStatus",
+    "GivenUpLine",
     "Info",
     "InfoResult",
     "Log",
@@ -75,12 +76,22 @@ class BuildLine(Message, frozen=True, kw_only=True):
     resources: Optional[Resources] = None
 
 
+class GivenUpLine(Message, frozen=True, kw_only=True):
+    """One process of `ps` that could not be ended and is not waited for any more."""
+
+    pid: v.Pid
+    what: v.Text
+    since: v.Seconds
+    folder: Optional[v.PathText] = None
+
+
 class Processes(Message, frozen=True, kw_only=True):
     """All operations, and the builds, or as many of them as are told of."""
 
     operations: list[OperationLine]
     builds: list[BuildLine]
     more_builds: v.Count = 0
+    given_up: list[GivenUpLine] = field(default_factory=list)
 
 
 class Status(Message, frozen=True, kw_only=True):
@@ -101,6 +112,7 @@ class DaemonStatus(Message, frozen=True, kw_only=True):
     workers: v.Count
     draining: bool
     lost_wakeups: v.Count
+    given_up: v.Count = 0
 
 
 class Log(Message, frozen=True, kw_only=True):
