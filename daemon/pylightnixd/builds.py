@@ -445,6 +445,8 @@ class Builds:
         except Exception as error:  # noqa: BLE001  # one build's trouble must not end the daemon
             failure = failed_row(dref, self.hold.in_words(f"building {dref}", error))
         finally:
+            if failure is not None:
+                self.hold.room.look()  # what a realizer met need not have a name of ours
             with contained(f"closing the log of build {running.id}"):
                 running.log.finish()
             with trio.CancelScope(shield=True):

@@ -39,6 +39,7 @@ from pylightnix.store.store import Store, another_view
 from pylightnix.types import DRef, HashPart, RRef
 from pylightnixd.boundary import contained
 from pylightnixd.removal import Removals
+from pylightnixd.room import Room
 
 __all__ = ["HeldStore"]
 
@@ -60,6 +61,7 @@ class HeldStore:
     placer: Store
     committer: Store
     removals: Removals
+    room: Room
     placing: threading.Lock = field(default_factory=threading.Lock)
     """Held by the thread that uses `placer`; the others hash meanwhile."""
     commit_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
@@ -82,7 +84,7 @@ class HeldStore:
     @classmethod
     def of(cls, store: Store) -> HeldStore:
         """Return the hold on a store that was opened alone."""
-        return cls(store, another_view(store), another_view(store), Removals(another_view(store)))
+        return cls(store, another_view(store), another_view(store), Removals(another_view(store)), Room(store.layout))
 
     # --- reading ------------------------------------------------------------------------------------
 
@@ -96,7 +98,8 @@ class HeldStore:
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking work on the disk that is soon done, a few at a time."""
-        return await trio.to_thread.run_sync(work, limiter=self.disk_limiter)
+        with self.room.minded():
+            return await trio.to_thread.run_sync(work, limiter=self.disk_limiter)
 
     async def with_trees(self, work: Callable[[], T], begins: Callable[[], None] = lambda: None) -> T:
         """Run blocking work on whole trees, which takes as long as they are large, a few at a time.
@@ -181,7 +184,8 @@ class HeldStore:
             return rrefs
 
         # One hop to a thread for all: a build of a trivial stage costs hardly more than its hops.
-        rrefs = await self.with_trees(place, begins)
+        with self.room.minded():
+            rrefs = await self.with_trees(place, begins)
         if realizer_digest is not None and told is not None:
             if len(self._codes) >= CODES_KEPT:
                 self._codes.clear()
@@ -203,7 +207,7 @@ class HeldStore:
         """Keep a build folder, if a failed build has left something in it, `names`; return where these are now."""
         if not names:
             return []
-        kept = await self.with_trees(lambda: keep_failed(self.reader.layout, dref, folder))
+        kept = await self.with_trees(lambda: keep_failed(self.reader.layout, dref, folder, self.room.keep_failed))
         return [os.path.join(kept, name) for name in names]
 
     # --- durability -----------------------------------------------------------------------------------
@@ -226,7 +230,8 @@ class HeldStore:
             self._work, self._awaited = trio.Event(), trio.Event()
             last = self._placed
             try:
-                with trio.CancelScope(shield=True), contained("making realizations durable, so what was not durable is lost"):
+                what = contained("making realizations durable, so what was not durable is lost")
+                with trio.CancelScope(shield=True), what, self.room.minded():
                     await trio.to_thread.run_sync(self.committer.flush, limiter=self.commit_limiter)
             finally:
                 self._durable = last

@@ -35,20 +35,27 @@ class Keep:
     bytes_in_all: int = 1 << 30
     empty: int = 5_000
     """How many logs of builds that wrote nothing."""
+    count: int = 50_000
+    """How many logs, each of which takes an inode, and a block however short it is."""
 
 
 def logs_to_drop(logs: Iterable[KeptLog], busy: Collection[str], keep: Keep, now: float) -> list[str]:
     """Return the names of the logs that are beyond what is kept, oldest first; those in `busy` stay."""
     oldest_first = sorted(logs, key=lambda log: (log.ended, log.name))
-    total, empty = sum(log.bytes_on_disk for log in oldest_first), sum(not log.bytes_on_disk for log in oldest_first)
+    total, empty, count = (
+        sum(log.bytes_on_disk for log in oldest_first),
+        sum(not log.bytes_on_disk for log in oldest_first),
+        len(oldest_first),
+    )
     found = []
     for log in oldest_first:
-        within = total <= keep.bytes_in_all if log.bytes_on_disk else empty <= keep.empty
+        within = count <= keep.count and (total <= keep.bytes_in_all if log.bytes_on_disk else empty <= keep.empty)
         if log.name in busy or (within and now - log.ended <= keep.days * DAY_SECONDS):
             continue
         found.append(log.name)
         total -= log.bytes_on_disk
         empty -= not log.bytes_on_disk
+        count -= 1
     return found
 
 
@@ -128,7 +135,8 @@ class LogFolder:
         oldest = next(iter(logs.values()), None)
         if oldest is None:
             return []
-        if self._bytes <= keep.bytes_in_all and self._empty <= keep.empty and time.time() - oldest.ended <= keep.days * DAY_SECONDS:
+        few = len(logs) <= keep.count and self._bytes <= keep.bytes_in_all and self._empty <= keep.empty
+        if few and time.time() - oldest.ended <= keep.days * DAY_SECONDS:
             return []  # as most often: there is no need to look at all
         names = logs_to_drop(logs.values(), self._last_read, keep, time.time())
         return [os.path.join(self.path, name) for name in names]

@@ -20,7 +20,9 @@ from pylightnix.errors import PylightnixException
 from pylightnix.sanitize import escaped
 from pylightnix.storage import fsroot, fsstorage, mkSS, root_in, store_layout
 from pylightnix.store.access import make_folders
+from pylightnix.store.kept import KeepFailed
 from pylightnix.store.layout import StoreLayout
+from pylightnix.store.room import RESERVE_BYTES
 from pylightnix.workfolder import absolute
 from pylightnixd.fetchers import FetchSettings
 from pylightnixd.inheritance import renew_streams, settle
@@ -30,7 +32,16 @@ from pylightnixd.logfolder import Keep
 from pylightnixd.notify import Notifier, listening_fds
 from pylightnixd.resources import Budget
 from pylightnixd.server import DRAIN_SECONDS, Settings, serve
-from pylightnixd.settings_file import FetchTable, SettingsFile, parse_bytes, parse_patience, parse_seconds, parse_tag, read_settings
+from pylightnixd.settings_file import (
+    FetchTable,
+    KeepFailedTable,
+    SettingsFile,
+    parse_bytes,
+    parse_patience,
+    parse_seconds,
+    parse_tag,
+    read_settings,
+)
 
 __all__ = ["main"]
 
@@ -142,7 +153,11 @@ def _settings(said: SettingsFile, fds: list[int]) -> Settings:
     limits, keep, logs = Limits(), Keep(), said.keep_logs
     if logs is not None:
         # Whoever names one bound means no other.
-        keep = Keep(math.inf if logs.days is None else logs.days, sys.maxsize if logs.size is None else logs.size)
+        keep = Keep(
+            math.inf if logs.days is None else logs.days,
+            sys.maxsize if logs.size is None else logs.size,
+            count=sys.maxsize if logs.count is None else logs.count,
+        )
     return Settings(
         layout=layout,
         socket_path=path,
@@ -158,10 +173,17 @@ def _settings(said: SettingsFile, fds: list[int]) -> Settings:
             log_bytes=int(_or(said.log_size, limits.log_bytes)),
         ),
         keep_logs=keep,
+        keep_failed=_keep_failed(said.keep_failed or KeepFailedTable()),
+        reserve_bytes=RESERVE_BYTES if said.reserve is None else said.reserve,
         fetch=_fetch_settings(said.fetch or FetchTable()),
         drain_seconds=_or(said.drain, DRAIN_SECONDS),
         exit_when_idle_seconds=said.exit_when_idle,
     )
+
+
+def _keep_failed(said: KeepFailedTable) -> KeepFailed:
+    usual = KeepFailed()
+    return KeepFailed(usual.count if said.count is None else said.count, usual.bytes_in_all if said.size is None else said.size)
 
 
 def _fetch_settings(said: FetchTable) -> FetchSettings:

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Optional
@@ -28,9 +29,11 @@ from pylightnix.protocol.messages import DaemonWelcome, DrainingNotice
 from pylightnix.protocol.server import ServerConnection
 from pylightnix.store.access import user_name
 from pylightnix.store.build_logs import logs_folder
+from pylightnix.store.kept import KeepFailed
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, say_ending
 from pylightnix.store.ownership import DAEMON_ROLE
+from pylightnix.store.room import RESERVE_BYTES, with_room
 from pylightnix.store.store import open_store_alone
 from pylightnix.worker.linux import become_subreaper, gain_no_privileges
 from pylightnixd.boundary import SharedNursery, contained, entered
@@ -82,6 +85,9 @@ class Settings:
     budget: Budget
     limits: Limits
     keep_logs: Keep = field(default_factory=Keep)
+    keep_failed: KeepFailed = field(default_factory=KeepFailed)
+    reserve_bytes: int = RESERVE_BYTES
+    """How much of the disk is kept for removals when it is full."""
     fetch: FetchSettings = field(default_factory=FetchSettings)
     socket_is_ours: bool = True
     """Whether the socket is removed at the end; a supervisor's is not."""
@@ -118,7 +124,9 @@ async def serve(
     """
     become_subreaper()
     gain_no_privileges()  # before any thread: workers inherit it, and run users' code before their own first line (sitecustomize)
-    with open_store_alone(settings.layout, DAEMON_ROLE, settings.socket_path, settings.wait_seconds) as store:
+    with ExitStack() as stack:
+        layout, path, seconds = settings.layout, settings.socket_path, settings.wait_seconds
+        store = with_room(layout, lambda: stack.enter_context(open_store_alone(layout, DAEMON_ROLE, path, seconds)), early=True)
         server = _Server(settings, HeldStore.of(store), notifier, reread or (lambda: settings))
         await server.run(listen(), ready)
 
@@ -155,6 +163,8 @@ class _Server:
                     work.keep("starting builds", builds.run)
                     work.keep("taking signals", partial(self._signals, signals, builds))
                     work.start_soon("emptying the trash", self.hold.removals.empty_trash)
+                    self._take_room()
+                    work.keep("keeping room on the disk", self.hold.room.run)
                     work.keep("tidying", partial(self._tidy, logs, requests))
                     work.keep("telling the supervisor", partial(self._tell_supervisor, requests, work))
                     work.keep("waiting for idleness", partial(self._end_when_idle, requests))
@@ -272,9 +282,14 @@ class _Server:
                 _log.warning("%s cannot change while the daemon runs; start it again to have %s", name, getattr(new, name))
         self.settings = replace(new, **{name: getattr(old, name) for name in FIXED})
         builds.take_settings(self.settings.budget, self.settings.limits)
+        self._take_room()
         self.told.set()
         self.told = trio.Event()
         _log.info("settings read again")
+
+    def _take_room(self) -> None:
+        self.hold.room.keep_failed, self.hold.room.reserve_bytes = self.settings.keep_failed, self.settings.reserve_bytes
+        self.hold.room.look()
 
     async def _tidy(self, logs: LogFolder, requests: Requests) -> None:
         """Remove old logs once in a while, and look for garbage when nobody is kept waiting by that."""

@@ -19,6 +19,7 @@ from pylightnix.errors import Misuse, PylightnixException, shown
 __all__ = [
     "FetchTable",
     "InvalidSettings",
+    "KeepFailedTable",
     "KeepLogs",
     "SettingsFile",
     "UnreadableSettings",
@@ -133,6 +134,9 @@ Size = Annotated[Bytes, Meta(description=BYTES_EXPECTED)]
 PathText = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0]*\Z", description="the path of a file or folder, as a text")]
 
 
+Count = Annotated[int, Meta(ge=0, le=BYTES_MAX, description="a whole number, 0 or more")]
+
+
 TagName = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_]{0,63}\Z")]
 TagNumber = Annotated[int, Meta(ge=0, le=TAG_NUMBER_MAX)]
 TransferNumber = Annotated[int, Meta(ge=1, le=1000, description="a whole number, 1 to 1000")]
@@ -141,9 +145,17 @@ Tags = Annotated[dict[TagName, TagNumber], Meta(description=TAGS_EXPECTED)]
 
 
 class KeepLogs(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """How long logs of builds are kept, and how many. What is beyond either goes, the oldest first; None for no end."""
+    """How long logs of builds are kept, and how many. What is beyond any of these goes, the oldest first; None for no end."""
 
     days: Optional[Annotated[float, Meta(ge=0, description="a number of days, 0 or more")]] = None
+    size: Optional[Size] = None
+    count: Optional[Count] = None
+
+
+class KeepFailedTable(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """How many folders of failed builds are kept. What is beyond either goes, the oldest first; None for the usual bound."""
+
+    count: Optional[Count] = None
     size: Optional[Size] = None
 
 
@@ -173,7 +185,9 @@ class SettingsFile(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     memory: Optional[Size] = None
     tags: Optional[Tags] = None
     log_size: Optional[Size] = None
-    keep_logs: Optional[Annotated[KeepLogs, Meta(description="a table with days, size or both")]] = None
+    keep_logs: Optional[Annotated[KeepLogs, Meta(description="a table with some of days, size and count")]] = None
+    keep_failed: Optional[Annotated[KeepFailedTable, Meta(description="a table with count, size or both")]] = None
+    reserve: Optional[Size] = None
     fetch: Optional[Annotated[FetchTable, Meta(description="a table, like { transfers = 8 }")]] = None
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Optional, TypeVar, Union
 
-from pylightnix.errors import Misuse, PylightnixException
+from pylightnix.errors import Misuse, PylightnixException, StoreFull
 from pylightnix.leftovers import failed_builds, remove_failed
 from pylightnix.planner.graph import dependency_order
 from pylightnix.query import alldrefs, allrrefs, dref2path, drefdeps, drefdeps1, located, rref2path, rrefdeps, rrefdeps1
@@ -176,16 +176,29 @@ def collect(
 
     Those that are needed by others, or used by somebody's operation, stay; those that are gone already are left out.
     """
-    from pylightnix.remote import remove
-
     gone_drefs: list[DRef] = []
     gone_rrefs: list[RRef] = []
     # Realizations before their derivations.
     for rref_batch in _batches(set(rrefs), lambda rref: rrefdeps1([rref], S), batch):
-        gone_rrefs += remove([], rref_batch, S, only_unused=True).rrefs
+        gone_rrefs += _removed([], rref_batch, S)[1]
     for dref_batch in _batches(set(drefs), lambda dref: drefdeps1([dref], S), batch):
-        gone_drefs += remove(dref_batch, [], S, only_unused=True).drefs
+        gone_drefs += _removed(dref_batch, [], S)[0]
     return sorted(gone_drefs), sorted(gone_rrefs)
+
+
+def _removed(drefs: list[DRef], rrefs: list[RRef], S: Optional[StorageSettings]) -> tuple[list[DRef], list[RRef]]:
+    """Remove a batch; where the disk has no room to note so much, half of it first, which makes room for the other half."""
+    from pylightnix.remote import remove
+
+    try:
+        removal = remove(drefs, rrefs, S, only_unused=True)
+    except StoreFull:
+        if len(drefs) + len(rrefs) <= 1:
+            raise
+        halves = [(drefs[: len(drefs) // 2], rrefs[: len(rrefs) // 2]), (drefs[len(drefs) // 2 :], rrefs[len(rrefs) // 2 :])]
+        gone = [_removed(some_drefs, some_rrefs, S) for some_drefs, some_rrefs in halves if some_drefs or some_rrefs]
+        return [dref for found, _ in gone for dref in found], [rref for _, found in gone for rref in found]
+    return removal.drefs, removal.rrefs
 
 
 def _batches(refs: set[R], needs_of: Callable[[R], set[R]], size: int) -> Iterator[list[R]]:

@@ -342,9 +342,11 @@ def ask_store(S: Optional[StorageSettings], question: Callable[[Store], T], requ
 
     def here() -> T:
         from pylightnix.store.access import translated_errors
+        from pylightnix.store.room import with_room
         from pylightnix.store.store import open_store
 
-        with open_store(layout) as store:
+        with ExitStack() as stack:
+            store = with_room(layout, lambda: stack.enter_context(open_store(layout)))
             if flush:
                 store.flush()
             with translated_errors(layout, "asking the index"):

@@ -104,9 +104,11 @@ logs = st.lists(
 )
 
 
-@given(logs, st.sets(st.text("ab", min_size=1, max_size=8)), st.floats(0, 20), st.integers(0, 1000), st.integers(0, 5))
-def test_what_goes_is_what_is_beyond_the_bounds(kept: list[KeptLog], busy: set[str], days: float, size: int, empty: int) -> None:
-    now, keep = 1e6, Keep(days, size, empty)
+@given(logs, st.sets(st.text("ab", min_size=1, max_size=8)), st.floats(0, 20), st.integers(0, 1000), st.integers(0, 5), st.integers(0, 8))
+def test_what_goes_is_what_is_beyond_the_bounds(
+    kept: list[KeptLog], busy: set[str], days: float, size: int, empty: int, count: int
+) -> None:
+    now, keep = 1e6, Keep(days, size, empty, count)
     dropped = logs_to_drop(kept, busy, keep, now)
     assert not busy & set(dropped)
     left = [log for log in kept if log.name not in dropped]
@@ -115,13 +117,18 @@ def test_what_goes_is_what_is_beyond_the_bounds(kept: list[KeptLog], busy: set[s
     assert all(now - log.ended <= days * DAY_SECONDS for log in idle)
     assert not said or sum(log.bytes_on_disk for log in left) <= size
     assert len(said) == len(idle) or sum(not log.bytes_on_disk for log in left) <= empty
+    assert not idle or len(left) <= count
+
+    def were_too_many(name: str) -> bool:
+        return len(left) + len(dropped) - dropped.index(name) > count
+
     # Nothing goes without need: with the youngest of those that went for room, it would be too much again.
     by_name = {log.name: log for log in kept}
     young = [by_name[name] for name in dropped if now - by_name[name].ended <= days * DAY_SECONDS]
     if wordy := [log for log in young if log.bytes_on_disk]:
-        assert sum(log.bytes_on_disk for log in left) + wordy[-1].bytes_on_disk > size
+        assert sum(log.bytes_on_disk for log in left) + wordy[-1].bytes_on_disk > size or were_too_many(wordy[-1].name)
     if silent := [log for log in young if not log.bytes_on_disk]:
-        assert sum(not log.bytes_on_disk for log in left) + 1 > empty
+        assert sum(not log.bytes_on_disk for log in left) + 1 > empty or were_too_many(silent[-1].name)
         assert all(log.ended >= silent[-1].ended for log in idle if not log.bytes_on_disk)
 
 
@@ -159,6 +166,7 @@ def test_the_folder_knows_what_lies_there(tmp_path: Path) -> None:
     assert [second.find(ref, nobody) and read_log(path, 0, 5) for path, ref in zip(paths, BUILDS, strict=True)] == [b"xxxxx"] * 3 + [b""]
     assert sorted(second.excess(Keep(days=0))) == sorted(paths)
     assert second.excess(Keep(empty=0)) == paths[3:]
+    assert second.excess(Keep(count=3)) == paths[:1]
     second.touch(paths[0])
     gone = second.excess(Keep(days=0))
     assert sorted(gone) == sorted(paths[1:])

@@ -14,7 +14,7 @@ from typing import Final
 from pylightnix.fetch.locks import KeyLocks
 from pylightnix.fetch.parts import KEPT_FOLDER, WRONG_FOLDER
 
-__all__ = ["Leftover", "expired", "sweep"]
+__all__ = ["Leftover", "drop_parts", "expired", "sweep"]
 
 _KEYED: Final = re.compile(r"([0-9a-f]{32})\.(part|file|json|json\.new)")
 
@@ -42,19 +42,34 @@ def expired(found: Iterable[Leftover], now: float, *, max_age_seconds: float, ma
 
 def sweep(folder: str, now: float, *, max_age_seconds: float, max_bytes: int) -> int:
     """Remove what has had its time from a fetch folder, and return how many files that were. Blocks."""
-    removed = 0
-    for leftover in expired(_leftovers(folder), now, max_age_seconds=max_age_seconds, max_bytes=max_bytes):
-        named = _KEYED.fullmatch(os.path.basename(leftover.path))
-        if named is None:
-            removed += _unlink(leftover.path)
-            continue
-        locks = KeyLocks(folder, named[1])
-        try:
-            if locks.try_fetching() and locks.try_removing():
-                removed += _unlink(leftover.path)
-        finally:
-            locks.close()
-    return removed
+    return sum(
+        _remove(folder, leftover) for leftover in expired(_leftovers(folder), now, max_age_seconds=max_age_seconds, max_bytes=max_bytes)
+    )
+
+
+def drop_parts(folder: str) -> int:
+    """Remove all that can only be fetched further, or is of use to nobody; return how many bytes that were. For a full disk. Blocks.
+
+    Whole files, those that prefetch kept among them, stay, and so does what somebody fetches.
+    """
+    dropped = 0
+    for leftover in _leftovers(folder):
+        name, place = os.path.basename(leftover.path), os.path.basename(os.path.dirname(leftover.path))
+        is_whole = place == KEPT_FOLDER or name.endswith(".file")
+        if not is_whole and _remove(folder, leftover):
+            dropped += leftover.bytes
+    return dropped
+
+
+def _remove(folder: str, leftover: Leftover) -> int:
+    named = _KEYED.fullmatch(os.path.basename(leftover.path))
+    if named is None:
+        return _unlink(leftover.path)
+    locks = KeyLocks(folder, named[1])
+    try:
+        return _unlink(leftover.path) if locks.try_fetching() and locks.try_removing() else 0
+    finally:
+        locks.close()
 
 
 def _leftovers(folder: str) -> Iterator[Leftover]:

@@ -23,6 +23,7 @@ from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, exclusive_lock, shared_lock
 from pylightnix.store.owner import Owner, process_owner
 from pylightnix.store.removal import try_remove
+from pylightnix.store.room import make_reserve
 from pylightnix.store.set_aside import discard, is_passing, retry_set_aside
 from pylightnix.system_errors import is_refusal, refusal
 
@@ -129,6 +130,7 @@ def make_folders(layout: StoreLayout) -> None:
         for folder in (layout.storage, layout.tmp):
             os.makedirs(folder, exist_ok=True)
         os.makedirs(layout.trash, 0o700, exist_ok=True)
+        make_reserve(layout)
 
 
 def wipe_store(layout: StoreLayout) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,6 +32,7 @@ from pylightnix.store.index import PENDING
 from pylightnix.store.layout import CONFIG_FILE, StoreLayout
 from pylightnix.store.presence import is_there
 from pylightnix.store.recovery import finish_deletions
+from pylightnix.store.room import make_reserve, with_room
 from pylightnix.store.set_aside import retry_set_aside
 from pylightnix.store.store import Store, open_store_alone
 from pylightnix.store.trash import empty_trash, put_away
@@ -139,8 +141,9 @@ def remove(
     wanted = list(dict.fromkeys(drefs))
     # Before the transaction: it may take a while, and a derivation that comes meanwhile writes what it needs again.
     dependents = dependents_of(store.layout, set(wanted))
-    with translated_errors(store.layout, "removing realizations"):
-        with store.index.transaction(durable=True):
+
+    def decide() -> tuple[Removal, list[tuple[RRef, str]]]:
+        with translated_errors(store.layout, "removing realizations"), store.index.transaction(durable=True):
             users = _users_of_all(store, wanted, rrefs, only_unused, dependents, at_work)
             kept = needed_still(users)
             if kept and not only_unused:
@@ -148,8 +151,16 @@ def remove(
             reach("removal_decided")
             gone = sorted(users.keys() - kept.keys())
             removal = Removal([DRef(ref) for ref in gone if not isrref(ref)], [RRef(ref) for ref in gone if isrref(ref)], kept)
-            rows = store.index.delete(removal.rrefs, store.owner.id)
-        _finish(store, removal, rows)
+            return removal, store.index.delete(removal.rrefs, store.owner.id)
+
+    # Each on its own: what was decided must not be decided again.
+    removal, rows = with_room(store.layout, decide, early=True)
+
+    def finish() -> None:
+        with translated_errors(store.layout, "removing realizations"):
+            _finish(store, removal, rows)
+
+    with_room(store.layout, finish, early=True)
     return removal
 
 
@@ -219,11 +230,13 @@ def remove_alone(layout: StoreLayout, drefs: Sequence[DRef], rrefs: Sequence[RRe
         StoreBusy: somebody works in it, perhaps with what is to go.
         What `remove` raises.
     """
-    with open_store_alone(layout, "removing") as store:
+    with ExitStack() as stack:
+        store = with_room(layout, lambda: stack.enter_context(open_store_alone(layout, "removing")), early=True)
         store.flush()
         removal = remove(store, drefs, rrefs, only_unused=only_unused, at_work={})
     # Without the lock: others may go on while a large tree is unlinked.
     with translated_errors(layout, "emptying the trash"):
         empty_trash(layout)
         retry_set_aside(layout)
+    make_reserve(layout)
     return removal

@@ -25,7 +25,10 @@ __all__ = ["KeepFailed", "drop_failed", "failed_to_drop", "keep_failed", "left_b
 
 @dataclass(frozen=True, slots=True)
 class KeepFailed:
-    """How many build folders of failed builds are kept in a store; older ones are removed. The latest always stays."""
+    """How many build folders of failed builds are kept in a store; older ones are removed.
+
+    The latest stays, however large, unless `count` is 0.
+    """
 
     count: int = 10
     bytes_in_all: int = 1 << 30
@@ -44,7 +47,7 @@ def failed_to_drop(sizes: Mapping[str, int], held: Sequence[str], keep: KeepFail
     """
     total, count = sum(sizes.values()), len(sizes)
     found = []
-    for path, size in list(sizes.items())[:-1]:
+    for path, size in list(sizes.items())[: -1 if keep.count else None]:
         if total <= keep.bytes_in_all and count <= keep.count:
             break
         if not any(each == path or each.startswith(f"{path}/") for each in held):

@@ -24,6 +24,7 @@ from pylightnix.store.locks import LOCK_WAIT_SECONDS, build_key, build_lock, exc
 from pylightnix.store.owner import Owner, is_dead, leave_heirs, process_owner, wait_for_heirs
 from pylightnix.store.presence import is_folder
 from pylightnix.store.recovery import recover
+from pylightnix.store.room import make_reserve
 from pylightnix.store.set_aside import retry_set_aside
 from pylightnix.store.trash import empty_trash, has_trash
 from pylightnix.types import DRef, RRef
@@ -305,6 +306,7 @@ def _tidy(layout: StoreLayout) -> None:
     if layout.state not in _retried:
         _retried.add(layout.state)
         retry_set_aside(layout, time.monotonic() + TIDY_SECONDS)
+        make_reserve(layout)
 
 
 @contextmanager

@@ -1,0 +1,157 @@
+"""Getting out of a full disk: a reserve that is given up first, and what goes before anything that anybody needs.
+
+To remove is to write, too: a row of the index, its log, a lock, a folder. So some bytes and some inodes are kept
+in `reserve/`, and given up when something that makes room finds none. What then goes by itself, in this order: the trash,
+parts of fetches that nobody is at, the folders of failed builds that nobody looks at. The reserve is made again when there
+is room. Must not know what is garbage among realizations.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from typing import Final, Optional, TypeVar
+
+from pylightnix.errors import StoreError, StoreFull
+from pylightnix.store.kept import KeepFailed, drop_failed
+from pylightnix.store.layout import StoreLayout
+from pylightnix.store.trash import empty_trash
+
+__all__ = ["RESERVE_BYTES", "is_nearly_full", "make_reserve", "make_room", "release_reserve", "with_room"]
+
+_log = logging.getLogger("pylightnix")
+
+T = TypeVar("T")
+
+RESERVE_BYTES: Final = 4 << 20
+"""How large the reserve is: the log of a removal of some hundred realizations."""
+_RESERVE_FILES: Final = 8
+"""How many inodes: a process that opens a store makes two files of the index, a lock and a folder."""
+_SHARE: Final = 32
+"""The reserve takes at most so many-th a part of a file system."""
+_ROOM_SECONDS: Final = 20.0
+"""How long the trash is emptied before something is tried again."""
+
+
+def make_reserve(layout: StoreLayout, wanted_bytes: Optional[int] = None) -> bool:
+    """Make the reserve, if it is not there and there is room for it twice; tell whether it is there. Never raises for want of room.
+
+    Args:
+        layout: the store.
+        wanted_bytes: how large it is to be; 0 for none. Without it whatever is there is enough.
+    """
+    if wanted_bytes is None and os.path.isdir(layout.reserve):
+        return True
+    try:
+        size, files = _affordable(layout.state, RESERVE_BYTES if wanted_bytes is None else wanted_bytes)
+        if _found_bytes(layout) == size and (size == 0 or len(os.listdir(layout.reserve)) > files):
+            return True
+        release_reserve(layout)
+        if size != 0 and not _has_room(layout.state, 2 * size, 2 * files):
+            return False
+        os.makedirs(layout.reserve, 0o700, exist_ok=True)
+        for number in range(files if size else 0):
+            os.close(_new_file(f"{layout.reserve}/inode-{number}"))
+        if size:
+            _allocate(f"{layout.reserve}/bytes", size)
+    except OSError as error:
+        release_reserve(layout)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            _log.warning("cannot make the reserve %s for a full disk: %s", layout.reserve, error)
+        return False
+    return True
+
+
+def release_reserve(layout: StoreLayout) -> bool:
+    """Give up the reserve; tell whether there was any."""
+    try:
+        names = os.listdir(layout.reserve)
+        for name in names:
+            os.unlink(f"{layout.reserve}/{name}")
+        os.rmdir(layout.reserve)
+    except OSError:
+        return False  # there is none, or another is giving it up just now
+    return bool(names)
+
+
+def is_nearly_full(layout: StoreLayout) -> bool:
+    """Tell whether a file system of the store has hardly any room left, of bytes or of inodes."""
+    return any(_is_tight(folder) for folder in (layout.state, layout.storage))
+
+
+def make_room(layout: StoreLayout) -> int:
+    """Remove everything that nobody needs and that was kept for convenience only; return how many bytes of it were counted.
+
+    What a build or a fetch is at stays, and so does what somebody has a working folder in.
+    """
+    from pylightnix.fetch.sweeping import drop_parts
+
+    release_reserve(layout)
+    empty_trash(layout, _ROOM_SECONDS)
+    try:
+        freed = drop_parts(layout.fetch)
+    except (OSError, StoreError) as error:
+        _log.warning("cannot remove parts of fetches: %s", error)
+        freed = 0
+    freed += drop_failed(layout, KeepFailed(0, 0))
+    _log.warning(
+        "the disk of %s is full: removed parts of fetches and what failed builds left, %d bytes, and the trash", layout.state, freed
+    )
+    return freed
+
+
+def with_room(layout: StoreLayout, work: Callable[[], T], early: bool = False) -> T:
+    """Do what must be done on a full disk, too, such as a removal: with the reserve, then with all else that can go.
+
+    `work` is called again where it raised StoreFull. With `early` the reserve is given up before that where the disk is nearly
+    full: for what makes room, and is to have it whole.
+    """
+    if early and is_nearly_full(layout):
+        release_reserve(layout)
+    for give_up in (release_reserve, make_room):
+        try:
+            return work()
+        except StoreFull:
+            give_up(layout)
+    return work()
+
+
+def _affordable(folder: str, wanted_bytes: int) -> tuple[int, int]:
+    info = os.statvfs(folder)
+    files = min(_RESERVE_FILES, info.f_files // _SHARE) if info.f_files else 0  # some file systems count no inodes
+    return min(wanted_bytes, info.f_blocks * info.f_frsize // _SHARE), files
+
+
+def _has_room(folder: str, size: int, files: int) -> bool:
+    info = os.statvfs(folder)
+    return info.f_bavail * info.f_frsize > size and (not info.f_files or info.f_favail > files)
+
+
+def _is_tight(folder: str) -> bool:
+    try:
+        info = os.statvfs(folder)
+    except OSError:
+        return False
+    least = min(1 << 20, info.f_blocks * info.f_frsize // _SHARE)
+    return info.f_bavail * info.f_frsize < least or (info.f_files > 0 and info.f_favail < _RESERVE_FILES)
+
+
+def _found_bytes(layout: StoreLayout) -> int:
+    try:
+        return os.stat(f"{layout.reserve}/bytes").st_size
+    except OSError:
+        return 0 if os.path.isdir(layout.reserve) else -1
+
+
+def _new_file(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _allocate(path: str, size: int) -> None:
+    fd = _new_file(path)
+    try:
+        os.posix_fallocate(fd, 0, size)
+    finally:
+        os.close(fd)
