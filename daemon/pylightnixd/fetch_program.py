@@ -159,7 +159,13 @@ async def serve(end: socket.socket) -> None:
     if not isinstance(message, Request) or message.method != "hello":
         return
     hello = parse_message(message.params, FetcherHello)
-    limits = replace(FetchLimits(), transfers=hello.transfers, transfers_per_host=hello.transfers_per_host)
+    limits = replace(
+        FetchLimits(),
+        transfers=hello.transfers,
+        transfers_per_host=hello.transfers_per_host,
+        part_days=hello.parts_days,
+        part_bytes=hello.parts_size,
+    )
     running = running_fetcher(os.fsdecode(hello.folder), limits=limits, hashed_mirrors=hello.hashed_mirrors, gives_away=True)
     try:
         async with running as fetcher:

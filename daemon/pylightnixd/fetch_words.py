@@ -36,6 +36,8 @@ class FetcherHello(Message, frozen=True, kw_only=True):
     transfers: Annotated[int, Meta(ge=1)]
     transfers_per_host: Annotated[int, Meta(ge=1)]
     hashed_mirrors: list[str] = field(default_factory=list)
+    parts_days: Annotated[float, Meta(ge=0)]
+    parts_size: _Count
 
 
 class FetcherWelcome(Message, frozen=True, kw_only=True):

@@ -43,6 +43,10 @@ class FetchSettings:
     transfers: int = _USUAL.transfers
     """At a time, in all."""
     transfers_per_host: int = _USUAL.transfers_per_host
+    parts_days: float = _USUAL.part_days
+    """How long parts of files stay that nobody asks for, and files that prefetch kept."""
+    parts_size: int = _USUAL.part_bytes
+    """How many bytes of these stay; the oldest go first."""
     hashed_mirrors: tuple[str, ...] = ()
     """Base URLs that are asked for ``<base>/sha256/<hash>`` before all others."""
 
@@ -122,6 +126,8 @@ class Fetchers:
             transfers=settings.transfers,
             transfers_per_host=settings.transfers_per_host,
             hashed_mirrors=list(settings.hashed_mirrors),
+            parts_days=settings.parts_days,
+            parts_size=settings.parts_size,
         )
         self.nursery.start_soon("a fetcher", partial(process.run, hello))
         try:

@@ -164,6 +164,8 @@ class FetchTable(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
     transfers: Optional[TransferNumber] = None
     transfers_per_host: Optional[TransferNumber] = None
+    parts_days: Optional[Annotated[float, Meta(ge=0, description="a number of days, 0 or more")]] = None
+    parts_size: Optional[Size] = None
     hashed_mirrors: Optional[Annotated[list[MirrorText], Meta(description=MIRRORS_EXPECTED)]] = None
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Optional, Union
 
 from pylightnix.build import Build, build_outpaths
-from pylightnix.errors import AmbiguousMatch, InvalidReference, MissingDerivation, MissingRealization, Misuse, NotRealized, shown
+from pylightnix.errors import AmbiguousMatch, InvalidReference, MissingDerivation, MissingRealization, Misuse, NotRealized, StoreFull, shown
 from pylightnix.links import forcelink
 from pylightnix.query import dref2path, drefrrefs, rref2path, rrefbstart
 from pylightnix.refs import isdref, isrefpath, isrref, undref, unrref
@@ -149,7 +150,8 @@ def rmref(r: Union[RRef, DRef], S: Optional[StorageSettings] = None) -> None:
     """
     from pylightnix.remote import remove
 
-    write_waiting(S)
+    with suppress(StoreFull):  # what is not in the store yet needs nothing there, and this may be what makes room for it
+        write_waiting(S)
     if isrref(r):
         remove([], [RRef(r)], S)
     elif isdref(r):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Optional, TypeVar, Union
 
 from pylightnix.config import Config, RConfig, cfgcattrs, cfgdeps, resolve
 from pylightnix.context import context_deref, context_key, parse_context
-from pylightnix.errors import InvalidReference, MissingRealization, Misuse, PylightnixException, StoreCorrupt
+from pylightnix.errors import InvalidReference, MissingRealization, Misuse, PylightnixException, StoreCorrupt, StoreFull
 from pylightnix.planner.graph import dependency_order
 from pylightnix.refs import assert_valid_dref, assert_valid_refpath, isdref, isrref, mkdref, mkrref, rref2dref
 from pylightnix.registry import registered_config, write_waiting, written_config
@@ -314,7 +315,8 @@ def rrefbdelta(rref: RRef, S: Optional[StorageSettings] = None) -> Optional[floa
 
 def alldrefs(S: Optional[StorageSettings] = None) -> Iterator[DRef]:
     """Iterate over every derivation in the store, sorted. Foreign entries of the folder do not count."""
-    write_waiting(S)
+    with suppress(StoreFull):  # these are not there then, and whoever makes room must be able to look
+        write_waiting(S)
     try:
         with os.scandir(fsstorage(S)) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))

@@ -40,7 +40,7 @@ def test_leftovers_keep_no_daemon_from_its_work(tmp_path: Path) -> None:
         os.makedirs(f"{layout.trash}/plain/folder")
         for life in range(2):
             with Daemon(root) as daemon:
-                S = daemon.S
+                S = daemon.wait_ready().S
                 rref = realize1(stages.one(S, stages.leaves_immutable if life == 0 else stages.plain))
                 gc([], interactive=False, verbose=False, S=S)
                 assert list(allrrefs(S)) == []

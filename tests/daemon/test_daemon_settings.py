@@ -19,6 +19,7 @@ from pylightnixd.listening import SocketTrouble
 from pylightnixd.settings_file import (
     FetchTable,
     InvalidSettings,
+    KeepFailedTable,
     KeepLogs,
     SettingsFile,
     UnreadableSettings,
@@ -216,7 +217,7 @@ def test_the_reference_has_every_key() -> None:
     section = REFERENCE.split("## Settings file")[1].split("## Signals")[0]
     described = {name for cell in re.findall(r"^\| (`.+?) \|", section, re.MULTILINE) for name in re.findall(r"`([a-z-]+)`", cell)}
     assert described == {field.encode_name for field in msgspec.structs.fields(SettingsFile)}
-    for field in [*msgspec.structs.fields(KeepLogs), *msgspec.structs.fields(FetchTable)]:
+    for field in [*msgspec.structs.fields(KeepLogs), *msgspec.structs.fields(KeepFailedTable), *msgspec.structs.fields(FetchTable)]:
         assert f"`{field.encode_name}`" in section
     (example,) = re.findall(r"```toml\n(.+?)```", section, re.DOTALL)
     assert "keep-logs" in example

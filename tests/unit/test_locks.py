@@ -106,14 +106,14 @@ def test_whoever_is_alone_says_in_what_role(layout: StoreLayout) -> None:
         assert len(holders(layout)) == 1
         peer.say("let go")
         peer.end()
-    assert os.path.getsize(layout.lock) == 0
+    assert not Path(layout.lock).read_bytes().strip()
     assert holders(layout) == []
 
 
 def test_what_the_dead_said_of_themselves_is_not_believed(layout: StoreLayout) -> None:
     with holding(lambda: exclusive_lock(layout, "migration")) as peer:
         peer.kill()
-    assert os.path.getsize(layout.lock) > 0
+    assert Path(layout.lock).read_bytes().strip()
     with holding(lambda: shared_lock(layout)) as other:
         assert [f"process {other.pid} " in text and "migration" not in text for text in holders(layout)] == [True]
 

@@ -72,6 +72,8 @@ class StoreOwned(StoreBusy):
 
 LOCK_WAIT_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.02
+_SAID_BYTES: Final = 1024
+"""How long what a lock file says is with the spaces after it."""
 _SERVED_SECONDS: Final = 0.5
 """How long a daemon that was told to end may take to say so to the next one."""
 
@@ -221,13 +223,24 @@ def exclusive_lock(layout: StoreLayout, role: str, wait_seconds: float = LOCK_WA
         _wait_for_own_calls(layout, wait_seconds)
         fd = _acquire(layout, fcntl.LOCK_EX, wait_seconds, started, role)
         try:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, _said(role, socket), 0)
+            _say(layout, fd, _said(role, socket))
             yield
         finally:
             with suppress(OSError):  # a disk that cannot be written any more; whoever looks tries the lock, too
-                os.ftruncate(fd, 0)
+                _write_padded(fd, b"")
             close_lock_file(fd)
+
+
+def _say(layout: StoreLayout, fd: int, said: bytes) -> None:
+    try:
+        _write_padded(fd, said)
+    except OSError as error:
+        raise refusal(error, "saying who holds it", layout.lock, layout.state) from error
+
+
+def _write_padded(fd: int, said: bytes) -> None:
+    # Never shorter: on a disk that has become full, what has its block already can still be written.
+    os.pwrite(fd, said.ljust(_SAID_BYTES), 0)
 
 
 def _said(role: str, socket: Optional[str], **more: object) -> bytes:
@@ -238,7 +251,7 @@ def say_ending(layout: StoreLayout, role: str, socket: Optional[str]) -> None:
     """Say in the lock file, which this process holds exclusively, that it will let go: who wants it next waits for that."""
     fd = os.open(layout.lock, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        os.pwrite(fd, _said(role, socket, ending=True), 0)
+        _write_padded(fd, _said(role, socket, ending=True))
     finally:
         os.close(fd)
 

@@ -147,7 +147,10 @@ _HEIRS: Final = b"heirs"
 
 def leave_heirs(owner: Owner) -> None:
     """Say that other processes are given this owner's lock, and end by themselves when it dies."""
-    os.pwrite(owner.fd, _HEIRS, 0)
+    try:
+        os.pwrite(owner.fd, _HEIRS, 0)
+    except OSError as error:
+        raise refusal(error, "saying that it has workers", owner.lock, os.path.dirname(owner.lock)) from error
 
 
 def wait_for_heirs(layout: StoreLayout, wait_seconds: float) -> None:

@@ -31,7 +31,7 @@ def lock_says(layout: StoreLayout) -> dict[str, Any]:
         return {}  # no store yet, or another user's
     try:
         data = os.read(fd, 8192)
-        said = json.loads(data) if data else {}
+        said = json.loads(data) if data.strip() else {}
     except (OSError, ValueError):
         return {}  # it died while it wrote this
     finally:
