@@ -36,7 +36,7 @@ _jobs_option = click.option(
 
 @click.group("store")
 def store_command() -> None:
-    """Check a store and mend it."""
+    """Verify a store, repair what is damaged in it, and reindex it."""
 
 
 # --- verify -------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def store_command() -> None:
 @click.option("--anew", is_flag=True, help="Do not go on where an earlier run was interrupted.")
 @json_option
 @click.pass_obj
-def verify_command(session: Session, refs: tuple[str, ...], jobs: Optional[int], repair: bool, anew: bool) -> None:
+def verify_command(session: Session, refs: tuple[str, ...], jobs: Optional[int], repair: bool, anew: bool) -> int:
     """Hash what is in the store and compare it with what it should be.
 
     Without REF, everything is checked; with it, these realizations (of a derivation, all) and what they were made from. Builds go on
@@ -70,8 +70,7 @@ def verify_command(session: Session, refs: tuple[str, ...], jobs: Optional[int],
     if repair and report.damaged:
         left = _repair(session, report, S) + len(report.configs) + len(report.incomplete)
     _print_verified(session, report, repair, left)
-    if left:
-        sys.exit(EXIT_DAMAGED)
+    return EXIT_DAMAGED if left else 0
 
 
 def _print_findings(session: Session, report: Verified, S: StorageSettings) -> None:
@@ -198,7 +197,7 @@ def _print_verified(session: Session, report: Verified, repair: bool, left: int)
 @_state_option
 @json_option
 @click.pass_obj
-def reindex_command(session: Session, jobs: Optional[int], state: Optional[str]) -> None:
+def reindex_command(session: Session, jobs: Optional[int], state: Optional[str]) -> int:
     """Make the index of the store anew from the realizations that are there.
 
     For an index that is lost or damaged; one that is right stays as it is. Every realization is hashed, and one that is not what
@@ -214,8 +213,7 @@ def reindex_command(session: Session, jobs: Optional[int], state: Optional[str])
     with _Progress("hashed") as told:
         report = reindex(layout, jobs or _cpus(), told)
     _print_reindexed(session, report, layout.index)
-    if report.left_out:
-        sys.exit(EXIT_DAMAGED)
+    return EXIT_DAMAGED if report.left_out else 0
 
 
 def _print_reindexed(session: Session, report: Reindexed, index: str) -> None:
