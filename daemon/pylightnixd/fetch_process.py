@@ -32,6 +32,7 @@ from pylightnix.protocol.errors_on_wire import WireError, error_from_wire
 from pylightnix.protocol.framing import Decoder, Envelope, Notification, Response, encode_notification, encode_request
 from pylightnix.protocol.vocabulary import Message, parse_message
 from pylightnixd.fetch_words import FROM_FETCHER, Fetched, FetcherHello, FetcherWelcome, Order, Release, Told
+from pylightnixd.threads import start_thread
 
 __all__ = ["FetcherLost", "FetcherProcess", "Siblings", "own_environment"]
 
@@ -312,7 +313,7 @@ async def _started(command: Sequence[str], fd: int, log_path: str, pids: set[int
     Its own: the kernel kills the process when the *thread* that started it ends, and trio's end when they have nothing to do.
     """
     token, ended, started = trio.lowlevel.current_trio_token(), trio.Event(), trio.Event()
-    found: list[subprocess.Popen[bytes] | OSError] = []
+    found: list[subprocess.Popen[bytes] | Exception] = []
 
     def reaped(pid: int) -> None:
         pids.discard(pid)
@@ -333,7 +334,7 @@ async def _started(command: Sequence[str], fd: int, log_path: str, pids: set[int
                     cwd="/",
                     start_new_session=True,
                 )
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  # raised by who waits for `started`
             found.append(error)
             token.run_sync_soon(started.set)
             return
@@ -346,9 +347,9 @@ async def _started(command: Sequence[str], fd: int, log_path: str, pids: set[int
         except trio.RunFinishedError:
             pass
 
-    threading.Thread(target=run, name="pylightnixd-fetcher", daemon=True).start()
+    start_thread(threading.Thread(target=run, name="pylightnixd-fetcher", daemon=True))
     await started.wait()
     [process] = found
-    if isinstance(process, OSError):
+    if isinstance(process, Exception):
         raise process
     return process, ended

@@ -29,6 +29,7 @@ from pylightnix.fetch import Checksum, FetchedFile, FetchSpec
 from pylightnix.fetch.local import spellings
 from pylightnix.fetch.parts import disk_errors
 from pylightnix.fetch.urls import shown_url
+from pylightnixd.threads import run_in_thread
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -67,7 +68,7 @@ class FetchedFiles:
 
     async def give_back(self) -> None:
         """Put back what an earlier daemon had taken and did not use: the next fetch finds it there, and hashes it."""
-        await trio.to_thread.run_sync(self._give_back, limiter=self._threads)
+        await run_in_thread(self._give_back, limiter=self._threads)
 
     def _give_back(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -103,7 +104,7 @@ class FetchedFiles:
                 del self._taken[name]
                 # Before its build's output enters the store, which would have to copy a file that has two names.
                 with trio.move_on_after(_DROP_SECONDS, shield=True):
-                    await trio.to_thread.run_sync(_drop, taken.path, abandon_on_cancel=True)  # noqa: ASYNC102
+                    await run_in_thread(_drop, taken.path, abandon_on_cancel=True)  # noqa: ASYNC102
 
     async def _take(self, name: str, path: str, spec: FetchSpec, is_alone: bool) -> FetchedFile:
         def take() -> FetchedFile:
@@ -114,7 +115,7 @@ class FetchedFiles:
                     raise FileGone(source)
                 return _took(source, path, spec, is_alone)
 
-        return await trio.to_thread.run_sync(take, limiter=self._threads)
+        return await run_in_thread(take, limiter=self._threads)
 
 
 def _took(source: str, path: str, spec: FetchSpec, is_alone: bool) -> FetchedFile:

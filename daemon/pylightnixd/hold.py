@@ -40,6 +40,7 @@ from pylightnix.types import DRef, HashPart, RRef
 from pylightnixd.boundary import contained
 from pylightnixd.removal import Removals
 from pylightnixd.room import Room
+from pylightnixd.threads import run_in_thread
 
 __all__ = ["HeldStore"]
 
@@ -99,7 +100,7 @@ class HeldStore:
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking work on the disk that is soon done, a few at a time."""
         with self.room.minded():
-            return await trio.to_thread.run_sync(work, limiter=self.disk_limiter)
+            return await run_in_thread(work, limiter=self.disk_limiter)
 
     async def with_trees(self, work: Callable[[], T], begins: Callable[[], None] = lambda: None) -> T:
         """Run blocking work on whole trees, which takes as long as they are large, a few at a time.
@@ -108,7 +109,7 @@ class HeldStore:
         """
         async with self.tree_limiter:
             begins()
-            return await trio.to_thread.run_sync(work, limiter=self._at_once)
+            return await run_in_thread(work, limiter=self._at_once)
 
     # --- writing ------------------------------------------------------------------------------------
 
@@ -232,7 +233,7 @@ class HeldStore:
             try:
                 what = contained("making realizations durable, so what was not durable is lost")
                 with trio.CancelScope(shield=True), what, self.room.minded():
-                    await trio.to_thread.run_sync(self.committer.flush, limiter=self.commit_limiter)
+                    await run_in_thread(self.committer.flush, limiter=self.commit_limiter)
             finally:
                 self._durable = last
                 self._progress.set()

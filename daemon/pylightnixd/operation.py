@@ -60,6 +60,7 @@ from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.resources import Needs
 from pylightnixd.table import BuildKey
 from pylightnixd.telling import Telling
+from pylightnixd.threads import run_in_thread
 
 __all__ = ["Operation", "OperationState"]
 
@@ -343,7 +344,7 @@ class Operation:
             return think()
         async with self.builds.plan_limiter:
             with self.builds.bulk.undisturbed():
-                return await trio.to_thread.run_sync(think)
+                return await run_in_thread(think)
 
     def _make_plan(self) -> tuple[Plan, list[Action]]:
         """Return the plan and its first actions."""

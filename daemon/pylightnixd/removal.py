@@ -27,6 +27,7 @@ from pylightnix.store.set_aside import retry_set_aside
 from pylightnix.store.store import Store
 from pylightnix.store.trash import empty_trash
 from pylightnix.types import DRef, RRef
+from pylightnixd.threads import run_in_thread
 
 __all__ = ["AtWork", "Removals"]
 
@@ -74,7 +75,7 @@ class Removals:
     async def mend(self, rref: RRef, *, settle: Callable[[], Awaitable[None]], at_work: AtWork) -> Mended:
         """Mend a realization as `pylightnix.store.mending.mend` does. Arguments as of `remove`."""
         # Hashed first with everybody at work: what is whole holds up nobody, however large it is.
-        found = await trio.to_thread.run_sync(lambda: inspect(self.store.layout, rref, promises=True), limiter=self._hash_limiter)
+        found = await run_in_thread(lambda: inspect(self.store.layout, rref, promises=True), limiter=self._hash_limiter)
         if found.damage is None:
             return Mended(rref, Outcome.whole)
         [mended] = await self._apart(frozenset({rref2dref(rref)}), lambda busy: mend(self.store, [rref], busy), settle, at_work)
@@ -93,7 +94,7 @@ class Removals:
             self._going = drefs
             busy = at_work(drefs)
             try:
-                return await trio.to_thread.run_sync(work, busy, limiter=self._limiter)
+                return await run_in_thread(work, busy, limiter=self._limiter)
             finally:
                 self._going = frozenset()
                 self._ended.set()
@@ -111,6 +112,6 @@ class Removals:
         """Unlink what is in the trash, and try again what was set aside. Large trees take many steps, between which the daemon may end."""
         layout = self.store.layout
         async with self._emptying:
-            while not await trio.to_thread.run_sync(empty_trash, layout, STEP_SECONDS, limiter=self._trash_limiter):
+            while not await run_in_thread(empty_trash, layout, STEP_SECONDS, limiter=self._trash_limiter):
                 pass
-            await trio.to_thread.run_sync(lambda: retry_set_aside(layout, time.monotonic() + STEP_SECONDS), limiter=self._trash_limiter)
+            await run_in_thread(lambda: retry_set_aside(layout, time.monotonic() + STEP_SECONDS), limiter=self._trash_limiter)

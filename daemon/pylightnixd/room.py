@@ -17,6 +17,7 @@ from pylightnix.errors import StoreFull
 from pylightnix.store.kept import KeepFailed, drop_failed
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.room import RESERVE_BYTES, is_nearly_full, make_reserve, make_room
+from pylightnixd.threads import run_in_thread
 
 __all__ = ["Room"]
 
@@ -55,7 +56,7 @@ class Room:
         """See to it for as long as the daemon lives."""
         while True:
             met, self._is_met, self._wanted = self._is_met, False, trio.Event()
-            await trio.to_thread.run_sync(self._see_to_it, met, limiter=self._limiter)
+            await run_in_thread(self._see_to_it, met, limiter=self._limiter)
             await trio.sleep(PAUSE_SECONDS)
             with trio.move_on_after(TIDY_SECONDS):
                 await self._wanted.wait()

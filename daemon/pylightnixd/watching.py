@@ -19,6 +19,7 @@ from pylightnixd.boundary import SharedNursery
 from pylightnixd.jobs import RunningBuild
 from pylightnixd.operation import Operation
 from pylightnixd.session import Session
+from pylightnixd.threads import run_in_thread
 
 __all__ = ["Watch"]
 
@@ -118,7 +119,7 @@ class Watch:
         while True:
             await self._wait_log(running, offset)
             self.operation.builds.logs.touch(running.log.path)
-            data = await trio.to_thread.run_sync(read_log, running.log.path, offset, LOG_PIECE_BYTES)
+            data = await run_in_thread(read_log, running.log.path, offset, LOG_PIECE_BYTES)
             if not data or not await self._spend():
                 return  # that was all, or nobody has credit for it
             offset += len(data)

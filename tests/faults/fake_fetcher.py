@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -18,6 +18,9 @@ _PLACE = 1 + len(fetch_process.PROGRAM)
 """Where in a command the number of the socket is."""
 
 
+_spare: list[Callable[[bool], None]] = []
+
+
 class _Popen(subprocess.Popen[bytes]):
     """Starts programs as always, but for a fetcher: that is a real process of next to no size, and a thread which does the work."""
 
@@ -27,7 +30,9 @@ class _Popen(subprocess.Popen[bytes]):
             return
         super().__init__(["sleep", "600"], **{**options, "pass_fds": ()})
         end = socket.socket(fileno=os.dup(int(command[_PLACE])))
+        _spare[0](True)
         threading.Thread(target=self._run, args=(end,), daemon=True).start()
+        _spare[0](False)
 
     def _run(self, end: socket.socket) -> None:
         with end:
@@ -35,6 +40,7 @@ class _Popen(subprocess.Popen[bytes]):
         self.kill()
 
 
-def install() -> None:
-    """Have this process's daemon get such a fetcher."""
+def install(spare: Callable[[bool], None]) -> None:
+    """Have this process's daemon get such a fetcher; `spare` says that what the calling thread does next is not the daemon's."""
+    _spare.append(spare)
     subprocess.Popen = _Popen  # type: ignore[assignment, misc]  # a class in place of another

@@ -27,8 +27,8 @@ MESSAGE_BYTES: Final = 1 << 16
 FDS_MAX: Final = 16
 
 
-def install(begins: Callable[[], None]) -> None:
-    """Have this process's daemon get such workers; `begins` is called first in each thread."""
+def install(spare: Callable[[bool], None]) -> None:
+    """Have this process's daemon get such workers; `spare` says that what the calling thread does next is not the daemon's."""
     open_process = trio.lowlevel.open_process
 
     async def fake(command: Any, **options: Any) -> Any:
@@ -42,20 +42,22 @@ def install(begins: Callable[[], None]) -> None:
         except BaseException:
             os.close(control)
             raise
-        worker = _Worker(socket.socket(fileno=control), process.pid, begins)
+        worker = _Worker(socket.socket(fileno=control), process.pid, spare)
+        spare(True)
         threading.Thread(target=worker.run, daemon=True).start()
+        spare(False)
         return process
 
     trio.lowlevel.open_process = fake
 
 
 class _Worker:
-    def __init__(self, connection: socket.socket, pid: int, begins: Callable[[], None]) -> None:
-        self._connection, self._pid, self._begins = connection, pid, begins
+    def __init__(self, connection: socket.socket, pid: int, spare: Callable[[bool], None]) -> None:
+        self._connection, self._pid, self._spare = connection, pid, spare
         self._fds: list[int] = []
 
     def run(self) -> None:
-        self._begins()
+        self._spare(True)
         decoder = Decoder()
         pidfd = os.pidfd_open(self._pid)
         poll = select.poll()

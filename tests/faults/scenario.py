@@ -102,7 +102,7 @@ class CallsOfDaemon(Protocol):
 
     def arm(self, fault: Fault) -> None: ...
     def disarm(self) -> int: ...
-    def spare(self) -> None: ...
+    def spare(self, yes: bool = True) -> None: ...
     def mark(self, text: str) -> None: ...
 
 
@@ -284,7 +284,7 @@ def live(day: Day, fault_at_start: Optional[Fault] = None) -> Report:
     logger = logging.getLogger()
     logger.handlers[:] = [_Bugs(day)]
     fake_worker.install(day.calls.spare)
-    fake_fetcher.install()
+    fake_fetcher.install(day.calls.spare)
     layout = store_layout(StorageSettings(day.root, f"{day.root}/store-v1", None))  # type: ignore[arg-type]  # paths
     settings = Settings(layout, f"{day.root}/daemon.sock", Budget(2), Limits(), drain_seconds=5.0)
     clients = threading.Thread(target=day.run, daemon=True)

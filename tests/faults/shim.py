@@ -109,9 +109,9 @@ class Calls:
         self._library.fault_disarm()
         return int(self._library.fault_seen())
 
-    def spare(self) -> None:
-        """Let no call of the calling thread fail."""
-        self._library.fault_spare(1)
+    def spare(self, yes: bool = True) -> None:
+        """Let no call of the calling thread fail, or again any."""
+        self._library.fault_spare(int(yes))
 
     def mark(self, text: str) -> None:
         """Note something among the recorded changes."""

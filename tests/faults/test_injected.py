@@ -55,7 +55,7 @@ class Remote:
         self.file.unlink(missing_ok=True)
         return 0
 
-    def spare(self) -> None:
+    def spare(self, yes: bool = True) -> None:
         pass
 
     def mark(self, text: str) -> None:
