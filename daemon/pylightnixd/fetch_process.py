@@ -1,7 +1,7 @@
 """One fetcher process: started beside the daemon, asked over a socket pair, ended. Each wait on it is bounded.
 
 It parses what strangers send, so it may die, stop or talk nonsense at any time. Then it is lost: killed, and with it the fetches
-that it was at, which can be tried again in another one. One that is at work and silent for `PATIENCE_SECONDS` is lost too.
+that it was at, which can be tried again in another one. One that is at work and silent for long is lost too.
 
 It has no secret of this process's environment, and is told of a user's settings with that user's orders only. It ends with this
 process, for its socket closes then, and the kernel kills it. Must not know what is fetched for what.
@@ -34,26 +34,35 @@ from pylightnix.protocol.vocabulary import Message, parse_message
 from pylightnixd.fetch_words import FROM_FETCHER, Fetched, FetcherHello, FetcherWelcome, Order, Release, Told
 from pylightnixd.threads import start_thread
 
-__all__ = ["FetcherLost", "FetcherProcess", "Siblings", "own_environment"]
+__all__ = ["PROGRAM", "FetcherLost", "FetcherProcess", "Patience", "Siblings", "own_environment"]
 
 _log = logging.getLogger("pylightnixd")
 
-START_SECONDS: Final = 60.0
-"""How long it may take to say that it is ready: a cold interpreter on a slow disk."""
-PING_SECONDS: Final = 5.0
-"""How often it is asked whether it is there, while it has anything to do."""
-PATIENCE_SECONDS: Final = 20.0
-"""How long it may take to answer that."""
-END_SECONDS: Final = 3.0
-"""How long it may take to end when its socket is closed, and when it is killed."""
-IDLE_SECONDS: Final = 60.0
-"""How long it stays with nothing to do."""
 PROGRAM: Final = ("-P", "-m", "pylightnixd.fetch_program")
 _READ_BYTES: Final = 1 << 14
 _LOG_BYTES_MAX: Final = 1 << 20
 """From what size on its log is begun anew."""
 _KEPT_VARIABLES: Final = ("HOME", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "TMPDIR", "TZ")
 """What an interpreter may need. What may hold a secret, or an order's business (proxies, netrc), is not among it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a fetcher may take."""
+
+    start_seconds: float = 60.0
+    """To say that it is ready: a cold interpreter on a slow disk."""
+    ping_seconds: float = 5.0
+    """Between two questions whether it is there, while it has anything to do."""
+    answer_seconds: float = 20.0
+    """To answer that."""
+    idle_seconds: float = 60.0
+    """With nothing to do, until it is ended."""
+    end_seconds: float = 3.0
+    """To end when its socket is closed, and when it is killed."""
+
+
+_USUAL_PATIENCE: Final = Patience()
 
 
 class FetcherLost(Exception):
@@ -89,6 +98,7 @@ class FetcherProcess:
 
     process: subprocess.Popen[bytes]
     stream: trio.SocketStream
+    patience: Patience
     ended: trio.Event
     """Set when the process is reaped."""
     greeted: trio.Event = field(default_factory=trio.Event)
@@ -107,7 +117,9 @@ class FetcherProcess:
     # --- its life ---------------------------------------------------------------------------------------
 
     @classmethod
-    async def start(cls, siblings: Siblings, log_path: str, program: Sequence[str] = PROGRAM) -> FetcherProcess:
+    async def start(
+        cls, siblings: Siblings, log_path: str, patience: Patience = _USUAL_PATIENCE, program: Sequence[str] = PROGRAM
+    ) -> FetcherProcess:
         """Start a process. Who has it calls `run`, which ends it.
 
         Raises:
@@ -124,7 +136,7 @@ class FetcherProcess:
         except BaseException:
             ours.close()
             raise
-        return cls(process, trio.SocketStream(trio.socket.from_stdlib_socket(ours)), ended)
+        return cls(process, trio.SocketStream(trio.socket.from_stdlib_socket(ours)), patience, ended)
 
     async def run(self, hello: FetcherHello) -> None:
         """Speak with it until it is lost, then see that it ends. Sets `greeted` when it is ready, or lost."""
@@ -143,13 +155,13 @@ class FetcherProcess:
 
     async def _greet(self, hello: FetcherHello) -> None:
         try:
-            with trio.fail_after(START_SECONDS):
+            with trio.fail_after(self.patience.start_seconds):
                 welcome = parse_message(await self._ask("hello", hello), FetcherWelcome)
             if welcome.package != __version__:
                 problem = f"is of pylightnix {welcome.package}, the daemon of {__version__}; restart the daemon"
                 self.failure = FetchUnavailable([], [("the fetcher", problem)])
         except trio.TooSlowError:
-            self.lose(f"it did not say hello within {START_SECONDS:g} s")
+            self.lose(f"it did not say hello within {self.patience.start_seconds:g} s")
         except FetcherLost:
             pass
         except PylightnixException as error:
@@ -160,15 +172,16 @@ class FetcherProcess:
     async def _look_after(self) -> None:
         """Lose it when it has something to do and does not answer, or nothing to do for long; return then."""
         while not self.lost.is_set():
-            with trio.move_on_after(IDLE_SECONDS) as idle:
+            with trio.move_on_after(self.patience.idle_seconds) as idle:
                 await self._used.wait()
             if idle.cancelled_caught and not self.fetches:
                 self.lose("it had nothing to do")
-            with trio.move_on_after(PATIENCE_SECONDS) as patience:
+            with trio.move_on_after(self.patience.answer_seconds) as patience:
                 await self._ping()
             if patience.cancelled_caught:
-                self.lose(f"it did not answer within {PATIENCE_SECONDS:g} s")
-            with trio.move_on_after(PING_SECONDS):
+                self.process.kill()  # one that is stopped, or stuck, does not see that its socket is closed
+                self.lose(f"it did not answer within {self.patience.answer_seconds:g} s")
+            with trio.move_on_after(self.patience.ping_seconds):
                 await self.lost.wait()
 
     async def _ping(self) -> None:
@@ -191,12 +204,12 @@ class FetcherProcess:
 
     async def _end(self) -> None:
         with trio.CancelScope(shield=True):
-            # At most twice END_SECONDS: one that is stopped, or stuck, does not see that its socket is closed.
-            with trio.move_on_after(END_SECONDS):
+            # At most twice `end_seconds`.
+            with trio.move_on_after(self.patience.end_seconds):
                 await self.ended.wait()
             if not self.ended.is_set():
                 self.process.kill()
-                with trio.move_on_after(END_SECONDS):
+                with trio.move_on_after(self.patience.end_seconds):
                     await self.ended.wait()
         if not self.ended.is_set():
             _log.error("the fetcher %d cannot be killed, and is left alone", self.process.pid)

@@ -117,7 +117,7 @@ class _Service:
                     await self._lend(fetch, order)
                     nursery.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001  # it is this order's, and the daemon's to hear
-            wire = error_to_wire(error, "in the fetcher")
+            wire = error_to_wire(error, "fetcher.log")
             if wire.code == InternalError.code:
                 traceback.print_exception(error)
             await self._connection.send(encode_response(fetch.number, wire, None))
@@ -174,7 +174,7 @@ async def serve(end: socket.socket) -> None:
     except* trio.BrokenResourceError:
         pass  # the daemon is gone
     except* PylightnixException as group:  # its folder cannot be had
-        await connection.send(encode_response(message.id, error_to_wire(group, "in the fetcher"), None))
+        await connection.send(encode_response(message.id, error_to_wire(group, "fetcher.log"), None))
 
 
 def main() -> None:

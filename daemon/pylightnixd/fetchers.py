@@ -9,7 +9,7 @@ Here is where a fetcher would get a sandbox: it needs the network, `fetch/` for 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from pylightnix.errors import FetchUnavailable
 from pylightnix.fetch import FetchedFile, FetchEnvironment, FetchLimits, FetchProgress, FetchSpec
 from pylightnix.fetch.urls import shown_url
 from pylightnixd.boundary import SharedNursery
-from pylightnixd.fetch_process import FetcherLost, FetcherProcess, Siblings
+from pylightnixd.fetch_process import PROGRAM, FetcherLost, FetcherProcess, Patience, Siblings
 from pylightnixd.fetch_words import FetcherHello, Order, order_of
 from pylightnixd.fetched_files import FetchedFiles, FileGone
 
@@ -60,6 +60,8 @@ class Fetchers:
     folder: str
     log_folder: str
     settings: FetchSettings
+    patience: Patience = Patience()  # noqa: RUF009  # it is frozen
+    program: Sequence[str] = PROGRAM
     _files: FetchedFiles = field(init=False)
     _shared: Optional[FetcherProcess] = None
     _has_begun: bool = False
@@ -116,7 +118,7 @@ class Fetchers:
     async def _started(self) -> FetcherProcess:
         log_path = os.path.join(self.log_folder, "fetcher.log")
         try:
-            process = await FetcherProcess.start(self.siblings, log_path)
+            process = await FetcherProcess.start(self.siblings, log_path, self.patience, self.program)
         except OSError as error:
             raise FetcherLost(f"it cannot be started ({error.strerror})") from error
         settings = self.settings
