@@ -250,6 +250,11 @@ class AsyncClient:
         """Let the daemon send so many notices more."""
         await self._send(lambda: (0, self._dialogue.tell("credit", m.Credit(operation=operation, credit=credit))))
 
+    async def say_fetched(self, operation: str) -> None:
+        """Let the daemon forget what came of an operation, unless others want to know."""
+        with suppress(PylightnixException):  # it has ended, and forgets it anyway
+            await self._send(lambda: (0, self._dialogue.tell("fetched", m.Fetched(operation=operation))))
+
     # --- asking ---------------------------------------------------------------------------------------
 
     async def submit(
@@ -381,6 +386,8 @@ class AsyncOperation:
         self.dropped = 0
         self._subscribed = watched
         self._raised: Mapping[DRef, BaseException] = {} if raised is None else raised
+        self._result: Optional[m.WaitResult] = None
+        self._outcome: Optional[Outcome] = None
 
     def __repr__(self) -> str:
         return f"<AsyncOperation {self.id} at {self._client.path}>"
@@ -390,7 +397,9 @@ class AsyncOperation:
 
         Realizers and matchers that cannot leave this process run meanwhile, in a thread, to their ends.
         """
-        return await self._client.wait(self.id)
+        if self._result is None:
+            self._result = await self._client.wait(self.id)
+        return self._result
 
     def events(self, log: bool = False) -> AsyncIterator[Happening]:
         """Iterate over what happens until the end, from the very first if it was submitted with `watch`. Once only.
@@ -405,7 +414,7 @@ class AsyncOperation:
         await self._client.cancel(self.id)
 
     async def outcome(self) -> Outcome:
-        """Wait for the end and return what came of it, as the embedded driver would.
+        """Wait for the end and return what came of it, as the embedded driver would. The daemon may forget it then.
 
         Raises:
             Misuse: it was attached to, so its closure is not known here.
@@ -415,8 +424,13 @@ class AsyncOperation:
 
         if self._closure is None:
             raise Misuse("only whoever submitted an operation has its closure; ask for the parts of its outcome instead")
-        result = await self.wait()
-        return await self._client.carry(outcome_of(self.id, self._closure, result, self._client.trusted, self._dry_run, self._raised))
+        if self._outcome is None:
+            result = await self.wait()
+            self._outcome = await self._client.carry(
+                outcome_of(self.id, self._closure, result, self._client.trusted, self._dry_run, self._raised)
+            )
+            await self._client.say_fetched(self.id)
+        return self._outcome
 
 
 class _Happenings:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Optional, TypeVar, Union, cast
 
@@ -252,6 +252,11 @@ class Client:
     def add_credit(self, operation: str, credit: int) -> None:
         """Let the daemon send so many notices more."""
         self._send(self._dialogue.tell("credit", m.Credit(operation=operation, credit=credit)))
+
+    def say_fetched(self, operation: str) -> None:
+        """Let the daemon forget what came of an operation, unless others want to know."""
+        with suppress(PylightnixException):  # it has ended, and forgets it anyway
+            self._send(self._dialogue.tell("fetched", m.Fetched(operation=operation)))
 
     # --- operations -----------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class Operation:
         self._result: Optional[m.WaitResult] = None
         self._subscribed = watched
         self._raised: Mapping[DRef, BaseException] = {} if raised is None else raised
+        self._outcome: Optional[Outcome] = None
 
     def __repr__(self) -> str:
         return f"<Operation {self.id} at {self._client.path}>"
@@ -88,7 +89,7 @@ class Operation:
         self._client.cancel(self.id)
 
     def outcome(self) -> Outcome:
-        """Wait for the end and return what came of it, as the embedded driver would.
+        """Wait for the end and return what came of it, as the embedded driver would. The daemon may forget it then.
 
         Raises:
             Misuse: it was attached to, so its closure is not known here.
@@ -98,5 +99,10 @@ class Operation:
 
         if self._closure is None:
             raise Misuse("only whoever submitted an operation has its closure; ask for the parts of its outcome instead")
-        result = self.wait()
-        return self._client.carry(outcome_of(self.id, self._closure, result, self._client.trusted, self._dry_run, self._raised))
+        if self._outcome is None:
+            result = self.wait()
+            self._outcome = self._client.carry(
+                outcome_of(self.id, self._closure, result, self._client.trusted, self._dry_run, self._raised)
+            )
+            self._client.say_fetched(self.id)
+        return self._outcome

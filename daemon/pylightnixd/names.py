@@ -1,4 +1,4 @@
-"""The names of builds and operations: short, never given twice, and not to be guessed."""
+"""The names of builds and operations: never given twice, and not to be guessed. Whoever types one types how it begins."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["new_name"]
 
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 """Digits and letters without those that people mix up (Crockford's base 32)."""
-_LENGTH: Final = 10
-"""Fifty random bits: among a million builds of a store two share a name with a chance of 1 to 2000."""
+_LENGTH: Final = 26
+"""130 random bits."""
 
 
 def new_name(kind: str) -> str:
-    """Return a name such as ``b-7f3k2m9x4t``, that no other daemon of the store gives or gave."""
+    """Return a name such as ``b-7f3k2m9x4tq0wz5r8v1hc6yepd``, that no other daemon of the store gives or gave."""
     return f"{kind}-{''.join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))}"

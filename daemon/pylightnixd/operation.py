@@ -56,8 +56,9 @@ from pylightnixd.jobs import BuildJob, FetchJob, RunningBuild
 from pylightnixd.limits import OwnLimits
 from pylightnixd.matching import MatcherChild
 from pylightnixd.pausing import Pauses
-from pylightnixd.report import FailedBuild, failed_row
+from pylightnixd.report import FailedBuild, failed_row, without_pickle
 from pylightnixd.resources import Needs
+from pylightnixd.results import Result, row_bytes
 from pylightnixd.table import BuildKey
 from pylightnixd.telling import Telling
 from pylightnixd.threads import run_in_thread
@@ -72,6 +73,8 @@ AT_ONCE_MAX: Final = 200
 """How many derivations are thought about at once: some five milliseconds' worth. With more, it is done in a thread."""
 WAITING_SECONDS: Final = 0.1
 """How long a build waits before that is told, and how often it is looked whether it still does."""
+FAILURES_BYTES_MAX: Final = 64 << 20
+"""How much the failures of an operation hold before pickled errors, and the greater part of long texts, are left out."""
 TEXT_CHARACTERS: Final = 1000
 """How much of an error's message an event carries."""
 
@@ -109,6 +112,8 @@ class Operation:
     outcome: Optional[PlanOutcome] = None
     trouble: Optional[BaseException] = None
     """Why there is no outcome: the store failed, or the operation was cancelled."""
+    result: Optional[Result] = None
+    """What came of it, once it has ended."""
     ended: trio.Event = field(default_factory=trio.Event)
     cancel_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     log_watchers: dict[int, Callable[[RunningBuild], None]] = field(default_factory=dict)
@@ -146,6 +151,8 @@ class Operation:
     _child: Optional[MatcherChild] = None
     told: list[tuple[DRef, str, str]] = field(default_factory=list)
     """Warnings that matchers and builds gave: of which derivation, their category and text."""
+    _failures_bytes: int = 0
+    """What its failures hold."""
     _interruption: Optional[PylightnixException] = None
     """Why it was ended by somebody else than its clients."""
 
@@ -237,8 +244,26 @@ class Operation:
     def abandon(self) -> None:
         """End an operation that was never started."""
         self.trouble = OperationCancelled(self.id)
+        self._end()
+
+    def _end(self) -> None:
+        """Say what came of it. Whoever asks later asks the result, for nothing else of an operation is kept."""
         self.state = OperationState.ended
-        self.ended.set()
+        try:
+            self.result = Result.of(
+                self.outcome,
+                self.trouble,
+                id=self.id,
+                user=self.user,
+                targets=self.request.targets,
+                created=self.created,
+                ended=time.time(),
+                done=self.done,
+                total=self.total,
+                told=self.told,
+            )
+        finally:
+            self.ended.set()
 
     # --- its life ---------------------------------------------------------------------------------------
 
@@ -253,8 +278,7 @@ class Operation:
             self._tell_parent()
             await self.builds.wait_resumed(self)
         finally:
-            self.state = OperationState.ended
-            self.ended.set()
+            self._end()
 
     def _tell_parent(self) -> None:
         """Have what was realized for another build's realizer known as a dependency of that."""
@@ -285,7 +309,7 @@ class Operation:
             self._child.close()
 
     def _forget(self) -> None:
-        """Let go what only an operation that runs needs: ended ones are kept for a while, to be asked about."""
+        """Let go what only an operation that runs needs: others may hold the operation for a while."""
         self._numbers_at_end = (self.done, self.total)
         self.plan = None
         self.held_bytes = 0
@@ -330,7 +354,7 @@ class Operation:
             await self._arrived.wait()
             self._arrived = trio.Event()
             while self._facts:
-                fact = self._facts.popleft()
+                fact = self._bounded(self._facts.popleft())
                 self._tell_ended(fact)
                 actions.extend(plan.handle(fact))
                 actions.extend(self._let_go(fact))
@@ -368,6 +392,16 @@ class Operation:
         if not request.dry_run:
             self._path_seconds = path_seconds(order, deps, self.builds.durations.expected(order))
         return plan, plan.start()
+
+    def _bounded(self, fact: Fact) -> Fact:
+        """Return a fact, without what its failure holds beyond what all failures of an operation may."""
+        if not isinstance(fact, Failed) or not isinstance(fact.error, FailedBuild):
+            return fact
+        row = fact.error.row
+        if self._failures_bytes + row_bytes(row) > FAILURES_BYTES_MAX:
+            row = without_pickle(row)
+        self._failures_bytes += row_bytes(row)
+        return Failed(fact.dref, FailedBuild(row))  # not the one that was raised, which holds on to all that it went through
 
     def _tell_ended(self, fact: Fact) -> None:
         dref = getattr(fact, "dref", None)

@@ -31,9 +31,10 @@ from pylightnixd.builds import Builds
 from pylightnixd.claims import Caller
 from pylightnixd.hold import HeldStore
 from pylightnixd.insertion import HandedOver, Insertions
+from pylightnixd.kept_results import KeptResults
 from pylightnixd.names import new_name
 from pylightnixd.operation import Operation, OperationState
-from pylightnixd.report import FailedBuild, failed_row
+from pylightnixd.results import Result, page
 from pylightnixd.session import Session
 from pylightnixd.table import BuildState, TableEntry
 from pylightnixd.watching import Watch
@@ -46,20 +47,15 @@ BEGINNING: Final = frozenset({"register", "remove", "mend", "submit.open", "subm
 
 To cancel, and to deliver what was claimed, helps it to end.
 """
-KEEP_ENDED: Final = 100
-"""How many operations that have ended can still be asked about."""
-KEEP_ENDED_DERIVATIONS: Final = 100_000
-"""How many derivations these may have together."""
 SPECS_AT_ONCE: Final = 50
 """How many derivations are taken in before others have a turn: a millisecond's worth."""
-ROWS_AT_ONCE: Final = 500
-"""How many rows are made before others have a turn."""
 PS_BUILDS_MAX: Final = 1000
 """How many builds `ps` tells of."""
+PS_ENDED_MAX: Final = 100
+"""Of how many operations that have ended."""
 HELD_EACH_BYTES: Final = 1024
 """What a piece of a blob or a derivation counts beside its own bytes."""
 _DETAIL_CHARACTERS_MAX: Final = 10_000
-BYTES_PER_ANSWER: Final = 6 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -72,11 +68,16 @@ class Requests:
     began: float = field(default_factory=time.monotonic)
     draining: bool = False
     operations: dict[str, Operation] = field(default_factory=dict)
+    """Those that have not ended. Of others only the results are kept."""
     callers: dict[int, Caller] = field(default_factory=dict)
     """Sessions that have begun an operation."""
     watches: dict[tuple[int, str], Watch] = field(default_factory=dict)
     attached: dict[Session, list[str]] = field(default_factory=dict)
     """The operations that each connection is a client of, by name."""
+    asking: dict[Session, set[str]] = field(default_factory=dict)
+    """Of which operations each connection wants to know what comes of them, and has not said that it knows."""
+    kept: KeptResults = field(default_factory=KeptResults)
+    _kept_more: trio.Event = field(default_factory=trio.Event)
     insertions: Insertions = field(init=False)
     blobs: Blobs = field(default_factory=Blobs)
     quiet: trio.Event = field(default_factory=trio.Event)
@@ -112,6 +113,8 @@ class Requests:
 
     def hear(self, session: Session, method: str, params: Message) -> None:
         """Take a notification of a client's."""
+        if isinstance(params, m.Fetched):
+            self._fetched(session, params.operation)
         if isinstance(params, m.Credit):
             watch = self.watches.get((id(session), params.operation))
             if watch is not None:
@@ -132,7 +135,7 @@ class Requests:
     @property
     def active(self) -> int:
         """How many operations have not ended."""
-        return sum(operation.state is not OperationState.ended for operation in self.operations.values())
+        return len(self.operations)
 
     def _operation(self, name: str) -> Operation:
         operation = self.operations.get(name)
@@ -200,7 +203,7 @@ class Requests:
         return m.Registered(drefs=[str(dref) for dref in drefs])
 
     async def submit_open(self, session: Session, params: m.SubmitOpen) -> m.Submitted:
-        mine = [o for o in self.operations.values() if o.user == session.user and o.state is not OperationState.ended]
+        mine = [o for o in self.operations.values() if o.user == session.user]
         if len(mine) >= OPERATIONS_PER_USER_MAX:
             raise TooMany("operations of one user", OPERATIONS_PER_USER_MAX, RETRY_AFTER_SECONDS)
         parent = self.builds.running_of(params.parent) if params.parent is not None else None
@@ -260,8 +263,12 @@ class Requests:
         """Refuse what would have one operation, which holds `held` bytes, or all together hold more than they may."""
         if held + more > OPERATION_BYTES_MAX:
             raise TooMany("bytes in one operation", OPERATION_BYTES_MAX)
-        if more + sum(o.held_bytes for o in self.operations.values()) > OPERATIONS_BYTES_MAX:
+        if more + self._held_bytes > OPERATIONS_BYTES_MAX:
             raise TooMany("bytes in all operations that have not ended", OPERATIONS_BYTES_MAX, RETRY_AFTER_SECONDS)
+
+    @property
+    def _held_bytes(self) -> int:
+        return sum(operation.held_bytes for operation in self.operations.values())
 
     async def submit_commit(self, session: Session, params: m.SubmitCommit) -> m.Done:
         operation = self._open_operation(params.operation)
@@ -273,50 +280,49 @@ class Requests:
         try:
             await operation.run()
         finally:  # who drains waits for it
-            self._forget_old()
+            del self.operations[operation.id]
+            if operation.result is not None:
+                self.kept.keep(trio.current_time(), operation.result)
+                self._kept_more.set()
             if not self.under_way:
                 self.quiet.set()
                 self.quiet = trio.Event()
 
-    def _forget_old(self) -> None:
-        """Forget the operations that ended first, until there is room for the others; the latest is always kept."""
-        derivations = 0
-        ended = [o for o in self.operations.values() if o.state is OperationState.ended]
-        for place, operation in enumerate(reversed(ended)):
-            derivations += operation.total
-            if place and (place >= KEEP_ENDED or derivations > KEEP_ENDED_DERIVATIONS):
-                del self.operations[operation.id]
+    async def drop_results(self) -> None:
+        """Drop results that were kept for long enough, for as long as the daemon lives."""
+        while True:
+            self.kept.expire(trio.current_time())
+            deadline = self.kept.deadline()
+            with trio.move_on_at(float("inf") if deadline is None else deadline):
+                await self._kept_more.wait()
+            self._kept_more = trio.Event()
 
     # --- what comes of it -----------------------------------------------------------------------------
 
+    async def _result(self, session: Session, name: str) -> Result:
+        """Wait until an operation has ended, and return what came of it."""
+        found = self.kept.find(name)
+        if found is None:
+            operation = self._operation(name)
+            self._note_asking(session, name)
+            await operation.ended.wait()
+            found = operation.result
+        if found is None:
+            raise AssertionError("BUG: ended without a result")
+        return found
+
     async def wait(self, session: Session, params: m.Wait) -> m.WaitResult:
-        operation = self._operation(params.operation)
-        await operation.ended.wait()
-        if operation.trouble is not None:
-            row = _trouble_row(operation, operation.trouble)
-            return m.WaitResult(ok=False, state=row.code, failed=1)
-        outcome = operation.outcome
-        if outcome is None:
-            raise AssertionError("BUG: ended without an outcome")
-        return m.WaitResult(
-            ok=not outcome.failed,
-            state="done",
-            built=len(outcome.built),
-            joined=len(outcome.joined),
-            reused=len(outcome.reused),
-            failed=len(outcome.failed),
-            skipped=len(outcome.skipped),
-            settled=len(outcome.matched),
-            told=len(operation.told),
-        )
+        return (await self._result(session, params.operation)).numbers()
 
     async def outcome(self, session: Session, params: m.Outcome) -> m.Rows:
-        operation = self._operation(params.operation)
-        await operation.ended.wait()
+        result = await self._result(session, params.operation)
         await session.wait_turn()
-        return await _page(_part(operation, params.part), _ROWS.get(params.part, _as_it_is), params.offset, params.limit)
+        return await page(params.part, result.part(params.part), params.offset, params.limit)
 
     async def subscribe(self, session: Session, params: m.Subscribe) -> m.Done:
+        if self.kept.find(params.operation) is not None:
+            session.notify("ended", m.Ended(operation=params.operation))
+            return m.Done()
         operation = self._operation(params.operation)
         key = (id(session), operation.id)
         if key in self.watches:
@@ -333,7 +339,8 @@ class Requests:
         return m.Done()
 
     async def cancel(self, session: Session, params: m.Cancel) -> m.Done:
-        self._cancel(self._operation(params.operation))
+        if self.kept.find(params.operation) is None:  # else it has ended already
+            self._cancel(self._operation(params.operation))
         return m.Done()
 
     def _cancel(self, operation: Operation) -> None:
@@ -345,12 +352,17 @@ class Requests:
             self.builds.drop_claim(operation.id)
 
     async def attach(self, session: Session, params: m.Attach) -> m.Attached:
+        result = self.kept.find(params.operation)
+        if result is not None:
+            self._note_asking(session, result.id)
+            return m.Attached(state=OperationState.ended.value, targets=list(result.targets), total=result.total, done=result.done)
         operation = self._operation(params.operation)
         self._attach(session, operation)
         return m.Attached(state=operation.state.value, targets=operation.request.targets, total=operation.total, done=operation.done)
 
     def _attach(self, session: Session, operation: Operation) -> None:
         operation.clients += 1
+        self._note_asking(session, operation.id)
         if session not in self.attached:
             self.attached[session] = []
             session.on_end.append(lambda: self._leave(session))
@@ -358,13 +370,28 @@ class Requests:
         known = self.attached[session] = [name for name in self.attached[session] if name in self.operations]
         known.append(operation.id)
 
+    def _note_asking(self, session: Session, name: str) -> None:
+        """Enter that a connection wants to know what comes of an operation."""
+        if session not in self.asking:
+            self.asking[session] = set()
+            session.on_end.append(partial(self.asking.__delitem__, session))
+        known = self.asking[session] = {other for other in self.asking[session] if other in self.operations or other in self.kept}
+        known.add(name)
+
+    def _fetched(self, session: Session, name: str) -> None:
+        """Let go the result of an operation if nobody else has asked for it."""
+        if name in self.kept and name in self.asking.get(session, ()):
+            self.asking[session].discard(name)
+            if not any(name in names for names in self.asking.values()):
+                self.kept.fetched(name)
+
     def _leave(self, session: Session) -> None:
         """Let go the operations of a connection that is over; one that nobody else has is cancelled."""
         for name in self.attached.pop(session):
             operation = self.operations.get(name)
             if operation is not None:
                 operation.clients -= 1
-                if operation.clients == 0 and operation.state is not OperationState.ended:
+                if operation.clients == 0:
                     self._cancel(operation)
 
     # --- work that the caller does --------------------------------------------------------------------
@@ -442,7 +469,6 @@ class Requests:
                 clients=o.clients,
             )
             for o in self.operations.values()
-            if o.state is not OperationState.ended
         ]
         lines = []
         # What runs is told of first: with thousands that wait, it is what somebody wants to know.
@@ -467,7 +493,25 @@ class Requests:
             m.GivenUpLine(pid=gone.pid, what=gone.what, since=gone.since, folder=gone.folder)
             for gone in self.builds.pool.processes.given_up
         ]
-        return m.Processes(operations=operations, builds=lines, more_builds=len(entries) - len(lines), given_up=given_up)
+        return m.Processes(
+            operations=operations,
+            builds=lines,
+            more_builds=len(entries) - len(lines),
+            given_up=given_up,
+            ended=[
+                m.OperationLine(
+                    operation=result.id,
+                    state=OperationState.ended.value,
+                    targets=list(result.targets[:100]),
+                    user=result.user,
+                    started=result.created,
+                    done=result.done,
+                    total=result.total,
+                    clients=0,
+                )
+                for result in self.kept.latest(PS_ENDED_MAX)
+            ],
+        )
 
     def _waiting_for(self, entry: TableEntry) -> str:
         running = self.builds.running.get(entry.id)
@@ -493,6 +537,14 @@ class Requests:
             draining=self.draining,
             lost_wakeups=self.builds.lost_wakeups,
             given_up=len(self.builds.pool.processes.given_up),
+            held=m.Held(
+                operations_bytes=self._held_bytes,
+                operations_bytes_max=OPERATIONS_BYTES_MAX,
+                results=len(self.kept),
+                results_bytes=self.kept.total_bytes,
+                results_bytes_max=self.kept.bytes_max,
+                results_seconds=self.kept.seconds,
+            ),
         )
 
     async def log(self, session: Session, params: m.Log) -> m.LogResult:
@@ -533,7 +585,7 @@ class Requests:
             rows = list(index.valid_rrefs(dref, context_key(_context(params.context or b"{}"))))
         else:
             rows = list(index.valid_rrefs(dref if params.what == "drefrrefs" else None))
-        return await _page(rows, _as_it_is, params.offset, params.limit)
+        return await page("", rows, params.offset, params.limit)
 
 
 # By the names of the methods; `hello` is answered by the connection itself.
@@ -564,50 +616,3 @@ def _config(data: bytes, where: str) -> Config:
         return mkconfig(value)
     except (ValueError, RecursionError, InvalidConfig) as error:
         raise MessageInvalid(f"not a config ({error})", where) from error
-
-
-def _trouble_row(operation: Operation, error: BaseException) -> m.FailedRow:
-    """Return what is told of an operation that failed as a whole."""
-    targets = operation.request.targets
-    return msgspec.structs.replace(failed_row(DRef(""), error), dref=targets[0] if targets else None)
-
-
-def _part(operation: Operation, part: str) -> list[Any]:
-    """Return a part of what came of an operation, each to become a row."""
-    outcome = operation.outcome
-    if outcome is None:
-        error = operation.trouble or AssertionError("BUG: ended without an outcome")
-        return [(None, FailedBuild(_trouble_row(operation, error)))] if part == "failed" else []
-    if part == "told":
-        return operation.told
-    return list(outcome.matched.items()) if part == "matched" else list(getattr(outcome, part))
-
-
-def _as_it_is(found: Any) -> object:
-    row: object = found
-    return row
-
-
-_ROWS: Final[dict[str, Callable[[Any], object]]] = {
-    "matched": lambda found: m.MatchedRow(found[0], list(found[1])),
-    "failed": lambda found: found[1].row if isinstance(found[1], FailedBuild) else failed_row(*found),
-    "skipped": lambda found: m.SkippedRow(*found),
-    "told": lambda told: m.ToldRow(*told),
-    "steps": lambda step: m.StepRow(step.dref, step.kind.value, step.reason),
-}
-
-
-async def _page(found: list[Any], row_of: Callable[[Any], object], offset: int, limit: int) -> m.Rows:
-    """Return a page that fits into one message; others have their turns while it is made."""
-    page: list[object] = []
-    size = 0
-    for place, one in enumerate(found[offset : offset + limit], 1):
-        if place % ROWS_AT_ONCE == 0:
-            await trio.lowlevel.checkpoint()
-        row = row_of(one)
-        size += len(encode_value(row))
-        if page and size > BYTES_PER_ANSWER:
-            break
-        page.append(row)
-    end = offset + len(page)
-    return m.Rows(rows=page, next=end if end < len(found) else None)

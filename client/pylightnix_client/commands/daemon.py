@@ -129,9 +129,28 @@ def status_command(session: Session) -> None:
         ("builds", f"{found.busy} running on {found.slots} slots, {found.queued} waiting"),
         ("workers", str(found.workers)),
         *([("given up", f"{found.given_up} processes that cannot be ended; see pylightnix ps")] if found.given_up else []),
+        *_held(found.held),
     ):
         session.answers.text(f"{label:<11} {value}")
     print_unremovable(session, unremovable(session.settings()))
+
+
+def _held(held: Optional[m.Held]) -> list[tuple[str, str]]:
+    from pylightnix_client.progress import human_seconds
+
+    if held is None:
+        return []  # an older daemon does not say
+    size = _share(held.results_bytes, held.results_bytes_max)
+    return [
+        ("held", f"{_share(held.operations_bytes, held.operations_bytes_max)} for operations that have not ended"),
+        ("results", f"{held.results} not fetched, {size}, each for up to {human_seconds(held.results_seconds)}"),
+    ]
+
+
+def _share(size: int, of: int) -> str:
+    from pylightnix.garb import diskspace_h
+
+    return f"{diskspace_h(size).strip()} of {diskspace_h(of).strip()}"
 
 
 # --- attach and cancel --------------------------------------------------------------------------------
@@ -163,6 +182,7 @@ def attach_command(session: Session, operation: str) -> int:
                 _watch(client, found, progress)
                 result = found.wait()
             failed = [] if result.ok else _failures(client, operation)
+            client.say_fetched(operation)
         except DaemonGone as error:
             raise gone from error
         except KeyboardInterrupt as error:
@@ -185,8 +205,9 @@ def _operation_of(session: Session, client: Client, text: str) -> str:
     from pylightnix_client.errors import AmbiguousReference, NoSuchReference
     from pylightnix_client.references import resolve_reference
 
-    lines = client.ps().operations
-    found = [line for line in lines if line.operation.startswith(text)]
+    listed = client.ps()
+    lines = listed.operations
+    found = [line for part in (lines, listed.ended) for line in part if line.operation.startswith(text)]
     if not found and _OPERATION.fullmatch(text):
         return text  # it has ended, and may be known still
     if not found:

@@ -16,6 +16,7 @@ __all__ = [
     "CodeResult",
     "DaemonStatus",
     "GivenUpLine",
+    "Held",
     "Info",
     "InfoResult",
     "Log",
@@ -85,20 +86,32 @@ class GivenUpLine(Message, frozen=True, kw_only=True):
     folder: Optional[v.PathText] = None
 
 
-class Processes(Message, frozen=True, kw_only=True):
-    """All operations, and the builds, or as many of them as are told of."""
+class Processes(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """All operations that have not ended, the builds, and the operations whose results are kept, or as many as are told of."""
 
     operations: list[OperationLine]
     builds: list[BuildLine]
     more_builds: v.Count = 0
     given_up: list[GivenUpLine] = field(default_factory=list)
+    ended: list[OperationLine] = field(default_factory=list)
 
 
 class Status(Message, frozen=True, kw_only=True):
     """Ask how the daemon is."""
 
 
-class DaemonStatus(Message, frozen=True, kw_only=True):
+class Held(Message, frozen=True, kw_only=True):
+    """What the daemon holds for its clients, and how much that may be."""
+
+    operations_bytes: v.Count
+    operations_bytes_max: v.Count
+    results: v.Count
+    results_bytes: v.Count
+    results_bytes_max: v.Count
+    results_seconds: v.Seconds
+
+
+class DaemonStatus(Message, frozen=True, kw_only=True, omit_defaults=True):
     """How the daemon is."""
 
     pid: v.Pid
@@ -113,6 +126,7 @@ class DaemonStatus(Message, frozen=True, kw_only=True):
     draining: bool
     lost_wakeups: v.Count
     given_up: v.Count = 0
+    held: Optional[Held] = None
 
 
 class Log(Message, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ __all__ = [
     "EventKind",
     "EventPhase",
     "Events",
+    "Fetched",
     "Fetching",
     "LogPiece",
     "Resources",
@@ -43,6 +44,12 @@ class Credit(Message, frozen=True, kw_only=True):
 
     operation: v.Id
     credit: v.Positive
+
+
+class Fetched(Message, frozen=True, kw_only=True):
+    """The client knows all that it wants to know of an operation that has ended."""
+
+    operation: v.Id
 
 
 class Cancel(Message, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ Each has its stable code, as all errors of the package. Must not know sockets, n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Optional
 
 from pylightnix.errors import PylightnixException
@@ -35,6 +36,7 @@ __all__ = [
     "OperationCancelled",
     "ProtocolError",
     "RemoteProtocolError",
+    "ResultDropped",
     "TooMany",
     "UnknownError",
     "UnknownMethod",
@@ -128,7 +130,7 @@ class DaemonRefusal(PylightnixException):
 
 
 class NoSuchOperation(DaemonRefusal):
-    """An operation is not known to the daemon: it never was, or it ended long ago."""
+    """An operation is not known to the daemon: it never was, or it ended before much else did."""
 
     code = "no-such-operation"
     exit_status = 66
@@ -136,6 +138,20 @@ class NoSuchOperation(DaemonRefusal):
     def __init__(self, operation: str) -> None:
         self.operation = operation
         super().__init__(f"there is no operation {operation}; `ps` lists those there are")
+
+
+class ResultDropped(DaemonRefusal):
+    """An operation has ended, and its result is not kept any more. `ended` says when, in UTC seconds since the epoch."""
+
+    code = "result-dropped"
+    exit_status = 66
+
+    def __init__(self, operation: str, ended: float, why: str) -> None:
+        self.operation, self.ended, self.why = operation, ended, why
+        super().__init__(
+            f"the operation {operation} ended at {datetime.fromtimestamp(ended, UTC):%Y-%m-%d %H:%M:%S} UTC, its result {why}; "
+            "ask for the same again: what was built is in the store"
+        )
 
 
 class NoSuchClaim(DaemonRefusal):
