@@ -17,9 +17,10 @@ from pylightnix.protocol import messages as m
 from pylightnix.protocol.limits import CONFIG_BYTES_MAX
 from pylightnix.refs import rref2dref
 from pylightnix.store.access import translated_errors
+from pylightnix.store.fixed_outputs import check_output
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.removal import remove_tree
-from pylightnix.transfer.destination import Arriving, unpack_output
+from pylightnix.transfer.destination import Arriving, NewDerivation, check_room, unpack_output
 from pylightnix.types import DRef, RRef
 from pylightnix_client.client import Client
 from pylightnix_client.errors import DaemonForeign
@@ -60,14 +61,22 @@ class Through:
     def note_start(self, rref: RRef, started: float) -> bool:
         return started <= self._client.starts([rref]).get(rref, 0.0)
 
-    def realization(self, arriving: Arriving, unpack: Callable[[int, str], None]) -> None:
+    def check_room(self, rref: RRef, size: int) -> None:
+        check_room(self._layout, rref, size)
+
+    def realization(self, arriving: Arriving, unpack: Callable[[int, str], None], derivations: Sequence[NewDerivation]) -> None:
         if not self._client.trusted:
             raise DaemonForeign(self._client.path, f"unpacking {arriving.rref}")
-        self.flush()
         folder, name = self._own_folder(), f"output-{next(self._numbers)}"
         try:
             with translated_errors(self._layout, f"unpacking {arriving.rref}"):
                 unpack_output(folder, name, arriving, unpack)
+                if derivations:  # before the daemon hears of them: what is refused leaves nothing
+                    own = derivations[-1]
+                    check_output(self._layout, own.dref, os.path.join(folder, name), own.config)
+            for new in derivations:
+                self.derivation(*new)
+            self.flush()
             params = m.Insert(
                 dref=rref2dref(arriving.rref),
                 context=_packed(arriving.deps),

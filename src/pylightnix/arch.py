@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable
-from typing import Optional
+from collections.abc import Iterable, Mapping
+from typing import Optional, Union
 
 from pylightnix.context import context_deref
 from pylightnix.errors import InvalidArchive, InvalidOutput, InvalidTree
@@ -19,6 +19,7 @@ from pylightnix.store.derivations import read_canonical
 from pylightnix.store.index_file import store_command
 from pylightnix.store.provenance import metadata_of
 from pylightnix.types import DRef, RRef, StorageSettings
+from pylightnix.unpack_limits import UnpackLimits
 
 __all__ = ["copyclosure", "deref_", "spack", "sunpack"]
 
@@ -43,22 +44,29 @@ def spack(roots: Iterable[RRef], out: str, S: Optional[StorageSettings] = None) 
         send(selection, write)
 
 
-def sunpack(archive: str, S: Optional[StorageSettings] = None) -> None:
+def sunpack(archive: str, S: Optional[StorageSettings] = None, *, limits: Union[UnpackLimits, Mapping[str, int], None] = None) -> None:
     """Bring everything in an archive into the store. What is there already stays as it is.
 
     Each tree and each reference is computed anew; the file is trusted in nothing.
 
+    Args:
+        archive: the file.
+        S: the store.
+        limits: how much it may bring, where the usual limits refuse an honest one: a dict of some of the fields of `UnpackLimits`,
+            ``{"ratio": 1000}``. Usual is what those have, but for a ratio of 100.
+
     Raises:
-        InvalidArchive: it is damaged, or not what it says it is. What came before the damage, and was sound,
+        InvalidArchive: it is damaged, not what it says it is, or beyond its limits. What came before the damage, and was sound,
             is in the store; nothing else is.
         ArchiveIOError: it cannot be read.
         StoreError, InvalidStorage: the store cannot be used.
         NoDaemon, DaemonGone: the daemon that owns it ended in the middle.
     """
+    from pylightnix.transfer.limits import import_limits
     from pylightnix.transfer.receiving import receive
     from pylightnix.transfer.streams import opened_archive
 
-    with opened_archive(os.fspath(archive)) as source:
+    with opened_archive(os.fspath(archive), import_limits(limits, "sunpack")) as source:
         receive(source, store_layout(S))
 
 

@@ -141,7 +141,7 @@ def _end_stray_child(error: Optional[BaseException]) -> NoReturn:
 # --- taking over --------------------------------------------------------------------------------------
 
 
-def take_outputs(layout: StoreLayout, dref: DRef, folder: str, answer: Any) -> list[TakenOutput]:
+def take_outputs(layout: StoreLayout, dref: DRef, folder: str, answer: Any, config: Any = None) -> list[TakenOutput]:
     """Take over the output folders that a realizer returned.
 
     Args:
@@ -151,6 +151,7 @@ def take_outputs(layout: StoreLayout, dref: DRef, folder: str, answer: Any) -> l
         answer: what the realizer returned: paths of distinct folders that it made in `folder`. A folder
             directly in the store's `tmp/` is accepted too, for realizers that captured the store's
             settings rather than use those they are called with.
+        config: the derivation's config where the store may not have that yet.
 
     Raises:
         InvalidOutput: it is anything else, holds what cannot be stored, or is not what the derivation's config fixes.
@@ -162,7 +163,7 @@ def take_outputs(layout: StoreLayout, dref: DRef, folder: str, answer: Any) -> l
         parent_fd = _open_parent(layout, dref, folder, path)
         try:
             digest = take_over(parent_fd, os.path.basename(path), dref=dref, shown=path)
-            check_output(layout, dref, path)
+            check_output(layout, dref, path, config)
         finally:
             os.close(parent_fd)
         reach("taken_over")

@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from pylightnix.nar import MAX_LEVELS
@@ -41,7 +42,13 @@ class Source(Protocol):
         """Return how many bytes there are to come at most."""
 
 
-def unpack_folder(source: Source, parent_fd: int, name: str, *, refuse_top: frozenset[str] = frozenset()) -> None:
+def _uncounted() -> None:
+    """Let any number of entries be."""
+
+
+def unpack_folder(
+    source: Source, parent_fd: int, name: str, *, refuse_top: frozenset[str] = frozenset(), count_entry: Callable[[], None] = _uncounted
+) -> None:
     """Make the folder `name` in the folder open at `parent_fd`, of a serialization.
 
     Files are 0644 or 0755 and folders 0755, less the umask. Exactly the serialization is taken from `source`.
@@ -51,19 +58,20 @@ def unpack_folder(source: Source, parent_fd: int, name: str, *, refuse_top: froz
         parent_fd: A folder that nobody else writes to.
         name: A single path component; nothing of that name may be there.
         refuse_top: Names that must not stand directly in the folder.
+        count_entry: Is called before each entry is made, and may raise.
 
     Raises:
         MalformedNar: It is none, or that of a file or a link, or of what a tree cannot hold.
         OSError: The system does not take it.
-            What `source` raises is raised, too. After any of these there is a part of the tree.
+            What `source` and `count_entry` raise is raised, too. After any of these there is a part of the tree.
     """
     reader = _Reader(source)
     reader.expect(b"nar", b"nix-archive-1")
     reader.expect(b"a folder", b"(", b"type", b"directory")
-    _unpack(reader, parent_fd, os.fsencode(name), {os.fsencode(refused) for refused in refuse_top})
+    _unpack(reader, parent_fd, os.fsencode(name), {os.fsencode(refused) for refused in refuse_top}, count_entry)
 
 
-def _unpack(reader: _Reader, parent_fd: int, top: bytes, refuse_top: set[bytes]) -> None:
+def _unpack(reader: _Reader, parent_fd: int, top: bytes, refuse_top: set[bytes], count_entry: Callable[[], None]) -> None:
     """Go through the entries of the folder `top`, and of those in it; a loop, for depth is a stranger's choice."""
     way, stack = OpenFolders(parent_fd), [_Folder()]
     try:
@@ -83,6 +91,7 @@ def _unpack(reader: _Reader, parent_fd: int, top: bytes, refuse_top: set[bytes])
             name = folder.next_name(reader.text(NAME_BYTES, "a name"))
             if len(stack) == 1 and name in refuse_top:
                 raise MalformedNar(f"the name {_shown(name)} at the top is kept for metadata")
+            count_entry()
             reader.expect(b"an entry", b"node", b"(", b"type")
             kind = reader.word()
             if kind == b"directory":

@@ -213,7 +213,7 @@ def test_root_hands_nothing_to_another_users_daemon(tmp_path: Path) -> None:
             insert_through(client.path, dref, {}, str(folder), 0.0)
         arriving = Arriving(RRef(f"rref:{'0' * 32}-{'0' * 32}-x"), {}, 0.0, 0.0, "h", None, None)
         with pytest.raises(DaemonForeign):
-            Through(client, store_layout(new_store(tmp_path / "other"))).realization(arriving, lambda fd, name: None)
+            Through(client, store_layout(new_store(tmp_path / "other"))).realization(arriving, lambda fd, name: None, [])
     assert folder.is_dir()
 
 

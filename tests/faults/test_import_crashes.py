@@ -19,9 +19,9 @@ from pylightnix.query import allrrefs
 from pylightnix.store import faults
 
 POINTS: Final = (
-    "derivation_written",
     "folder_made",
     "taken_over",
+    "derivation_written",
     "context_written",
     "before_pending",
     "after_pending",

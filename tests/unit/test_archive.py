@@ -483,7 +483,7 @@ def _lies(parts: Parts) -> dict[str, tuple[str, list[tuple[Any, bytes]]]]:
         "metadata in the tree": ("kept for metadata", [low, with_tree(metadata)]),
         "too long a tree": ("do not belong to it", [low, (replace(r_low[0], nar_bytes=r_low[0].nar_bytes + 8), r_low[1] + bytes(8))]),
         "too short a tree": ("ends early", [low, (replace(r_low[0], nar_bytes=r_low[0].nar_bytes - 8), r_low[1])]),
-        "huge tree": ("ends after", [low, (replace(r_low[0], nar_bytes=1 << 62), b"")]),
+        "huge tree": ("trees are larger than", [low, (replace(r_low[0], nar_bytes=1 << 62), b"")]),
         "infinite start": ("cannot be read", [low, (replace(r_low[0], started=float("inf")), r_low[1])]),
         "start of text": ("cannot be read", [low, (replace(r_low[0], started="now"), r_low[1])]),
         "long stamp": ("cannot be read", [low, (replace(r_low[0], start_stamp=bytes(5000)), r_low[1])]),

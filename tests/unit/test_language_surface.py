@@ -318,6 +318,7 @@ MAY_BE_LEFT_OUT = {
 
 OF_FETCHES = ["sha512", "mirrors", "headers", "max_bytes", "insecure_redirects", "total_seconds"]
 ADDED = {
+    "arch.sunpack": ["limits"],
     "garb.gc_exceptions": ["S"],
     "either.realizeE": ["dry_run"],
     "either.realizeManyE": ["dry_run"],

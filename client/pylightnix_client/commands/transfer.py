@@ -87,26 +87,47 @@ def _realizations(refs: Sequence[str], S: StorageSettings) -> list[RRef]:
 
 @click.command("import")
 @click.argument("file", metavar="[FILE]", type=click.Path(), default=_STANDARD)
+@click.option(
+    "--limit",
+    "given",
+    metavar="NAME=N",
+    multiple=True,
+    help="How much it may bring: total_bytes, entries, or ratio, which is how many times larger its contents may be than the archive.",
+)
 @json_option
 @click.pass_obj
-def import_command(session: Session, file: str) -> None:
+def import_command(session: Session, file: str, given: tuple[str, ...]) -> None:
     """Bring everything in an archive into the store, and print what it was made for.
 
     FILE is standard input if it is left out. Each tree and each reference is computed anew. What is there already stays.
+    What is larger than the limits, or than the room on the disk, is refused before it is written.
     """
     from pylightnix.storage import store_layout
+    from pylightnix.transfer.limits import import_limits
     from pylightnix.transfer.receiving import receive
     from pylightnix.transfer.streams import StreamSource, opened_archive
 
     if file == _STANDARD and os.isatty(0):
         raise click.UsageError("give the archive to import, or a pipe that it comes from")
+    limits = import_limits(_limits(given), "import")
     S = _made(session.settings())
     if file == _STANDARD:
-        received = receive(StreamSource(sys.stdin.buffer, "standard input"), store_layout(S))
+        received = receive(StreamSource(sys.stdin.buffer, "standard input", limits), store_layout(S))
     else:
-        with opened_archive(file) as source:
+        with opened_archive(file, limits) as source:
             received = receive(source, store_layout(S))
     _show_received(session, received)
+
+
+def _limits(given: Sequence[str]) -> dict[str, int]:
+    """Return what ``--limit NAME=N`` says."""
+    found = {}
+    for text in given:
+        name, equals, number = text.partition("=")
+        if not equals or not number.isdecimal() or not number.isascii():
+            raise click.BadParameter(f"expected NAME=N with a whole number, found {text!r}", param_hint="--limit")
+        found[name] = int(number)
+    return found
 
 
 def _made(S: StorageSettings) -> StorageSettings:

@@ -200,8 +200,16 @@ class FolderReader:
         return stored_digest(path)
 
 
-def check_output(layout: StoreLayout, dref: DRef, path: str) -> None:
-    """Refuse a sealed output in the folder `path` that is not what the config of `dref` fixes.
+def _may_fix(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return _MARKS.search(file.read()) is not None
+    except OSError:
+        return True  # whoever parses it says what is wrong, in our words
+
+
+def check_output(layout: StoreLayout, dref: DRef, path: str, config: Any = None) -> None:
+    """Refuse a sealed output in the folder `path` that is not what the config of `dref` fixes; None for the config in the store.
 
     Raises:
         InvalidOutput: it is not. The error says which bytes were expected, and which are there.
@@ -209,13 +217,11 @@ def check_output(layout: StoreLayout, dref: DRef, path: str) -> None:
         StoreIOError: the output cannot be read.
     """
     try:
-        with open(layout.config(dref), "rb") as file:
-            if _MARKS.search(file.read()) is None:
+        if config is None:
+            if not _may_fix(layout.config(dref)):
                 return
-    except OSError:
-        pass  # told below, in our words
-    try:
-        problem = broken_promise(read_config(layout, dref).val, FolderReader(path))
+            config = read_config(layout, dref).val
+        problem = broken_promise(config, FolderReader(path))
     except MissingDerivation:
         raise
     except InvalidSource as error:

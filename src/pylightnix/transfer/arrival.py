@@ -20,7 +20,7 @@ from pylightnix.refs import rref2dref
 from pylightnix.remote import open_for_arrivals
 from pylightnix.store.derivations import derivation_ref
 from pylightnix.store.layout import StoreLayout
-from pylightnix.transfer.destination import Arriving, Destination, Refused
+from pylightnix.transfer.destination import Arriving, Destination, NewDerivation, Refused
 from pylightnix.types import DRef, RRef
 
 __all__ = ["Arrivals", "Arriving", "Refused", "arrivals"]
@@ -37,12 +37,14 @@ class Arrivals:
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
         self._deps: dict[DRef, set[DRef]] = {}
+        self._new: dict[DRef, NewDerivation] = {}
+        """Those that are not written yet: they are when something sound is made of them, or when all has arrived."""
         self._now = time.time()  # no build started later, whatever is said: it would be the latest for ever
         self.placed: list[RRef] = []
         self.present = 0
 
     def derivation(self, dref: DRef, canonical: bytes) -> None:
-        """Put a derivation, given by its canonical config, into the store. Those that it depends on came before.
+        """Take a derivation, given by its canonical config. Those that it depends on came before.
 
         Raises:
             Refused: it is another derivation, or something that it depends on is missing.
@@ -57,7 +59,7 @@ class Arrivals:
         deps = cfgdeps(checked)
         if missing := deps - self._deps.keys():
             raise Refused(f"{dref} depends on {min(missing)}, which did not come before it")
-        self._destination.derivation(dref, canonical, checked.val)
+        self._new[dref] = NewDerivation(dref, canonical, checked.val)
         self._deps[dref] = deps
 
     def has(self, arriving: Arriving) -> bool:
@@ -73,12 +75,13 @@ class Arrivals:
         self.present += 1
         return True
 
-    def realization(self, arriving: Arriving, unpack: Callable[[int, str], None]) -> None:
+    def realization(self, arriving: Arriving, unpack: Callable[[int, str], None], nar_bytes: int = 0) -> None:
         """Put a realization in place that the store does not have, as `has` tells.
 
         Args:
             arriving: what is said of it.
             unpack: makes its tree as the folder of this name in the folder that is open at this descriptor.
+            nar_bytes: how much room that takes at least.
 
         Raises:
             Refused: the tree is another one, or something that it was made from is missing.
@@ -89,11 +92,32 @@ class Arrivals:
         self._check(arriving)
         is_new = not self._destination.has(arriving.rref)
         started, stopped = (min(moment, self._now) for moment in (arriving.started, arriving.stopped))
-        self._destination.realization(replace(arriving, started=started, stopped=stopped), unpack)
+        self._destination.check_room(arriving.rref, nar_bytes)
+        new = self._needed(rref2dref(arriving.rref))
+        self._destination.realization(replace(arriving, started=started, stopped=stopped), unpack, new)
+        for derivation in new:
+            del self._new[derivation.dref]
         if is_new:
             self.placed.append(arriving.rref)
         else:
             self.present += 1
+
+    def finish(self) -> None:
+        """Write the derivations of which nothing was made."""
+        for new in self._new.values():
+            self._destination.derivation(*new)
+        self._new.clear()
+
+    def _needed(self, dref: DRef) -> list[NewDerivation]:
+        """Return what is to be written for a realization of `dref`: that, and what it depends on, before it."""
+        found: dict[DRef, NewDerivation] = {}
+        stack = [dref]
+        while stack:
+            each = stack.pop()
+            if each in self._new and each not in found:
+                found[each] = self._new[each]
+                stack += self._deps[each]
+        return list(found.values())[::-1]
 
     def _check(self, arriving: Arriving) -> None:
         dref = rref2dref(arriving.rref)
@@ -130,4 +154,5 @@ def arrivals(layout: StoreLayout) -> Iterator[Arrivals]:
         except BaseException:
             destination.flush()  # what arrived before, and was what it was said to be, stays
             raise
+        found.finish()
         destination.flush()

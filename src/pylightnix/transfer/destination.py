@@ -9,22 +9,23 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Optional, Protocol
+from typing import Any, Final, NamedTuple, Optional, Protocol
 
 from pylightnix.attempt import take_outputs
 from pylightnix.context import realization_hash
+from pylightnix.errors import StoreFull
 from pylightnix.refs import mkrref, rref2dref, undref
 from pylightnix.store.access import translated_errors, user_name
 from pylightnix.store.commit import Attempt, TakenOutput, place
 from pylightnix.store.derivations import write_derivation
 from pylightnix.store.faults import reach
 from pylightnix.store.index import VALID
-from pylightnix.store.layout import START_FILE, STOP_FILE
+from pylightnix.store.layout import START_FILE, STOP_FILE, StoreLayout
 from pylightnix.store.set_aside import discard
 from pylightnix.store.store import Store
 from pylightnix.types import DRef, RRef
 
-__all__ = ["Arriving", "Destination", "Here", "Refused", "unpack_output"]
+__all__ = ["Arriving", "Destination", "Here", "NewDerivation", "Refused", "check_room", "unpack_output"]
 
 _log = logging.getLogger("pylightnix")
 
@@ -52,6 +53,14 @@ class Arriving:
     """Its dependencies that its realizer found while it ran."""
 
 
+class NewDerivation(NamedTuple):
+    """A derivation that arrives."""
+
+    dref: DRef
+    canonical: bytes
+    config: Any
+
+
 class Destination(Protocol):
     """A store, open for what arrives. Every method translates errors of the system into ours."""
 
@@ -67,8 +76,15 @@ class Destination(Protocol):
         False if that can be done only by bringing it again.
         """
 
-    def realization(self, arriving: Arriving, unpack: Callable[[int, str], None]) -> None:
-        """Put a realization in place, or note that it was built again. See `Arrivals.realization`."""
+    def realization(self, arriving: Arriving, unpack: Callable[[int, str], None], derivations: Sequence[NewDerivation]) -> None:
+        """Put a realization in place, or note that it was built again. See `Arrivals.realization`.
+
+        `derivations` are those that it needs and that the store may not have, its own last. They are written when the
+        tree is known to be right: what is refused leaves nothing.
+        """
+
+    def check_room(self, rref: RRef, size: int) -> None:
+        """Raise `StoreFull` if there is no room for so many bytes: it is said before they are written."""
 
     def flush(self) -> None:
         """Make durable what was put in place.
@@ -102,7 +118,7 @@ class Here:
                     index.note_start(rref, started)
         return True
 
-    def realization(self, arriving: Arriving, unpack: Callable[[int, str], None]) -> None:
+    def realization(self, arriving: Arriving, unpack: Callable[[int, str], None], derivations: Sequence[NewDerivation]) -> None:
         layout = self._store.layout
         dref = rref2dref(arriving.rref)
         with translated_errors(layout, f"unpacking {arriving.rref}"):
@@ -110,13 +126,19 @@ class Here:
             try:
                 reach("folder_made")
                 unpack_output(folder, "out", arriving, unpack)
-                (output,) = take_outputs(layout, dref, folder, [f"{folder}/out"])
+                (output,) = take_outputs(layout, dref, folder, [f"{folder}/out"], derivations[-1].config if derivations else None)
+                _check_reference(arriving, output)
+                for new in derivations:
+                    self.derivation(*new)
                 self._place(dref, arriving, output)
             finally:
                 discard(layout, folder)
         self._bytes += output.nar_bytes
         if len(self._store.batch.pending) >= _FLUSH_COUNT or self._bytes >= _FLUSH_BYTES:
             self.flush()
+
+    def check_room(self, rref: RRef, size: int) -> None:
+        check_room(self._store.layout, rref, size)
 
     def flush(self) -> None:
         self._bytes = 0
@@ -125,10 +147,6 @@ class Here:
             raise self._store.batch.lost or AssertionError(f"BUG: {min(lost)} is not valid after a flush")
 
     def _place(self, dref: DRef, arriving: Arriving, output: TakenOutput) -> None:
-        dhash, name = undref(dref)
-        found = mkrref(realization_hash(output.tree_hash, arriving.deps, arriving.dynamic), dhash, name)
-        if found != arriving.rref:
-            raise Refused(f"the tree and the context of {arriving.rref} have the reference {found}")
         attempt = Attempt(
             dref=dref,
             context={dep: sorted(rrefs) for dep, rrefs in arriving.deps.items()},
@@ -144,6 +162,22 @@ class Here:
         with store.build_lock(dref, arriving.deps, lambda: _log.warning("waiting for another process that builds %s", dref)):
             place(store.layout, store.index, store.owner, store.batch, attempt)
         self._placed.append(arriving.rref)
+
+
+def _check_reference(arriving: Arriving, output: TakenOutput) -> None:
+    dhash, name = undref(rref2dref(arriving.rref))
+    found = mkrref(realization_hash(output.tree_hash, arriving.deps, arriving.dynamic), dhash, name)
+    if found != arriving.rref:
+        raise Refused(f"the tree and the context of {arriving.rref} have the reference {found}")
+
+
+def check_room(layout: StoreLayout, rref: RRef, size: int) -> None:
+    """Raise `StoreFull` if there is no room for a tree of so many bytes."""
+    with translated_errors(layout, f"looking for room for {rref}"):
+        info = os.statvfs(layout.tmp)
+    free = info.f_bavail * info.f_frsize
+    if size > free:
+        raise StoreFull(layout.tmp, f"unpacking {rref}", f"{size} bytes are needed and {free} are free")
 
 
 def unpack_output(folder: str, name: str, arriving: Arriving, unpack: Callable[[int, str], None]) -> None:

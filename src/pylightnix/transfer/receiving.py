@@ -40,7 +40,7 @@ def receive(source: ByteSource, layout: StoreLayout) -> Received:
         layout: the store.
 
     Raises:
-        InvalidArchive: the stream is damaged or not what it says it is. What came before the damage, and was
+        InvalidArchive: the stream is damaged, not what it says it is, or brings more than it may. What came before, and was
             sound, is in the store; nothing else is.
         StoreError, InvalidStorage: the store cannot be used.
         NoDaemon, DaemonGone: the daemon that owns it ended in the middle.
@@ -98,7 +98,13 @@ def _realization(arrived: Arrivals, record: RealizationRecord, reader: RecordRea
     if arrived.has(arriving):
         _check_tree(arriving, reader.drop())
     else:
-        arrived.realization(arriving, lambda fd, name: unpack_folder(reader, fd, name, refuse_top=METADATA_NAMES))
+        arrived.realization(arriving, lambda fd, name: _unpack(arriving, reader, fd, name), record.nar_bytes)
+
+
+def _unpack(arriving: Arriving, reader: RecordReader, fd: int, name: str) -> None:
+    unpack_folder(reader, fd, name, refuse_top=METADATA_NAMES, count_entry=reader.count_entry)
+    if not reader.left():  # else the reader of the stream tells
+        _check_tree(arriving, reader.drop())
 
 
 def _check_tree(arriving: Arriving, tree_hash: str) -> None:

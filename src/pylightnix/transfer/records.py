@@ -20,12 +20,14 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Optional, Protocol, TypeAlias, Union
+from typing import Annotated, Any, Final, Optional, Protocol, TypeAlias, Union
 
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
+import msgspec
 
 from pylightnix.errors import InvalidArchive
 from pylightnix.refs import isdref, isrref
+from pylightnix.transfer.limits import Allowance
 from pylightnix.types import DRef, RRef
 
 __all__ = ["MAGIC", "STAMP_BYTES", "DerivationRecord", "EndRecord", "RealizationRecord", "Record", "RecordReader", "encode_record"]
@@ -35,6 +37,7 @@ STAMP_BYTES: Final = 1 << 12
 """Longest content of a start or stop file."""
 _BODY_BYTES: Final = 1 << 26
 _DIGEST_BYTES: Final = 32
+_BODY: Final = msgspec.msgpack.Decoder(Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=64)])
 _NEWER: Final = "it may be of a newer Pylightnix; otherwise make it again with pylightnix export, or fetch it again"
 
 
@@ -93,6 +96,7 @@ class ByteSource(Protocol):
     """A stream of bytes with a name to show in errors."""
 
     where: str
+    allowance: Allowance
 
     def take(self, count: int) -> bytes:
         """Return exactly so many bytes; InvalidArchive if it ends before."""
@@ -125,7 +129,9 @@ class RecordReader:
             if isinstance(record, EndRecord):
                 break
             counts[type(record)] += 1
+            self._source.allowance.count_entry()
             if isinstance(record, RealizationRecord):
+                self._source.allowance.expect_tree(record.nar_bytes)
                 self._tree_bytes = record.nar_bytes
                 self._digest = hashlib.sha256()
             yield record
@@ -147,11 +153,15 @@ class RecordReader:
         if hashlib.sha256(body).digest() != digest:
             raise InvalidArchive(self._source.where, "a record is not what its digest says")
         try:
-            return _parse(msgpack.unpackb(body))
-        except Exception as error:  # msgpack raises many kinds; all of them mean one thing here
+            return _parse(body)
+        except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
             raise InvalidArchive(self._source.where, f"a record cannot be read ({error})", _NEWER) from error
 
     # --- the tree of the last realization -----------------------------------------------------------------
+
+    def count_entry(self) -> None:
+        """Count an entry of the tree."""
+        self._source.allowance.count_entry()
 
     def left(self) -> int:
         return self._tree_bytes
@@ -171,8 +181,11 @@ class RecordReader:
         return self._digest.hexdigest()
 
 
-def _parse(value: Any) -> Record:
-    if not isinstance(value, dict) or value.get("kind") not in _KINDS:
+def _parse(body: bytes) -> Record:
+    # Field by field and by its type: a few bytes must not become many objects.
+    parts = _BODY.decode(body)
+    value = {name: msgspec.msgpack.decode(part, type=_TYPES.get(name, None)) for name, part in parts.items()}
+    if value.get("kind") not in _KINDS:
         raise ValueError("it is of no known kind")
     kind = _KINDS[value.pop("kind")]
     fields = {name: _field(value, name, check) for name, check in _CHECKS[kind].items()}
@@ -201,6 +214,14 @@ def _is_stamp(value: Any) -> bool:
     return value is None or (isinstance(value, bytes) and len(value) <= STAMP_BYTES)
 
 
+_TYPES: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(("kind", "dref", "rref", "host"), str),
+    **dict.fromkeys(("config", "context"), bytes),
+    **dict.fromkeys(("start_stamp", "stop_stamp"), Optional[bytes]),
+    **dict.fromkeys(("nar_bytes", "derivations", "realizations"), int),
+    **dict.fromkeys(("started", "stopped"), float),
+    "roots": Annotated[list[str], msgspec.Meta(max_length=1 << 20)],
+}
 _CHECKS: Final[Mapping[type[Record], Mapping[str, Callable[[Any], bool]]]] = {
     DerivationRecord: {"dref": isdref, "config": lambda value: isinstance(value, bytes)},
     RealizationRecord: {

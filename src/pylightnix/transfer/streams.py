@@ -6,12 +6,15 @@ import functools
 import io
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, BinaryIO, Final, Protocol, TypeVar, cast
+from typing import IO, BinaryIO, Final, Optional, Protocol, TypeVar, cast
 
 from pylightnix.errors import ArchiveIOError, InvalidArchive, PylightnixException
 from pylightnix.nar import Sink
+from pylightnix.transfer.limits import IMPORT_LIMITS, Allowance
+from pylightnix.unpack_limits import UnpackLimits
 
 __all__ = ["StreamSource", "opened_archive", "written_archive"]
 
@@ -19,8 +22,6 @@ T = TypeVar("T")
 
 _GZIP: Final = b"\x1f\x8b"
 _XZ: Final = b"\xfd7zXZ\0"
-_XZ_MEMORY_BYTES: Final = 1 << 28
-"""What decompressing may take; the strongest preset of xz takes a quarter of it."""
 _BLOCK_BYTES: Final = 1 << 16
 
 
@@ -29,12 +30,15 @@ class StreamSource:
 
     Attributes:
         where: its name, for errors.
+        allowance: what it may still bring.
     """
 
-    def __init__(self, stream: IO[bytes], where: str) -> None:
+    def __init__(self, stream: IO[bytes], where: str, limits: UnpackLimits = IMPORT_LIMITS) -> None:
         self.where = where
         self._read_bytes = 0
-        self._stream = self._reading(lambda: _decompressed(stream))
+        self._packed = _Counted(stream)
+        self._stream, self._is_packed = self._reading(lambda: _decompressed(self._packed, limits.memory_bytes))
+        self.allowance = Allowance(where, limits, _size(stream), self._is_packed)
 
     def take(self, count: int) -> bytes:
         """Return exactly so many bytes.
@@ -53,6 +57,8 @@ class StreamSource:
             pieces.append(piece)
             left -= len(piece)
             self._read_bytes += len(piece)
+            if self._is_packed:
+                self.allowance.check_ratio(self._read_bytes, self._packed.read_bytes)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def at_end(self) -> bool:
@@ -75,14 +81,39 @@ class _Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
+class _Counted:
+    """Counts what is read of a stream."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, stream))
+        self.read_bytes = 0
+
+    def peek(self, size: int) -> bytes:
+        return self._stream.peek(size)
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(size)
+        self.read_bytes += len(data)
+        return data
+
+
+def _size(stream: IO[bytes]) -> Optional[int]:
+    """Return how large the file is that a stream reads; None for a pipe."""
+    try:
+        info = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return None  # it is no file
+    return info.st_size if stat.S_ISREG(info.st_mode) else None
+
+
 class _Unxz:
     """Decompresses one xz stream, in memory of our choice: a dictionary of 4 GiB is a stranger's to declare."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: _Counted, memory_bytes: int) -> None:
         import lzma
 
         self._stream = stream
-        self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
+        self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory_bytes)
 
     def read(self, size: int, /) -> bytes:
         while not self._decompressor.eof:
@@ -94,20 +125,20 @@ class _Unxz:
         return self._decompressor.unused_data[:size] or self._stream.read(size)
 
 
-def _decompressed(stream: IO[bytes]) -> _Readable:
-    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, stream))
-    begin = buffered.peek(len(_XZ))
+def _decompressed(packed: _Counted, memory_bytes: int) -> tuple[_Readable, bool]:
+    """Return what reads the stream, and whether it is compressed."""
+    begin = packed.peek(len(_XZ))
     if begin.startswith(_GZIP):
         import gzip
 
-        return gzip.GzipFile(fileobj=buffered)
+        return gzip.GzipFile(fileobj=cast(IO[bytes], packed)), True
     if begin.startswith(_XZ):
-        return _Unxz(buffered)
-    return buffered
+        return _Unxz(packed, memory_bytes), True
+    return packed, False
 
 
 @contextmanager
-def opened_archive(path: str) -> Iterator[StreamSource]:
+def opened_archive(path: str, limits: UnpackLimits = IMPORT_LIMITS) -> Iterator[StreamSource]:
     """Read from a file.
 
     Raises:
@@ -118,7 +149,7 @@ def opened_archive(path: str) -> Iterator[StreamSource]:
     except OSError as error:
         raise ArchiveIOError(path, "opening an archive", error.strerror or str(error)) from error
     with stream:
-        yield StreamSource(stream, path)
+        yield StreamSource(stream, path, limits)
 
 
 @contextmanager
