@@ -34,7 +34,7 @@ from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, say_ending
 from pylightnix.store.ownership import DAEMON_ROLE
 from pylightnix.store.room import RESERVE_BYTES, with_room
-from pylightnix.store.store import open_store_alone
+from pylightnix.store.store import another_view, open_store_alone
 from pylightnix.worker.linux import become_subreaper, gain_no_privileges
 from pylightnixd.boundary import SharedNursery, contained, entered
 from pylightnixd.builds import Builds
@@ -50,6 +50,7 @@ from pylightnixd.notify import Notifier
 from pylightnixd.requests import BEGINNING, RETRY_AFTER_SECONDS, Requests
 from pylightnixd.resources import Budget
 from pylightnixd.session import Session
+from pylightnixd.snapshot import Snapshots
 from pylightnixd.table import BuildTable
 from pylightnixd.workers import WorkerPool
 
@@ -134,6 +135,7 @@ async def serve(
 class _Server:
     def __init__(self, settings: Settings, hold: HeldStore, notifier: Notifier, reread: Callable[[], Settings]) -> None:
         self.settings, self.hold, self.notifier, self.reread = settings, hold, notifier, reread
+        self.snapshots = Snapshots(another_view(hold.reader))
         self.sessions: dict[int, Session] = {}
         self.greeted: dict[int, set[int]] = {}
         """The connections of each user that have said hello."""
@@ -304,6 +306,8 @@ class _Server:
                     await self.hold.in_thread(partial(remove_logs, paths))
             with trio.move_on_after(TIDY_SECONDS):
                 await self.told.wait()
+            if not requests.active:
+                await self.snapshots.take_if_due()
 
     async def _drain(self, requests: Requests, builds: Builds) -> None:
         """Let what is under way end, up to the deadline or a second signal."""
@@ -344,8 +348,10 @@ class _Server:
             with trio.move_on_after(float("inf") if seconds is None else seconds) as scope:
                 await self._something(requests)
             if scope.cancelled_caught and not self.sessions and not requests.active:
-                self.stop.set()
-                return
+                await self.snapshots.take_if_due()
+                if not self.sessions and not requests.active:  # still
+                    self.stop.set()
+                    return
 
     async def _something(self, requests: Requests) -> None:
         """Wait until a connection or the last operation ends, or the settings change."""

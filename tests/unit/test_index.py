@@ -372,3 +372,27 @@ def test_a_row_that_becomes_valid_while_candidates_are_looked_up_is_offered(inde
 
     assert [candidate.rref for candidate in index.candidates(D1, "key", Flushed())] == [A]
     other.close()
+
+
+# --- snapshots ----------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_an_index_of_the_same_content(path: str) -> None:
+    index = Index(path)
+    index.migrate()
+    assert index.is_empty()
+    enter(index, new(A, B), valid=True)
+    assert not index.is_empty()
+    copy = f"{path}.snapshot"
+    for left in (None, copy, f"{copy}.new"):  # a snapshot before, and what a crash left
+        if left is not None:
+            with open(left, "wb") as file:
+                file.write(b"left")
+        index.snapshot(copy)
+        other = Index(copy)
+        assert (other.format(), other.fault(), states(other, A)) == (FORMAT, None, [VALID])
+        assert other.rows("SELECT * FROM reference") == index.rows("SELECT * FROM reference")
+        other.close()
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        index.snapshot(f"{path}.no/where")
+    index.close()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.soundness import check_sound
-from tests.stores import AS_ROOT, new_store, picture, refuses, stage, writes
+from tests.stores import AS_ROOT, check_tmp, new_store, picture, refuses, stage, writes
 
 from pylightnix import (
     DRef,
@@ -303,6 +303,7 @@ def test_what_is_fetched_is_made_again(S: StorageSettings, tmp_path: FsPath, hur
     assert rebuild(rref, S, mended.moved_to) is None
     assert run(S).is_sound
     assert rref in list(allrrefs(S))
+    check_tmp(S)  # a daemon answers first and tidies up then
     check_sound(S)
 
 

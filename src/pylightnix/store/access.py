@@ -150,6 +150,7 @@ def wipe_store(layout: StoreLayout) -> None:
                 layout.index,
                 f"{layout.index}-wal",
                 f"{layout.index}-shm",
+                layout.snapshot,
                 layout.storage,
                 layout.tmp,
                 layout.trash,

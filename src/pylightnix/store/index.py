@@ -31,6 +31,7 @@ from typing import Any, Final, Optional
 
 from pylightnix.planner.messages import Candidate
 from pylightnix.refs import rref2dref
+from pylightnix.store.durability import sync_path
 from pylightnix.types import DRef, RRef
 
 __all__ = ["APPLICATION_ID", "FORMAT", "MIGRATIONS", "Index", "NewRealization", "RealizationInfo"]
@@ -224,6 +225,23 @@ class Index:
         """Return in what the index is no sound database, None if it is one. Reads all of it."""
         found = [str(row[0]) for row in self._rows("PRAGMA quick_check(1)")]
         return None if found == ["ok"] else "; ".join(found)
+
+    def snapshot(self, path: str) -> None:
+        """Write a copy of the index, whole and durable, to `path`, in place of what is there. Others may write meanwhile."""
+        draft = f"{path}.new"
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
+        try:
+            with self._lock:
+                self._db().execute("VACUUM INTO ?", (draft,))
+            os.chmod(draft, 0o600)
+            sync_path(draft)
+            os.rename(draft, path)
+            sync_path(os.path.dirname(path))
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(draft)
+            raise
 
     def checkpoint(self) -> None:
         """Bring everything out of the log and into the file, durably."""
@@ -492,6 +510,10 @@ class Index:
         """Return (realization, what it was made from) of all valid ones, sorted."""
         query = "SELECT rref, referred FROM reference JOIN realization ON id = referrer WHERE state = 1 ORDER BY rref, referred"
         return [(RRef(rref), RRef(referred)) for rref, referred in self._rows(query)]
+
+    def is_empty(self) -> bool:
+        """Tell whether there is no row of a realization."""
+        return self._row("SELECT 1 FROM realization LIMIT 1") is None
 
     def referred(self) -> set[RRef]:
         """Return every realization that a valid one depends on."""

@@ -50,6 +50,11 @@ class StoreLayout:
         return f"{self.state}/index.sqlite"
 
     @property
+    def snapshot(self) -> str:
+        """A copy of the index that a daemon makes once a day while nobody asks for anything."""
+        return f"{self.state}/index.sqlite.snapshot"
+
+    @property
     def lock(self) -> str:
         return f"{self.state}/lock"
 

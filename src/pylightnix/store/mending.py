@@ -19,10 +19,10 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Final, Optional
+from typing import Final, Optional, TypeVar
 
 from pylightnix.context import context_file_text
 from pylightnix.errors import StoreBusy
@@ -37,6 +37,7 @@ from pylightnix.store.locks import StoreOwned
 from pylightnix.store.ownership import daemon_socket
 from pylightnix.store.provenance import Provenance, provenance_text
 from pylightnix.store.removal import make_movable, open_unlocked, reopen_unlocked
+from pylightnix.store.room import make_reserve, with_room
 from pylightnix.store.store import Store, open_store_alone
 from pylightnix.store.takeover import seal_file, seal_folder
 from pylightnix.store.trash import to_trash
@@ -44,6 +45,8 @@ from pylightnix.types import DRef, RRef
 from pylightnix.walking import walk
 
 __all__ = ["Mended", "Outcome", "mend", "mend_alone"]
+
+T = TypeVar("T")
 
 _PROGRAM_MODE: Final = 0o555
 
@@ -92,6 +95,7 @@ def mend(store: Store, rrefs: Iterable[RRef], at_work: Mapping[DRef, Sequence[st
     for rref in dict.fromkeys(rrefs):
         with translated_errors(store.layout, f"mending {rref}"):
             found.append(_mend(store, rref, at_work.get(rref2dref(rref), ())))
+    make_reserve(store.layout)
     return found
 
 
@@ -103,7 +107,8 @@ def mend_alone(layout: StoreLayout, rrefs: Collection[RRef]) -> list[Mended]:
         StoreBusy: somebody works in it.
     """
     try:
-        with open_store_alone(layout, "mending") as store:
+        with ExitStack() as stack:
+            store = with_room(layout, lambda: stack.enter_context(open_store_alone(layout, "mending")), early=True)
             store.flush()
             return mend(store, rrefs, {})
     except StoreBusy as error:
@@ -121,15 +126,29 @@ def _mend(store: Store, rref: RRef, at_work: Sequence[str]) -> Mended:
     if at_work or state == PENDING:
         return Mended(rref, Outcome.busy, found.damage.value, ", ".join(at_work) or "a build that is not finished")
     damage, problem = found.damage.value, found.problem
-    if _mended_in_place(store, found) and inspect(store.layout, rref, promises=True).damage is None:
+    if _with_room(store.layout, rref, lambda: _mended_in_place(store, found)) and inspect(store.layout, rref, promises=True).damage is None:
         return Mended(rref, Outcome.mended, damage, problem)
-    moved_to = None if found.damage is Damage.missing else _move_aside(store.layout, rref)
+    moved_to = None if found.damage is Damage.missing else _with_room(store.layout, rref, lambda: _move_aside(store.layout, rref))
     reach("quarantined")
     if state is not None:
-        with store.index.transaction(durable=True):
-            store.index.demote(rref, store.owner.id)
-            store.index.forget_deleted(rref)
+        _with_room(store.layout, rref, lambda: _drop_row(store, rref))
     return Mended(rref, Outcome.dropped if moved_to is None else Outcome.quarantined, damage, problem, moved_to)
+
+
+def _with_room(layout: StoreLayout, rref: RRef, work: Callable[[], T]) -> T:
+    """Do `work`, on a full disk with the reserve."""
+
+    def translated() -> T:
+        with translated_errors(layout, f"mending {rref}"):
+            return work()
+
+    return with_room(layout, translated, early=True)
+
+
+def _drop_row(store: Store, rref: RRef) -> None:
+    with store.index.transaction(durable=True):
+        store.index.demote(rref, store.owner.id)
+        store.index.forget_deleted(rref)
 
 
 # --- in place -----------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ class _Run:
     def run(self) -> Reindexed:
         before = self._recovered()
         forget_index(self.layout)  # or closing it later would write beside what has been moved
-        old, snapshot = salvage(self.layout.index), salvage(f"{self.layout.index}.snapshot")
+        old, snapshot = salvage(self.layout.index), salvage(self.layout.snapshot)
         with self._drafted() as draft:
             self._fill(draft, old, snapshot)
             after = _content(draft)
