@@ -9,6 +9,8 @@ process, for its socket closes then, and the kernel kills it. Must not know what
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import socket
@@ -128,11 +130,8 @@ class FetcherProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                command = [sys.executable, *program, str(theirs.fileno()), str(os.getpid())]
-                # Shielded: bounded by what the kernel takes to start a program, and then it must be minded.
                 async with siblings.forking:
-                    with trio.CancelScope(shield=True):
-                        process, ended = await _started(command, theirs.fileno(), log_path, siblings.pids)
+                    process, ended = await _started([sys.executable, *program], theirs, log_path, siblings.pids, patience.start_seconds)
         except BaseException:
             ours.close()
             raise
@@ -320,49 +319,67 @@ def own_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name in _KEPT_VARIABLES or name.startswith(("LC_", "PYTHON"))}
 
 
-async def _started(command: Sequence[str], fd: int, log_path: str, pids: set[int]) -> tuple[subprocess.Popen[bytes], trio.Event]:
+async def _started(
+    command: Sequence[str], end: socket.socket, log_path: str, pids: set[int], seconds: float
+) -> tuple[subprocess.Popen[bytes], trio.Event]:
     """Start a process in a thread of its own, which reaps it; its number is among `pids` until then.
 
     Its own: the kernel kills the process when the *thread* that started it ends, and trio's end when they have nothing to do.
+
+    Raises:
+        OSError: it cannot be started, or not in time.
     """
     token, ended, started = trio.lowlevel.current_trio_token(), trio.Event(), trio.Event()
     found: list[subprocess.Popen[bytes] | Exception] = []
+    end = end.dup()  # the thread may be at work when nobody waits for it any more
+
+    def begun(process: subprocess.Popen[bytes] | Exception) -> None:
+        if isinstance(process, subprocess.Popen):
+            pids.add(process.pid)
+        found.append(process)
+        started.set()
 
     def reaped(pid: int) -> None:
         pids.discard(pid)
         ended.set()
 
     def run() -> None:
-        try:
-            with open(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "wb") as log:
-                if os.fstat(log.fileno()).st_size > _LOG_BYTES_MAX:
-                    log.truncate(0)
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(fd,),
-                    env=own_environment(),
-                    cwd="/",
-                    start_new_session=True,
-                )
-        except Exception as error:  # noqa: BLE001  # raised by who waits for `started`
-            found.append(error)
-            token.run_sync_soon(started.set)
-            return
-        found.append(process)
-        pids.add(process.pid)
-        token.run_sync_soon(started.set)
-        process.wait()
-        try:
+        with contextlib.suppress(trio.RunFinishedError):
+            try:
+                with end:
+                    process = _opened(command, end, log_path)
+            except Exception as error:  # noqa: BLE001  # raised by who waits
+                token.run_sync_soon(begun, error)
+                return
+            token.run_sync_soon(begun, process)
+            process.wait()
             token.run_sync_soon(reaped, process.pid)
-        except trio.RunFinishedError:
-            pass
 
-    start_thread(threading.Thread(target=run, name="pylightnixd-fetcher", daemon=True))
-    await started.wait()
-    [process] = found
+    try:
+        start_thread(threading.Thread(target=run, name="pylightnixd-fetcher", daemon=True))
+    except OSError:
+        end.close()
+        raise
+    with trio.move_on_after(seconds):
+        await started.wait()
+    # One that begins later finds its socket closed, and ends.
+    [process] = found or [OSError(errno.ETIMEDOUT, f"it did not begin within {seconds:g} s")]
     if isinstance(process, Exception):
         raise process
     return process, ended
+
+
+def _opened(command: Sequence[str], end: socket.socket, log_path: str) -> subprocess.Popen[bytes]:
+    with open(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "wb") as log:
+        if os.fstat(log.fileno()).st_size > _LOG_BYTES_MAX:
+            log.truncate(0)
+        return subprocess.Popen(
+            [*command, str(end.fileno()), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(end.fileno(),),
+            env=own_environment(),
+            cwd="/",
+            start_new_session=True,
+        )
