@@ -59,14 +59,24 @@ class GivenUp:
     """What it may still write into."""
 
 
-def state_of(pid: int) -> str:
-    """Say in which state a process is that does not do what it should, as an addition to its number; empty if there is nothing to say."""
+def _letter_of(pid: int) -> str:
+    """Return the kernel's letter for the state of a process; that of the dead if there is none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            letter = file.read().rpartition(b")")[2].split()[0].decode()
+            return file.read().rpartition(b")")[2].split()[0].decode()
     except (OSError, IndexError):
-        return ""
+        return "X"
+
+
+def state_of(pid: int) -> str:
+    """Say in which state a process is that does not do what it should, as an addition to its number; empty if there is nothing to say."""
+    letter = _letter_of(pid)
     return f", {_STATES[letter]}" if letter in _STATES else ""
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether there is such a process that is not dead; it may wait to be reaped."""
+    return _letter_of(pid) not in "ZX"
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:
@@ -181,18 +191,18 @@ class Processes:
             self.spared.discard(process.pid)
             return await self._end_strays(what)
         # Nobody else can end what it forked, which is its own as long as it is there.
-        undead = [process.pid, *children_of(process.pid)]
+        undead = [process.pid, *filter(is_alive, children_of(process.pid))]
         for pid in undead[1:]:
             send_signal(pid, signal.SIGKILL)
         for pid in undead:
             self.give_up(pid, what if pid == process.pid else f"a process of {what}")
-        self.nursery.start_soon(f"waiting for the end of process {process.pid}", partial(self._forget, process))
+        self.nursery.start_soon(f"waiting for the end of process {process.pid}", partial(self._forget, process, what))
         return undead
 
-    async def _forget(self, process: Running) -> None:
+    async def _forget(self, process: Running, what: str) -> None:
         await process.wait()
         self.spared.discard(process.pid)
-        await self._end_strays("what was given up")
+        await self._end_strays(what)
 
     async def _end_strays(self, what: str) -> list[int]:
         """Kill what a lost process left: orphans, which the kernel gave to us. Return those that stay, which are given up."""
@@ -200,7 +210,7 @@ class Processes:
             deadline = trio.current_time() + STRAY_SECONDS
             # Again and again: what a stray has forked is ours only when the stray is dead.
             while strays := self._strays():
-                for pid in strays:
+                for pid in filter(is_alive, strays):
                     _log.warning("killing process %d, which %s left", pid, what)
                     send_signal(pid, signal.SIGKILL)
                 with trio.move_on_at(deadline) as scope:

@@ -9,6 +9,8 @@ import subprocess
 import time
 from typing import Any
 
+from tests.daemon import realizers
+
 from pylightnix import (
     Build,
     Closure,
@@ -65,6 +67,31 @@ def waits(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> 
     with open(f"{gate}.go", "rb") as go:
         go.read()
     return [out(S, dref)]
+
+
+def leaves_process(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    """As `waits`, but who says hello is a process that stays when the build ends."""
+    gate = config(S, dref)["gate"]
+
+    def stay() -> None:
+        with open(f"{gate}.hello", "w", encoding="utf-8") as hello:
+            hello.write(f"{os.getpid()}\n")
+        realizers.pause_for_ever()
+
+    realizers.daemonize(stay)
+    with open(f"{gate}.go", "rb") as go:
+        go.read()
+    return [out(S, dref)]
+
+
+class Heavy:
+    """A realizer that is many bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.data = os.urandom(size)
+
+    def __call__(self, S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+        return [out(S, f"{len(self.data)}")]
 
 
 def takes_a_moment(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:

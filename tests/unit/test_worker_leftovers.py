@@ -34,12 +34,13 @@ def test_an_end_waits_for_what_it_left_and_others_do_not() -> None:
     assert leftovers.settle([], 3.0) == [ended("a")]
 
 
-def test_a_stranger_seen_just_before_a_build_is_reaped_may_be_its() -> None:
+def test_what_a_stranger_leaves_counts_as_the_builds() -> None:
     leftovers = Leftovers(DEAF)
-    assert leftovers.settle([7], 0.0) == []
     leftovers.note_end(ended("a"))
-    assert leftovers.settle([7], 1.0) == []
-    assert leftovers.settle([], 2.0) == [ended("a")]
+    assert leftovers.settle([7], 0.0) == []
+    assert leftovers.settle([8], 1.0) == []
+    [told] = leftovers.settle([8], 1.0 + DEAF)
+    assert told.left == (8,)
 
 
 def test_who_does_not_die_is_named_and_not_waited_for_again() -> None:
@@ -51,11 +52,7 @@ def test_who_does_not_die_is_named_and_not_waited_for_again() -> None:
     [told] = leftovers.settle([7], DEAF)
     assert (told.key, told.left) == ("a", (7,))
     leftovers.note_end(ended("b"))
-    leftovers.turn += 1  # as if others had ended meanwhile
-    assert [end.left for end in leftovers.settle([7], DEAF + 1)] in ([()], [(7,)])
-    leftovers.settle([7], DEAF + 2)
-    leftovers.note_end(ended("c"))
-    assert leftovers.settle([7], DEAF + 3) == [ended("c")]
+    assert leftovers.settle([7], DEAF + 1) == [ended("b")]
     assert leftovers.next_at == float("inf")
 
 
@@ -89,15 +86,15 @@ def test_no_end_is_told_while_anything_of_it_lives_unnamed(events: list[tuple[st
             if build.dead and not build.reaped:
                 build.reaped = True
                 leftovers.note_end(ended(build.key))
+        strangers = [pid for build in builds if build.dead for pid in build.orphans]
         if between is not None:
             between.dead = True
-        strangers = [pid for build in builds if build.dead for pid in build.orphans]
         for end in leftovers.settle(strangers, now):
             [build] = [build for build in builds if build.key == end.key]
             assert build.reaped
             assert build.told is None, "an end is told once"
             build.told = end
-            assert build.orphans <= set(end.left) | set(), f"{build} ended with {end}"
+            assert build.orphans <= set(end.left), f"{build} ended with {end}"
         assert leftovers.next_at > now
 
     for what, which, number in events:

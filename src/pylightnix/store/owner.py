@@ -166,13 +166,13 @@ def wait_for_heirs(layout: StoreLayout, wait_seconds: float) -> None:
 
 
 def _has_heirs(lock: str) -> bool:
-    """Tell whether an owner that left heirs, or one of these, still holds its lock."""
+    """Tell whether an owner that left heirs, or one of these, still holds its lock, and will not for long."""
     try:
         fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
-        return os.pread(fd, len(_HEIRS), 0) == _HEIRS and not try_flock(fd, fcntl.LOCK_EX)
+        return os.pread(fd, len(_HEIRS), 0) == _HEIRS and not _has_undead(fd) and not try_flock(fd, fcntl.LOCK_EX)
     finally:
         os.close(fd)
 

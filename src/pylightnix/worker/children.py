@@ -1,9 +1,9 @@
 """The worker's processes: those it forked, and the strangers that ended builds left to it.
 
 A stranger is killed as soon as it is seen. The end of a build is told of only when there are no strangers that it may have left,
-which are those that were first seen when it was reaped, just before, or later: orphans become children before the death of their
-parent can be seen, and every death of a child raises SIGCHLD, so `settle` after each SIGCHLD misses nobody. What lives on long
-after it was killed is *left*: the end is told, names it, and it is waited for no more. Must not know what is built.
+which are those that were first seen when it was reaped, or later: orphans become children before the death of their parent can be
+seen, and every death of a child raises SIGCHLD, so `settle` after each SIGCHLD misses nobody. What lives on long after it was
+killed is *left*: the end is told, names it, and it is waited for no more. Must not know what is built.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ class Leftovers:
         self._reaped.append(_Reaped(ended, self.turn))
 
     def settle(self, strangers: Sequence[int], now: float) -> list[Ended]:
-        """Enter who is there that was not forked here, and end the turn; return the ends that may be told of."""
+        """Enter who is there that was not forked here, and end the turn; return the ends that may be told of.
+
+        All ends were entered of those who died before it was looked who is there.
+        """
         self._strangers = {pid: self._strangers.get(pid) or _Stranger(pid, self.turn, now) for pid in strangers if pid not in self.deaf}
         for stranger in [stranger for stranger in self._strangers.values() if stranger.killed + self.deaf_seconds <= now]:
             self._left.append(self._strangers.pop(stranger.pid))
@@ -94,7 +97,7 @@ class Leftovers:
         self._reaped = [reaped for reaped in self._reaped if reaped not in told]
         ends = [replace(reaped.ended, left=tuple(s.pid for s in self._left if _may_be_of(s, reaped))) for reaped in told]
         oldest = min((reaped.turn for reaped in self._reaped), default=self.turn)
-        self._left = [stranger for stranger in self._left if stranger.turn >= oldest - 1]
+        self._left = [stranger for stranger in self._left if stranger.turn >= oldest]
         self.turn += 1
         return ends
 
@@ -105,8 +108,8 @@ class Leftovers:
 
 
 def _may_be_of(stranger: _Stranger, reaped: _Reaped) -> bool:
-    # It may have died just after this turn's look at the dead, and be reaped at the next.
-    return stranger.turn >= reaped.turn - 1
+    # One that is seen later may have been left by one that was seen before.
+    return stranger.turn >= reaped.turn
 
 
 class Children:
@@ -152,18 +155,27 @@ class Children:
     def settle(self) -> list[Ended]:
         """Reap the dead, kill strangers, and return whose end is complete, or as complete as it will be. Does not wait."""
         now = time.monotonic()
+        self._reap()
+        there = own_children()
+        while self._reap():  # who died before we looked is entered in this turn; see `Leftovers.settle`
+            there = own_children()
+        strangers = [pid for pid in there if pid not in self._running]
+        for pid in strangers:
+            _kill_stranger(pid)
+        return self._deaf_ones(now) + self._leftovers.settle(strangers, now)
+
+    def _reap(self) -> bool:
+        """Reap the dead; tell whether there were any."""
+        found = False
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                break
+                return found
             if pid == 0:
-                break
+                return found
+            found = True
             self._note(pid, status)
-        strangers = [pid for pid in own_children() if pid not in self._running]
-        for pid in strangers:
-            _kill_stranger(pid)
-        return self._deaf_ones(now) + self._leftovers.settle(strangers, now)
 
     def _deaf_ones(self, now: float) -> list[Ended]:
         """Return the ends of those that were killed long ago and live: they are not waited for any more."""
