@@ -252,7 +252,7 @@ class Operation:
         try:
             self.result = Result.of(
                 self.outcome,
-                self.trouble,
+                self.trouble or OperationCancelled(self.id),  # without an outcome, as when the daemon ends at once
                 id=self.id,
                 user=self.user,
                 targets=self.request.targets,

@@ -14,11 +14,13 @@ import pytest
 from tests.daemon import stages
 from tests.daemon.conftest import Daemon
 from tests.daemon.wire_client import WireClient, acknowledged, environment
+from tests.waiting import wait_until
 
 from pylightnix import instantiate
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import MissingLog, TooMany
 from pylightnix.protocol.limits import BLOB_PIECE_BYTES_MAX, OPERATION_BYTES_MAX, OPERATIONS_BYTES_MAX, OPERATIONS_PER_USER_MAX
+from pylightnix.worker.linux import children_of
 from pylightnixd.logfolder import COMPRESS_BYTES
 
 HELLO = msgpack.packb([0, 1, "hello", [{"versions": [1], "features": [], "client": "hostile"}]])
@@ -160,6 +162,16 @@ def test_a_matcher_that_thinks_too_long(tmp_path: Path) -> None:
         assert row.code == "matcher-lost"
         assert "took longer than the daemon's matcher-timeout of 0.5 s" in row.message
         assert client.build(stages.one(daemon.plans, stages.plain, name="next"))[1].built == 1
+
+
+def test_matchers_that_think_too_long_are_killed_one_after_the_other(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "store", "--matcher-timeout", "0.5", prepared=False).wait_ready() as daemon, daemon.client() as client:
+        closure = stages.many(daemon.plans, 2, matcher=stages.thinks_for_ever)
+        operation, result = client.build(closure, keep_going=True)
+        assert result.failed == 2
+        assert all("took longer than" in row.message for row in client.failed(operation))
+        [worker] = children_of(daemon.process.pid)
+        wait_until(lambda: children_of(worker) == [])
 
 
 def test_a_user_may_have_so_many_operations(daemon: Daemon, client: WireClient) -> None:

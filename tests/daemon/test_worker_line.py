@@ -3,76 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Awaitable, Callable
-from typing import Any, Optional, cast
 
-import msgpack  # type: ignore[import-untyped]  # it ships no type information
 import pytest
 import trio
 import trio.testing
+from tests.daemon.fake_worker import BIG, LIMIT, Theirs, talk
 
-from pylightnixd.patience import Debts
 from pylightnixd.worker import Worker, WorkerLost
-
-LIMIT = 60.0
-BIG = b"x" * (8 << 20)
-"""More than a socket takes that nobody reads."""
-
-
-class FakeProcess:
-    pid = 4711
-
-    def poll(self) -> Optional[int]:
-        return None
-
-
-class Theirs:
-    """The worker's end of the line."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = trio.socket.from_stdlib_socket(connection)  # which the test closes
-        self._unpacker = msgpack.Unpacker(max_buffer_size=0)
-
-    async def hear(self) -> tuple[int, str, dict[str, Any]]:
-        """Read the next request."""
-        while True:
-            for _, number, method, (params,) in self._unpacker:
-                return number, method, params
-            data = await self._socket.recv(1 << 20)
-            assert data, "the daemon hung up"
-            self._unpacker.feed(data)
-
-    async def hear_end(self) -> None:
-        while await self._socket.recv(1 << 20):
-            pass
-
-    async def answer(self, number: int, **result: object) -> None:
-        await self._say([1, number, None, result])
-
-    async def tell_end(self, build: str, **more: object) -> None:
-        await self._say([2, "ended", [{"build": build, "pid": 5, "exit_code": 0, "signal": None, **more}]])
-
-    async def _say(self, message: object) -> None:
-        data = msgpack.packb(message)
-        while data:
-            data = data[await self._socket.send(data) :]
-
-
-def talk(script: Callable[[Worker, Theirs], Awaitable[None]]) -> None:
-    """Run a script of both ends, at once as far as its waits go, and see that the line ends."""
-
-    async def main() -> None:
-        ours, theirs = socket.socketpair()
-        worker = Worker("key", "/bin/python", cast("trio.Process", FakeProcess()), trio.socket.from_stdlib_socket(ours), Debts(LIMIT))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(worker.serve)
-            with theirs:
-                await script(worker, Theirs(theirs))
-            worker.hang_up()
-        assert worker.lost
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
 
 
 def test_a_question_is_answered() -> None:
@@ -151,7 +88,7 @@ def test_slow_reading_is_a_sign_of_life() -> None:
         question = worker.post("build", {"realizer": BIG})
         for _ in range(4):
             await trio.sleep(0.9 * LIMIT)
-            await theirs._socket.recv(1 << 20)
+            await theirs.read_some()
             await trio.testing.wait_all_tasks_blocked()
         assert not worker.lost
         assert not question.arrived.is_set()
@@ -214,7 +151,7 @@ def test_a_worker_of_which_all_is_given_up_is_asked_to_end() -> None:
 def test_a_worker_that_talks_nonsense_is_lost_and_nothing_else(said: object) -> None:
     async def script(worker: Worker, theirs: Theirs) -> None:
         end = worker.expect_end("b-1")
-        await theirs._say(said)
+        await theirs.say(said)
         await end.arrived.wait()
         assert end.told is None
         with pytest.raises(WorkerLost):
