@@ -43,7 +43,7 @@ class Probe(trio.abc.Instrument):
     """Measures one loop."""
 
     def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._path = path
         self._step_began = 0.0
         self._step = (0.0, "")
         """The longest step of a task since the probe woke last."""
@@ -58,6 +58,9 @@ class Probe(trio.abc.Instrument):
 
     async def measure(self) -> None:
         """Look for stalls until cancelled."""
+        file = os.open(
+            self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )  # only now: a daemon that starts closes others'
         schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         waited = _waited_seconds(schedule)
         while True:
@@ -66,7 +69,7 @@ class Probe(trio.abc.Instrument):
             ended, now = time.monotonic(), _waited_seconds(schedule)
             stall, waited = ended - due - (now - waited), now
             if stall > LEAST_SECONDS:
-                os.write(self._file, f"{ended:.4f} {stall:.4f} {self._step[1]} ({self._step[0]:.4f} s)\n".encode())
+                os.write(file, f"{ended:.4f} {stall:.4f} {self._step[1]} ({self._step[0]:.4f} s)\n".encode())
             self._step = (0.0, "")
 
 

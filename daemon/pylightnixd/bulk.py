@@ -8,9 +8,10 @@ were frozen stays until nothing is under way: a few frames for each thousand der
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 __all__ = ["Bulk"]
@@ -22,6 +23,9 @@ FREEZE_EVERY: Final = 1000
 class Bulk:
     """Counts what has come, and freezes it by the thousand."""
 
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _makers: int = 0
+    """How many threads are in such a block."""
     _new: int = 0
     _frozen: bool = False
 
@@ -40,12 +44,17 @@ class Bulk:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Do not look while much is made at a time. Not to be nested."""
-        gc.disable()
+        """Do not look while much is made at a time."""
+        with self._lock:
+            self._makers += 1
+            gc.disable()
         try:
             yield
         finally:
-            gc.enable()
+            with self._lock:
+                self._makers -= 1
+                if not self._makers:
+                    gc.enable()
 
     def shrank(self) -> None:
         """Enter that nothing is under way: look for what was frozen and is in circles that nobody refers to."""

@@ -15,6 +15,7 @@ from typing import Final
 import trio
 
 from pylightnix.errors import StoreError
+from pylightnixd.descriptors import WaryStream, refuse_descriptors
 
 __all__ = ["LINK_NAME", "Peer", "SocketTrouble", "check_socket_path", "listen_at", "listener_of", "peer_of", "usual_socket_path"]
 
@@ -128,12 +129,13 @@ def _remove_stale(path: str) -> None:
 
 
 def listener_of(listener: socket.socket) -> trio.SocketListener:
-    """Return trio's listener over a socket that listens."""
+    """Return trio's listener over a socket that listens. Who connects inherits that it passes no descriptors."""
+    refuse_descriptors(listener)
     listener.setblocking(False)
     return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
 
 
-def peer_of(stream: trio.SocketStream) -> Peer:
+def peer_of(stream: trio.SocketStream | WaryStream) -> Peer:
     """Return who connected."""
     data = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
     return Peer(*struct.unpack("iII", data))

@@ -26,6 +26,7 @@ from pylightnix.protocol.framing import Decoder, Response, encode_request
 from pylightnix.store.layout import StoreLayout
 from pylightnix.travel import Environment
 from pylightnix.types import DRef
+from pylightnixd.descriptors import refuse_descriptors
 from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.worker import Worker, WorkerLost
 from pylightnixd.workers import WorkerPool
@@ -125,6 +126,7 @@ class MatcherChild:
         self._worker, self._name = worker, f"{self.operation}-m{next(self._numbers)}"
         worker.expect_end(self._name)
         ours, theirs = socket.socketpair()
+        refuse_descriptors(ours)
         try:
             self._asking = True  # whatever becomes of this, it is to be killed until the child is known to listen
             order = {"operation": self._name, "root": self.layout.state, "storage": self.layout.storage}

@@ -33,7 +33,7 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
                 line.connect(address)
-                line.send("\n".join(lines).encode())
+                line.send("\n".join(lines).encode(), socket.MSG_DONTWAIT)  # who does not read it must not hold up the loop
         except OSError:
             pass
 

@@ -202,7 +202,7 @@ class Operation:
         dref = derivation_ref(spec.config, cfgname(config))
         if spec.realizer.kind == "fetch":
             realizer, environment = unpack_fetch(self.blobs[spec.realizer.blob].data)
-            self._fetches[dref] = FetchJob(realizer, realizer.spec_for(config.val), environment, self.user)
+            self._fetches[dref] = FetchJob(realizer, realizer.spec_for(config.val), environment, str(self.uid))
         self.specs[dref] = (spec, config)
 
     # --- what builds call -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import trio
@@ -37,7 +37,10 @@ from pylightnixd.operation import Operation, OperationState
 from pylightnixd.results import Result, page
 from pylightnixd.session import Session
 from pylightnixd.table import BuildState, TableEntry
+from pylightnixd.user_names import UserNames
 from pylightnixd.watching import Watch
+
+T = TypeVar("T")
 
 __all__ = ["BEGINNING", "RETRY_AFTER_SECONDS", "Requests"]
 
@@ -49,6 +52,8 @@ To cancel, and to deliver what was claimed, helps it to end.
 """
 SPECS_AT_ONCE: Final = 50
 """How many derivations are taken in before others have a turn: a millisecond's worth."""
+BYTES_AT_ONCE: Final = 1 << 14
+"""How much of configs and contexts is taken in before others have a turn. Whatever is longer is taken in by a thread."""
 PS_BUILDS_MAX: Final = 1000
 """How many builds `ps` tells of."""
 PS_ENDED_MAX: Final = 100
@@ -79,12 +84,14 @@ class Requests:
     kept: KeptResults = field(default_factory=KeptResults)
     _kept_more: trio.Event = field(default_factory=trio.Event)
     insertions: Insertions = field(init=False)
+    names: UserNames = field(init=False)
     blobs: Blobs = field(default_factory=Blobs)
     quiet: trio.Event = field(default_factory=trio.Event)
     """Set whenever the last operation that runs has ended."""
 
     def __post_init__(self) -> None:
         self.insertions = Insertions(self.hold, self.nursery)
+        self.names = UserNames(self.nursery)
 
     async def handle(self, session: Session, method: str, params: Message) -> Message:
         """Answer one request; errors are raised."""
@@ -199,11 +206,12 @@ class Requests:
         def put() -> list[DRef]:
             return self.hold.register([_config(data, f"$.configs[{i}]") for i, data in enumerate(params.configs)])
 
-        drefs = await self.hold.in_thread(put)
+        drefs = await self._made_in_thread(put)
         return m.Registered(drefs=[str(dref) for dref in drefs])
 
     async def submit_open(self, session: Session, params: m.SubmitOpen) -> m.Submitted:
-        mine = [o for o in self.operations.values() if o.user == session.user]
+        user = await self.names.name_of(session.uid)
+        mine = [o for o in self.operations.values() if o.uid == session.uid]
         if len(mine) >= OPERATIONS_PER_USER_MAX:
             raise TooMany("operations of one user", OPERATIONS_PER_USER_MAX, RETRY_AFTER_SECONDS)
         parent = self.builds.running_of(params.parent) if params.parent is not None else None
@@ -211,7 +219,7 @@ class Requests:
             raise MessageInvalid("no build of this token is running", "$.parent")
         size = len(encode_value(params)) + HELD_EACH_BYTES
         self._check_room(0, size)
-        operation = Operation(new_name("op"), session.user, params, self.hold, self.builds, self._caller(session))
+        operation = Operation(new_name("op"), user, params, self.hold, self.builds, self._caller(session))
         operation.held_bytes, operation.parent = size, parent
         self.operations[operation.id] = operation
         self._attach(session, operation)
@@ -245,19 +253,39 @@ class Requests:
         size = sum(len(spec.config) + len(spec.args or b"") + HELD_EACH_BYTES for spec in params.derivations)
         self._check_room(operation.held_bytes, size)
         operation.held_bytes += size
+        count = taken = 0
         for i, spec in enumerate(params.derivations):
-            if i % SPECS_AT_ONCE == SPECS_AT_ONCE - 1:
+            count, taken = count + 1, taken + len(spec.config)
+            if count == SPECS_AT_ONCE or taken > BYTES_AT_ONCE:
+                count = taken = 0
                 await trio.lowlevel.checkpoint()
                 self._open_operation(params.operation)  # another connection may have cancelled or committed it meanwhile
             for needed, part in ((spec.matcher, "matcher"), (spec.realizer, "realizer")):
                 if (needed.kind in ("python", "fetch") or needed.blob) and needed.blob not in operation.blobs:
                     raise MessageInvalid(f"its blob {needed.blob!r} was not sent in full", f"$.derivations[{i}].{part}.blob")
             try:
-                operation.add(spec)
+                if len(spec.config) <= BYTES_AT_ONCE:
+                    operation.add(spec)
+                else:
+                    await self._made_in_thread(partial(operation.add, spec))
             except PylightnixException as error:
                 raise MessageInvalid(str(error), f"$.derivations[{i}].config") from error
         self.builds.bulk.grew(len(params.derivations))
         return m.Done()
+
+    async def _made_in_thread(self, make: Callable[[], T]) -> T:
+        """Make something large of what a client sent."""
+
+        def undisturbed() -> T:
+            with self.builds.bulk.undisturbed():
+                return make()
+
+        return await self.hold.in_thread(undisturbed)
+
+    async def _context(self, data: bytes, where: str = "$.context") -> dict[DRef, list[RRef]]:
+        if len(data) <= BYTES_AT_ONCE:
+            return _context(data, where)
+        return await self._made_in_thread(lambda: _context(data, where))
 
     def _check_room(self, held: int, more: int) -> None:
         """Refuse what would have one operation, which holds `held` bytes, or all together hold more than they may."""
@@ -442,8 +470,8 @@ class Requests:
     async def insert(self, session: Session, params: m.Insert) -> m.Inserted:
         handed = HandedOver(
             dref=DRef(params.dref),
-            context=_context(params.context),
-            dynamic={} if params.dynamic is None else _context(params.dynamic, "$.dynamic"),
+            context=await self._context(params.context),
+            dynamic={} if params.dynamic is None else await self._context(params.dynamic, "$.dynamic"),
             output=params.output,
             started=params.started,
             stopped=params.stopped,
@@ -582,7 +610,7 @@ class Requests:
         elif params.what == "rootrrefs":
             rows = sorted(set(index.valid_rrefs()) - index.referred())
         elif params.what == "drefrrefsC":
-            rows = list(index.valid_rrefs(dref, context_key(_context(params.context or b"{}"))))
+            rows = list(index.valid_rrefs(dref, context_key(await self._context(params.context or b"{}"))))
         else:
             rows = list(index.valid_rrefs(dref if params.what == "drefrrefs" else None))
         return await page("", rows, params.offset, params.limit)

@@ -27,7 +27,6 @@ from pylightnix.protocol.errors_on_wire import WireError, error_to_wire
 from pylightnix.protocol.limits import CONNECTIONS_PER_USER_MAX, UNGREETED_PER_USER_MAX
 from pylightnix.protocol.messages import DaemonWelcome, DrainingNotice
 from pylightnix.protocol.server import ServerConnection
-from pylightnix.store.access import user_name
 from pylightnix.store.build_logs import logs_folder
 from pylightnix.store.kept import KeepFailed
 from pylightnix.store.layout import StoreLayout
@@ -38,6 +37,7 @@ from pylightnix.store.store import another_view, open_store_alone
 from pylightnix.worker.linux import become_subreaper, gain_no_privileges
 from pylightnixd.boundary import SharedNursery, contained, entered
 from pylightnixd.builds import Builds
+from pylightnixd.descriptors import Closer, WaryStream, refuse_descriptors
 from pylightnixd.durations import Durations
 from pylightnixd.fetch_process import Siblings
 from pylightnixd.fetchers import Fetchers, FetchSettings
@@ -141,6 +141,8 @@ class _Server:
         """The connections of each user that have said hello."""
         self.ungreeted: dict[int, dict[int, Session]] = {}
         """Those of each user that have not, oldest first."""
+        self.hearing = trio.Lock()
+        """Held by the session that decodes."""
         self.stop = trio.Event()
         self.stop_now = trio.Event()
         self.changed = trio.Event()
@@ -196,6 +198,7 @@ class _Server:
     # --- connections ----------------------------------------------------------------------------------
 
     async def _accept(self, listener: trio.SocketListener, requests: Requests, work: SharedNursery) -> None:
+        closer = Closer(work)
         while True:
             try:
                 stream = await listener.accept()
@@ -203,9 +206,10 @@ class _Server:
                 entered("accepting a connection", error)
                 await trio.sleep(ACCEPT_AGAIN_SECONDS)
                 continue
-            work.start_soon("a session", partial(self._session, stream, requests))
+            line = stream if refuse_descriptors(stream.socket) else WaryStream(stream.socket, closer.close)
+            work.start_soon("a session", partial(self._session, line, requests))
 
-    async def _session(self, stream: trio.SocketStream, requests: Requests) -> None:
+    async def _session(self, stream: trio.SocketStream | WaryStream, requests: Requests) -> None:
         try:
             peer = peer_of(stream)
         except OSError:
@@ -219,7 +223,7 @@ class _Server:
             pid=os.getpid(),
         )
         connection = ServerConnection(welcome, FEATURES, partial(self._refusal, peer))
-        session = Session(stream, connection, user_name(peer.uid), peer.uid, requests.handle, requests.hear, BEGINNING | {"cancel"})
+        session = Session(stream, connection, peer.uid, requests.handle, requests.hear, BEGINNING | {"cancel"}, self.hearing)
         session.on_greeted = partial(self._greet, session, peer)
         self.sessions[id(session)] = session
         self._let_in(session, peer)

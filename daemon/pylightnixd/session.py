@@ -38,7 +38,10 @@ __all__ = ["Session"]
 
 _log = logging.getLogger("pylightnixd")
 
-READ_BYTES: Final = 1 << 16
+READ_BYTES: Final = 1 << 13
+"""How much is read at a time: the smallest requests that fit take ten milliseconds, and then others have their turns."""
+UNCOUNTED_BYTES: Final = 1 << 10
+"""What is shorter needs no turn to be looked at."""
 QUEUE_BYTES_MAX: Final = 4 << 20
 """How much may wait to be sent when another long answer is made, or more is read."""
 ASKED_BYTES_MAX: Final = 16 << 20
@@ -60,15 +63,16 @@ def _nothing() -> None:
 class Session:
     """One client's connection, from hello to its end."""
 
-    stream: trio.SocketStream
+    stream: trio.abc.Stream
     connection: ServerConnection
-    user: str
     uid: int
     """Whose connection it is, as the kernel says."""
     handle: Handler
     hear: Listener
     in_order: frozenset[str] = frozenset()
     """Methods after which everything waits until they are answered: what follows may build on them."""
+    hearing: trio.Lock = field(default_factory=trio.Lock)
+    """Held by the connection whose bytes are looked at, one for all connections."""
     on_greeted: Callable[[], None] = _nothing
     """Called when the client's hello was accepted."""
     on_end: list[Callable[[], None]] = field(default_factory=list)
@@ -99,7 +103,7 @@ class Session:
         except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass  # the client is gone, which is its right
         except* trio.TooSlowError:
-            _log.info("a client of %s does not read; hung up", self.user)
+            _log.info("a client of user %d does not read; hung up", self.uid)
         except* Exception:  # noqa: BLE001  # one client's trouble must not end the daemon
             _log.exception("BUG: a session ended")
         finally:
@@ -132,17 +136,26 @@ class Session:
             if scope.cancelled_caught:
                 return
             self._read_bytes += len(data)
-            events = self.connection.receive_data(data) if data else self.connection.receive_eof()
-            for event in events:
-                if not self._take(event):
-                    await self._flush()
-                    return
+            if self._read_bytes <= UNCOUNTED_BYTES:
+                goes_on = self._hear(data)
+            else:  # one connection at a time: many that flood are no worse for the others than one
+                async with self.hearing:
+                    await trio.lowlevel.checkpoint()
+                    goes_on = self._hear(data)
+            if not goes_on:
+                await self._flush()
+                return
             if not data:
                 return
             # Room must be made before more is asked: a flood of requests waits in the kernel, not here. Whether the
             # client reads is the writer's to see.
             while self._queued_bytes > QUEUE_BYTES_MAX or self._asked_bytes > ASKED_BYTES_MAX:
                 await self._sent()
+
+    def _hear(self, data: bytes | bytearray) -> bool:
+        """Act on what bytes say, none being the end; tell whether the connection goes on."""
+        events = self.connection.receive_data(data) if data else self.connection.receive_eof()
+        return all(self._take(event) for event in events)
 
     def _take(self, event: ServerEvent) -> bool:
         """Act on one event; tell whether the connection goes on."""

@@ -25,6 +25,7 @@ from pylightnix.protocol.worker_messages import WorkerWelcome
 from pylightnix.store.owner import Owner, remember_undead
 from pylightnix.travel import Environment, worker_key
 from pylightnixd.boundary import SharedNursery
+from pylightnixd.descriptors import refuse_descriptors
 from pylightnixd.limits import Limits
 from pylightnixd.patience import Debts
 from pylightnixd.processes import Processes
@@ -104,6 +105,7 @@ class WorkerPool:
 
     async def _start(self, key: str, environment: Environment) -> Worker:
         ours, theirs = socket.socketpair()
+        refuse_descriptors(ours)  # a build speaks on it, too, if it wants
         interpreter = environment.interpreter
         try:
             log_path = os.path.join(self.log_folder, f"worker-{next(self._numbers)}.log")

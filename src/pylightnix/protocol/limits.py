@@ -45,7 +45,7 @@ class Limits:
     """Longest array."""
     map_items: int = 10_000
     """Largest map, in pairs."""
-    values: int = 500_000
+    values: int = 200_000
     """Most values in one message, keys and containers included. An empty array takes one byte on the wire and
     some sixty in memory: without this, a message of 8 MiB could ask for half a gigabyte."""
     method_characters: int = 64
