@@ -50,11 +50,19 @@ def _no_boundary() -> None:
     boundary.contained.__exit__ = lambda *_: False  # type: ignore[method-assign]
 
 
+def _unbounded_wait() -> None:
+    """A worker may take as long as it likes to begin a build."""
+    from pylightnixd import worker_builds
+
+    vars(worker_builds).update(FORK_SECONDS=float("inf"))
+
+
 MUTANTS: Final[dict[str, Callable[[], object]]] = {
     "no-sync": _no_sync,
     "late-sync": _late_sync,
     "lazy-index": _lazy_index,
     "no-boundary": _no_boundary,
+    "unbounded-wait": _unbounded_wait,
 }
 
 

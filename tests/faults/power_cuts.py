@@ -45,8 +45,8 @@ class Change:
     number: int = 0
     """An offset, a size or a mode."""
     data: bytes = b""
-    begun: int = 0
-    """Of a sync: the index of the change before which all was covered."""
+    when: int = 0
+    """The number of what was recorded: of a sync, of its beginning, before which all was covered."""
     safe_from: int = 1 << 60
     """From which cut on it is certain to be there."""
 
@@ -58,13 +58,15 @@ class Record:
     root: Node
     changes: list[Change]
     marks: list[tuple[int, str]]
-    """Index of the change that followed, and what was noted."""
+    """The number of what was recorded, and what was noted."""
+    length: int
+    """How much was recorded: each sync twice, and each mark, too."""
 
     def told(self, cut: int) -> set[str]:
         """Return what clients had been told of by then, and had not asked to be removed."""
         found: set[str] = set()
         for index, text in self.marks:
-            if index > cut:
+            if index >= cut:
                 break
             word, *rrefs = text.split()
             found = found | set(rrefs) if word == "told" else found - set(rrefs)
@@ -91,34 +93,39 @@ class _Player:
         self.syncs: dict[int, Change] = {}
         self.changes: list[Change] = []
         self.marks: list[tuple[int, str]] = []
+        self.now = 0
 
     def play(self, entries: Iterator[tuple[str, int, int, str, bytes]]) -> Record:
         for what, a, b, one, two in entries:
+            self.now += 1
             if what == "!":
-                self.marks.append((len(self.changes), one))
+                self.marks.append((self.now, one))
             elif what == "e":
                 self._synced(self.syncs.pop(b))
             elif what in "sS":
                 node = self.root if what == "S" else self._find(one)
                 if node is not None:
-                    self.syncs[b] = Change(what, node, begun=len(self.changes))
+                    self.syncs[b] = Change(what, node, when=self.now)
             elif what in "wt":
                 node = self.inodes.get(a)
                 if node is not None:
                     self._do(Change(what, node, number=b, data=two))
             else:
                 self._name(what, a, b, one, two)
-        return Record(self.root, self.changes, self.marks)
+        return Record(self.root, self.changes, self.marks, self.now)
 
     def _do(self, change: Change) -> None:
+        change.when = self.now
         self.changes.append(change)
 
     def _synced(self, sync: Change) -> None:
-        for change in self.changes[: sync.begun]:
+        for change in self.changes:
+            if change.when > sync.when:
+                break
             ours = change.node if change.what in "wt" else (change.parent or change.node)
             # A file's or folder's own mode goes with it.
             if sync.what == "S" or ours is sync.node or (change.what == "m" and change.node is sync.node):
-                change.safe_from = min(change.safe_from, len(self.changes))
+                change.safe_from = min(change.safe_from, self.now + 1)
 
     def _find(self, path: str) -> Optional[Node]:
         node: Optional[Node] = self.root
@@ -169,25 +176,27 @@ def put(node: Node, parent: Node, name: str) -> None:
 
 
 class State:
-    """What is left after a cut before the change with the index `cut`."""
+    """What is left after a cut just before what was recorded as number `cut`."""
 
-    def __init__(self, record: Record, cut: int, seed: int) -> None:
+    def __init__(self, record: Record, cut: int, seed: int, all_kept: bool = False) -> None:
+        """Make it; with `all_kept` it is what `kill -9` leaves at that moment."""
         self._chance = random.Random(f"{seed}/{cut}")
         self._data: dict[Node, bytearray] = {}
         self._modes: dict[Node, int] = {}
         self._root = record.root
         _reset(record)
-        before = record.changes[:cut]
-        names_until = self._chance.randrange(cut + 1) if cut else 0
+        names_until = self._chance.randrange(cut + 1)
         in_order = self._chance.random() < 0.6
         share = self._chance.choice((0.0, 0.3, 0.7, 1.0))
         ways: dict[Node, str] = {}
-        for index, change in enumerate(before):
-            safe = change.safe_from <= cut
+        for change in record.changes:
+            if change.when >= cut:
+                break
+            safe = all_kept or change.safe_from <= cut
             if change.what in "wt":
                 way = "kept" if safe else ways.setdefault(change.node, self._chance.choice(("kept", "lost", "writes", "blocks", "zeros")))
                 self._write(change, way)
-            elif safe or (index < names_until if in_order else self._chance.random() < share):
+            elif safe or (change.when < names_until if in_order else self._chance.random() < share):
                 self._name(change)
 
     def _name(self, change: Change) -> None:

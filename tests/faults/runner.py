@@ -2,9 +2,10 @@
 
     runner.py ROOT            orders on standard input, reports on standard output, a JSON object a line
 
-Orders: {"fault": text or null, "at_start": bool, "trace": path or null, "mutant": name or null}. The first must have no fault:
-its report says what is right. Every store is opened once more after its day, and verified. Or {"count", "seed", "mutant"}: a day
-is recorded, and so many states are looked at that a power cut may leave.
+Orders, all of which may be left out: {"fault": text, "start_at": N, "trace": path, "mutant": name, "deaf_to": [order, …],
+"patience": seconds}. The first must be empty: its report says what is right. With "start_at" the day begins where another
+daemon was killed, and the fault may be met while the daemon starts. Every store is opened once more after its day, and verified.
+Or {"count", "seed", "mutant"}: a day is recorded, and so many states are looked at that a power cut may leave.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Optional
 
-from tests.faults import mutants
-from tests.faults.power_cuts import State, read_record
-from tests.faults.scenario import Day, Plans, Report, live
+from tests.faults import fake_worker, mutants
+from tests.faults.power_cuts import Record, State, read_record
+from tests.faults.scenario import ANSWER_SECONDS, Day, Plans, Report, live
 from tests.faults.shim import Calls, Fault
 from tests.faults.store_check import problems
 from tests.stores import new_store
@@ -39,8 +40,11 @@ from pylightnix.storage import store_layout
 from pylightnix.store.access import make_folders
 from pylightnix.store.durability import Durability
 from pylightnix.store.store import open_store_alone
+from pylightnixd import worker_builds
 
 DAY_SECONDS: Final = 90.0
+_FORK_SECONDS: Final = 1.0
+"""How long a worker may take to begin a build. A thread takes no time, and nobody is to wait for the usual ten seconds."""
 CONTENT: Final = b"from elsewhere\n" * 3000
 
 
@@ -111,6 +115,7 @@ class Runner:
         self.plans = Plans.of(new_store(f"{root}/plans"), serve_file(), hashlib.sha256(CONTENT).hexdigest())
         self.expected: Optional[Mapping[str, list[str]]] = None
         self.number = 0
+        self.record: Optional[Record] = None
 
     def cuts(self, order: Mapping[str, Any]) -> dict[str, Any]:
         """Record a day, cut its power at `count` moments, and open what is left; of every 50th, live another day there."""
@@ -121,7 +126,7 @@ class Runner:
         chance = random.Random(order["seed"])
         lived = with_debris = 0
         for number in range(order["count"]):
-            cut = chance.choice(record.marks)[0] if number % 2 else chance.randrange(len(record.changes) + 1)
+            cut = chance.choice(record.marks)[0] + 1 if number % 2 else chance.randrange(1, record.length + 2)
             state, told, root = State(record, cut, order["seed"] + number), record.told(cut), f"{self.root}/cut"
             state.write_to(root)
             found = opened(root, sorted(told), recorded["right"])
@@ -132,9 +137,18 @@ class Runner:
             if not found and (number % 50 == 0 or (debris and with_debris % 20 == 0)):
                 lived += 1
                 found = self._relived(root, recorded["right"], order.get("mutant"))
-            violations += [f"cut {cut} of {len(record.changes)}, seed {order['seed'] + number}: {text}" for text in found]
+            violations += [f"cut {cut} of {record.length}, seed {order['seed'] + number}: {text}" for text in found]
             shutil.rmtree(root) if not found or "keep" not in order else os.rename(root, f"{root}-{number}")
         return {"states": order["count"], "lived": lived, "debris": with_debris, "changes": len(record.changes), "violations": violations}
+
+    def _killed_at(self, cut: int, root: str) -> set[str]:
+        """Make the store that a daemon leaves which is killed at some moment of a day; return what clients had been told of."""
+        if self.record is None:
+            trace = f"{self.root}/trace-to-kill"
+            self.record = read_record(trace, self.day({"trace": trace})["root"])
+        at = 1 + cut % self.record.length
+        State(self.record, at, 0, all_kept=True).write_to(root)
+        return self.record.told(at)
 
     def _relived(self, root: str, right: Sequence[str], mutant: Optional[str]) -> list[str]:
         def body() -> bytes:
@@ -149,23 +163,34 @@ class Runner:
         fault = None if order.get("fault") is None else Fault.parse(order["fault"])
         self.number += 1
         root, log = f"{self.root}/{self.number}", os.memfd_create("hit")
-        os.mkdir(root)
+        told: set[str] = set()
+        cut = order.get("start_at")
+        if cut is None:
+            os.mkdir(root)
+        else:
+            told = self._killed_at(cut, root)
 
         def body() -> bytes:
+            vars(worker_builds).update(FORK_SECONDS=_FORK_SECONDS)
             mutants.apply(order.get("mutant"))
+            fake_worker.deaf_to.update(order.get("deaf_to", ()))
             if order.get("by_file"):
                 Durability.by_file = lambda *_: True  # type: ignore[method-assign]  # as after a slow sync
             trace = None if order.get("trace") is None else os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             self.calls.begin(root, log, trace)
             at_start = bool(order.get("at_start"))
-            return live(Day(root, self.plans, self.calls, None if at_start else fault, self.expected), fault if at_start else None).data()
+            day = Day(
+                root, self.plans, self.calls, None if at_start else fault, self.expected, patience=order.get("patience", ANSWER_SECONDS)
+            )
+            return live(day, fault if at_start else None).data()
 
         data, said = forked(body, DAY_SECONDS)
         report = Report(violations=[f"hang: {said[-4000:]}"]) if data is None else Report.of(data)
         if data == b"":
             report.violations.append(said[-2000:])
         right = [rref for rrefs in (self.expected or report.matched).values() for rref in rrefs]
-        report.violations += [*problems(root, report.told, right, settled=False), *opened(root, report.told, right)]
+        told = told - set(report.loose) | set(report.told)
+        report.violations += [*problems(root, sorted(told), right, settled=False), *opened(root, sorted(told), right)]
         if self.expected is None:
             self.expected = report.matched
         hit = os.pread(log, 1 << 16, 0).decode()

@@ -130,7 +130,9 @@ class Day:
         fault: Optional[Fault] = None,
         expected: Optional[Mapping[str, Sequence[str]]] = None,
         stop: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM),
+        patience: float = ANSWER_SECONDS,
     ) -> None:
+        self.patience = patience
         self.root, self.plans, self.calls, self.fault, self.expected, self.stop = root, plans, calls, fault, expected, stop
         self.report = Report()
         self.told: set[str] = set()
@@ -150,7 +152,7 @@ class Day:
 
     def _connect(self, name: str) -> WireClient:
         client = WireClient(f"{self.root}/daemon.sock", say_hello=False)
-        client.socket.settimeout(ANSWER_SECONDS)
+        client.socket.settimeout(self.patience)
         client.connection = _Tapped(self._hear)
         client.welcome = client.hello()
         self.clients[name] = client
@@ -167,7 +169,7 @@ class Day:
         except TimeoutError:
             if name in self.clients:
                 self.clients.pop(name).close()
-            self.violation(f"hang: {name} waited {ANSWER_SECONDS:g} s for an answer")
+            self.violation(f"hang: {name} waited {self.patience:g} s for an answer")
             raise
         except (HungUp, OSError) as error:
             if name in self.clients:

@@ -29,6 +29,7 @@ from tests.faults.shim import CHANGES, FULL, KINDS, Fault, environment, library
 REPOSITORY: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _SHOWN: Final = 800
 """Characters of a violation."""
+START_CALLS_MAX: Final = 60
 JOBS: Final = len(os.sched_getaffinity(0))
 
 
@@ -119,8 +120,24 @@ def all_faults(counts: dict[str, int], every_error: bool, chance: random.Random)
     full = sum(counts[kind] for kind in FULL)
     faults += [Fault(FULL, n, ENOSPC, True) for n in range(1, full, 1 if every_error else 7)]
     faults += [Fault(CHANGES, n, error, True) for n in range(1, total, 1 if every_error else 9) for error in (EROFS, EIO)]
-    chance.shuffle(faults)
     return faults
+
+
+@dataclass(frozen=True, slots=True)
+class StartFault(Fault):
+    """One that a daemon is to meet while it starts."""
+
+    number: int = 0
+
+
+def at_starts(chance: random.Random) -> dict[Fault, int]:
+    """Return faults for daemons that start where another one was killed, and where that was."""
+    found = {}
+    for kind, errors in KINDS.items():
+        for n in range(1, START_CALLS_MAX, 1 if kind in ("open", "stat") else 3):
+            fault = StartFault((kind,), n, chance.choice(errors), chance.random() < 0.3, number=len(found))
+            found[fault] = chance.randrange(1 << 20)
+    return found
 
 
 def sweep(
@@ -136,7 +153,11 @@ def sweep(
     result = Sweep(seed)
     with days(jobs) as running:
         result.kinds = {kind: running[0].live(Fault((kind,), 0, errors[0]), mutant=mutant)["calls"] for kind, errors in KINDS.items()}
-        queue = iter(list(faults) or all_faults(result.kinds, every_error, random.Random(seed)))
+        chance = random.Random(seed)
+        starts = {} if faults else at_starts(chance)
+        drawn = [*all_faults(result.kinds, every_error, chance), *starts]
+        chance.shuffle(drawn)
+        queue = iter(list(faults) or drawn)
         lock = threading.Lock()
 
         def work(each: Days) -> None:
@@ -145,12 +166,14 @@ def sweep(
                     fault = next(queue, None)
                 if fault is None:
                     return
-                report = each.live(fault, mutant=mutant)
+                report = each.live(fault, mutant=mutant, start_at=starts.get(fault))
                 with lock:
                     result.injected += bool(report["hit"])
                     result.missed += not report["hit"]
                     if report["violations"]:
-                        result.violations.append((str(fault), report["hit"], report["violations"]))
+                        result.violations.append(
+                            (str(fault) + (" at a start" if fault in starts else ""), report["hit"], report["violations"])
+                        )
 
         _at_once(work, running)
     result.seconds = time.monotonic() - begun
