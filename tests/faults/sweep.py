@@ -123,20 +123,13 @@ def all_faults(counts: dict[str, int], every_error: bool, chance: random.Random)
     return faults
 
 
-@dataclass(frozen=True, slots=True)
-class StartFault(Fault):
-    """One that a daemon is to meet while it starts."""
-
-    number: int = 0
-
-
-def at_starts(chance: random.Random) -> dict[Fault, int]:
-    """Return faults for daemons that start where another one was killed, and where that was."""
-    found = {}
+def at_starts(chance: random.Random) -> list[tuple[Fault, int]]:
+    """Return faults for daemons that start where another one was killed, each with where that was."""
+    found = []
     for kind, errors in KINDS.items():
         for n in range(1, START_CALLS_MAX, 1 if kind in ("open", "stat") else 3):
-            fault = StartFault((kind,), n, chance.choice(errors), chance.random() < 0.3, number=len(found))
-            found[fault] = chance.randrange(1 << 20)
+            fault = Fault((kind,), n, chance.choice(errors), chance.random() < 0.3)
+            found.append((fault, chance.randrange(1 << 20)))
     return found
 
 
@@ -147,6 +140,7 @@ def sweep(
     faults: Sequence[Fault] = (),
     jobs: int = JOBS,
     mutant: Optional[str] = None,
+    start_at: Optional[int] = None,
 ) -> Sweep:
     """Live through a day for each fault, as far as the time goes."""
     begun = time.monotonic()
@@ -154,26 +148,26 @@ def sweep(
     with days(jobs) as running:
         result.kinds = {kind: running[0].live(Fault((kind,), 0, errors[0]), mutant=mutant)["calls"] for kind, errors in KINDS.items()}
         chance = random.Random(seed)
-        starts = {} if faults else at_starts(chance)
-        drawn = [*all_faults(result.kinds, every_error, chance), *starts]
-        chance.shuffle(drawn)
-        queue = iter(list(faults) or drawn)
+        drawn: list[tuple[Fault, Optional[int]]] = [(fault, start_at) for fault in faults]
+        if not faults:
+            drawn = [*((fault, None) for fault in all_faults(result.kinds, every_error, chance)), *at_starts(chance)]
+            chance.shuffle(drawn)
+        queue = iter(drawn)
         lock = threading.Lock()
 
         def work(each: Days) -> None:
             while seconds is None or time.monotonic() < begun + seconds:
                 with lock:
-                    fault = next(queue, None)
+                    fault, start_at = next(queue, (None, None))
                 if fault is None:
                     return
-                report = each.live(fault, mutant=mutant, start_at=starts.get(fault))
+                report = each.live(fault, mutant=mutant, start_at=start_at)
+                where = "" if start_at is None else f" at a start ({start_at})"
                 with lock:
                     result.injected += bool(report["hit"])
                     result.missed += not report["hit"]
                     if report["violations"]:
-                        result.violations.append(
-                            (str(fault) + (" at a start" if fault in starts else ""), report["hit"], report["violations"])
-                        )
+                        result.violations.append((f"{fault}{where}", report["hit"], report["violations"]))
 
         _at_once(work, running)
     result.seconds = time.monotonic() - begun
@@ -241,13 +235,14 @@ def main(arguments: Iterable[str]) -> int:
     parser.add_argument("--every-error", action="store_true")
     parser.add_argument("--power-cuts", type=int, metavar="N")
     parser.add_argument("--mutant")
+    parser.add_argument("--start-at", type=int, help="the days of the faults that are named begin where another was killed")
     parser.add_argument("faults", nargs="*", type=Fault.parse)
     given = parser.parse_args(list(arguments))
     if given.power_cuts:
         cuts = cut_power(given.seed, given.power_cuts, given.jobs, given.mutant, given.seconds)
         print(cuts)
         return int(bool(cuts.violations))
-    result = sweep(given.seed, given.seconds, given.every_error, given.faults, given.jobs, given.mutant)
+    result = sweep(given.seed, given.seconds, given.every_error, given.faults, given.jobs, given.mutant, given.start_at)
     print(result)
     return int(bool(result.violations))
 
