@@ -7,7 +7,8 @@ it wakes. What made it late held up everybody else, too: code that ran, a call t
 Each stall of note is appended to FILE: when it ended (monotonic seconds), how long it was, and what ran longest in it.
 `stalls(FILE, since)` and `longest(FILE, since)` return them; `wrapper(FILE)` is what a test's `Daemon` takes.
 
-What the kernel says this thread waited for a CPU is taken off: on a busy machine that is most of it, and none of the daemon's doing.
+What the kernel says this thread waited for a CPU is taken off, and the most that another waited which may have had the interpreter's
+lock: on a busy machine that is most of it, and none of the daemon's doing.
 It imports nothing of `tests`, for it runs as a program too.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from typing import Any, Final
 
 import trio
 
-SLEEP_SECONDS: Final = 0.002
+SLEEP_SECONDS: Final = 0.005
 LEAST_SECONDS: Final = 0.005
 """Shorter ones are not worth a line."""
 
@@ -61,21 +63,29 @@ class Probe(trio.abc.Instrument):
         file = os.open(
             self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
         )  # only now: a daemon that starts closes others'
-        schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-        waited = _waited_seconds(schedule)
+        me, waited = threading.get_native_id(), _waited_seconds()
         while True:
             due = time.monotonic() + SLEEP_SECONDS
             await trio.sleep(SLEEP_SECONDS)
-            ended, now = time.monotonic(), _waited_seconds(schedule)
-            stall, waited = ended - due - (now - waited), now
+            ended, now = time.monotonic(), _waited_seconds()
+            grown = {thread: total - waited.get(thread, 0.0) for thread, total in now.items()}
+            waited = now
+            stall = ended - due - grown.pop(me) - max(grown.values(), default=0.0)
             if stall > LEAST_SECONDS:
                 os.write(file, f"{ended:.4f} {stall:.4f} {self._step[1]} ({self._step[0]:.4f} s)\n".encode())
             self._step = (0.0, "")
 
 
-def _waited_seconds(schedule: int) -> float:
-    """Return how long this thread has waited for a CPU so far."""
-    return int(os.pread(schedule, 100, 0).split()[1]) / 1e9
+def _waited_seconds() -> dict[int, float]:
+    """Return how long each thread of this process has waited for a CPU so far."""
+    found = {}
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{thread}/schedstat", "rb", buffering=0) as file:
+                found[int(thread)] = int(file.read().split()[1]) / 1e9
+        except OSError:
+            pass  # it has just ended
+    return found
 
 
 def stalls(path: Path, since: float) -> list[Stall]:
