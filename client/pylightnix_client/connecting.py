@@ -12,6 +12,7 @@ from typing import Final, Optional, TypeAlias, Union
 from pylightnix.errors import PylightnixException
 from pylightnix.protocol.errors import TooMany
 from pylightnix.storage import store_layout
+from pylightnix.store.exposure import check_folders
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import is_stopped
 from pylightnix.store.ownership import LINK_NAME, daemon_socket, link_target
@@ -47,9 +48,11 @@ def socket_of(where: Where) -> str:
 
     Raises:
         NoDaemon: no daemon owns the store.
+        ExposedFolder: it is another user's, and a third one could exchange it.
     """
     where = _place(where)
     if isinstance(where, str):
+        check_folders(where)
         return where
     found = daemon_socket(where)
     if found is not None:

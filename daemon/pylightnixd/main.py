@@ -20,6 +20,7 @@ from pylightnix.errors import PylightnixException
 from pylightnix.sanitize import escaped
 from pylightnix.storage import fsroot, fsstorage, mkSS, root_in, store_layout
 from pylightnix.store.access import make_folders
+from pylightnix.store.exposure import check_folders
 from pylightnix.store.kept import KeepFailed
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.room import RESERVE_BYTES
@@ -224,7 +225,11 @@ def _serve(settings: Settings, read: Callable[[], Settings], fds: list[int], rea
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
     def listen() -> socket.socket:
-        return socket.socket(fileno=fds[0]) if fds else listen_at(settings.socket_path)
+        if fds:
+            return socket.socket(fileno=fds[0])
+        listener = listen_at(settings.socket_path)
+        check_folders(settings.socket_path)
+        return listener
 
     def ready() -> None:
         if ready_fd is not None:

@@ -115,7 +115,8 @@ class FakeDaemon:
 def faked(root: Path, row: dict[str, Any], uid: Optional[int] = None, claims: bool = False) -> Iterator[tuple[Client, Peer]]:
     """Have a fake daemon run, as another user, perhaps, and a client of it."""
     new_store(root)
-    root.chmod(0o777)
+    if uid is not None:
+        os.chown(root, uid, uid)
     for folder in root.parents:
         if folder.stat().st_uid == UID and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o011)
@@ -186,7 +187,6 @@ def test_a_pickle_of_ones_own_build_is_opened(tmp_path: Path) -> None:
 def test_root_opens_no_pickle_of_a_folders_owner(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     with faked(tmp_path / "store", row_of(trap, uid=UID), uid=OTHER_UID) as (client, _):
-        os.chown(tmp_path / "store", OTHER_UID, OTHER_UID)
         assert not client.trusted
         [(_, error)] = client.realize(closure_of(tmp_path / "plans", build_wrapper(_nothing))).failed
     assert not trap.exists()

@@ -18,6 +18,7 @@ from pylightnix.errors import (
     StoreIOError,
     StoreReadOnly,
 )
+from pylightnix.store.exposure import check_folders
 from pylightnix.store.index_file import corrupt_index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, exclusive_lock, shared_lock
@@ -102,7 +103,8 @@ def check_access(layout: StoreLayout) -> None:
     try:
         info = os.stat(layout.state)
         _check_owner(layout, info.st_uid)  # first: what others may not enter must not be taken for missing
-        devices = {os.stat(folder).st_dev for folder in (layout.storage, layout.tmp)}
+        infos = [os.stat(folder) for folder in (layout.storage, layout.tmp)]
+        devices = {info.st_dev for info in infos}
     except (FileNotFoundError, NotADirectoryError) as error:
         below = os.path.join(layout.state, "_pylightnix")  # where fsinit("/x") makes one
         advice = f"there is one in {below}" if os.path.isdir(below) else "make one with fsinit(…), or check --store and PYLIGHTNIX_ROOT"
@@ -111,6 +113,10 @@ def check_access(layout: StoreLayout) -> None:
         raise StoreReadOnly(layout.state, f"{error.strerror} at {error.filename}") from error
     except OSError as error:
         raise store_error(layout, "looking for the store", error) from error
+    for info in infos:  # set apart, they could have been exchanged by themselves
+        if info.st_uid != 0:
+            _check_owner(layout, info.st_uid)
+    check_folders(layout.state, layout.storage, layout.tmp)
     if len(devices) > 1:
         raise InvalidStorage(
             f"{layout.storage} and {layout.tmp} are on different devices; outputs are renamed from one to the other, so put both on one"

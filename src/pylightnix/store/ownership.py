@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
 import sys
 from typing import Any, Final, Optional
 
 from pylightnix.errors import Misuse
+from pylightnix.store.exposure import check_folders
 from pylightnix.store.layout import StoreLayout
 
 __all__ = ["DAEMON_ROLE", "LINK_NAME", "check_encodable", "daemon_socket", "link_target", "lock_says", "serving_daemon", "use_socket"]
@@ -71,9 +73,16 @@ def daemon_socket(layout: StoreLayout) -> Optional[str]:
     """
     if layout.storage in _chosen:
         return _chosen[layout.storage]
+    found = _listening(layout)
+    if found is not None:
+        check_folders(layout.state, layout.storage)
+    return found
+
+
+def _listening(layout: StoreLayout) -> Optional[str]:
     said = lock_says(layout)
     path = said.get("socket") if said.get("role") == DAEMON_ROLE else None
-    if isinstance(path, str) and _answers(path):
+    if isinstance(path, str) and _answers(path, layout):
         return path
     link = f"{layout.state}/{LINK_NAME}"
     try:
@@ -82,7 +91,7 @@ def daemon_socket(layout: StoreLayout) -> Optional[str]:
         target = link_target(link)
     except OSError:
         return None
-    return target if target != path and _answers(target) else None
+    return target if target != path and _answers(target, layout) else None
 
 
 def link_target(link: str) -> str:
@@ -108,7 +117,11 @@ def check_encodable(path: str) -> None:
         raise Misuse(f"expected a UTF-8 locale for the path {shown}, found {encoding}; set LANG=C.UTF-8 or PYTHONUTF8=1") from None
 
 
-def _answers(path: str) -> bool:
+def _answers(path: str, layout: Optional[StoreLayout] = None) -> bool:
+    """Tell whether somebody listens there; for a store only its owner, root and this user count.
+
+    The path of a daemon that died may be anybody's by now.
+    """
     import socket  # here, for a program without a daemon needs it nowhere
 
     check_encodable(path)
@@ -121,4 +134,7 @@ def _answers(path: str) -> bool:
             return True  # so many connect at a time that none more can wait
         except OSError:
             return False  # it was killed, or does not listen yet or any more
-    return True
+        if layout is None:
+            return True
+        uid: int = struct.unpack("iII", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))[1]
+    return uid in (0, os.geteuid(), os.stat(layout.state).st_uid)
