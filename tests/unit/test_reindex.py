@@ -299,3 +299,18 @@ def test_old_indexes_do_not_pile_up(S: StorageSettings) -> None:
     names = [name for name in os.listdir(os.path.dirname(store_layout(S).index)) if ".old-" in name and not name.endswith("-wal")]
     assert len(names) == 3
     assert sqlite3.connect(store_layout(S).index).execute("PRAGMA quick_check").fetchone() == ("ok",)
+
+
+def test_an_index_from_an_older_backup_gets_what_came_since(S: StorageSettings) -> None:
+    first = realize1(instantiate(lambda r: stage(r, "first"), S=S))
+    hurt(S, intact)
+    path = store_layout(S).index
+    shutil.copy(path, f"{path}.backup")
+    top = realize1(instantiate(chain, S=S))
+    before = enumerations(S)
+    hurt(S, lambda path: os.rename(f"{path}.backup", path))
+    assert list(allrrefs(S)) == [first]
+    assert again(S).changed
+    assert enumerations(S) == before
+    assert realize1(instantiate(chain, S=S)) == top
+    check_sound(S)

@@ -446,3 +446,39 @@ def _refusing(r: Registry) -> DRef:
 def test_nothing_is_damaged_in_an_empty_store(S: StorageSettings) -> None:
     report = run(S)
     assert (report.whole, report.is_sound) == (0, True)
+
+
+_NODES = ("low", "middle", "high", "other")
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(_NODES), st.sampled_from([*(hurt for hurt, _, _ in DAMAGES), None]), min_size=1))
+def test_any_damage_together(tmp_path_factory: pytest.TempPathFactory, damages: dict[str, Callable[[str], None] | None]) -> None:
+    """What is named is what was damaged, all of it; and after mending and building, all is as it was."""
+    S = new_store(tmp_path_factory.mktemp("together") / "store")
+    realizer = writes(FILES)
+
+    def main(r: Registry) -> DRef:
+        low = stage(r, "low", realizer=realizer)
+        middle = stage(r, "middle", realizer=realizer, below=low)
+        return stage(r, "high", realizer=realizer, of=[middle, stage(r, "other", realizer=realizer)])
+
+    top = realize1(instantiate(main, S=S))
+    rrefs = {name: named(S, name) for name in _NODES}
+    for name, hurt in damages.items():
+        if hurt is None:
+            dirrm(rref2path(rrefs[name], S))
+            continue
+        with Opened(rref2path(rrefs[name], S)) as folder:
+            hurt(folder)
+    expected = {rrefs[name]: next((d for each, d, _ in DAMAGES if each is hurt), Damage.missing) for name, hurt in damages.items()}
+    report = run(S)
+    assert {rref: found.damage for rref, found in report.damaged.items()} == expected
+    outcomes = {mended.rref: mended.outcome for mended in mend(list(expected), S)}
+    kinds = {hurt: outcome for hurt, _, outcome in DAMAGES}
+    assert outcomes == {rrefs[name]: Outcome.dropped if hurt is None else kinds[hurt] for name, hurt in damages.items()}
+    assert run(S).damaged == {}
+    assert realize1(instantiate(main, S=S)) == top
+    assert run(S).is_sound
+    check_sound(S)
+    dirrm(str(S.root))
