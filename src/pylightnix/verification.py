@@ -12,17 +12,24 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Optional
+from typing import TYPE_CHECKING, Any, Final, Optional
 
+from pylightnix.context import context_key
 from pylightnix.errors import PylightnixException
 from pylightnix.refs import isrref, rref2dref
 from pylightnix.remote import ask_store
 from pylightnix.storage import store_layout
 from pylightnix.store.derivations import read_config
+from pylightnix.store.index import IndexRow
+from pylightnix.store.index_file import corrupt_index
 from pylightnix.store.inspection import Damage, Inspected, inspect
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.trees import in_parallel, stored
 from pylightnix.types import DRef, RRef, StorageSettings
+
+if TYPE_CHECKING:
+    from pylightnix.store.store import Store
+    from pylightnix_client.client import Client
 
 __all__ = ["Finding", "Verified", "verify"]
 
@@ -55,6 +62,8 @@ class Verified:
     """Derivations whose config is missing or is not what their name says -> what is wrong."""
     incomplete: dict[RRef, list[RRef]] = field(default_factory=dict)
     """Realizations that are whole -> what they were made from and is not in the store (any more)."""
+    rows: dict[RRef, str] = field(default_factory=dict)
+    """Realizations that are whole -> in what the index says something else of them. `reindex` helps."""
     unlisted: list[RRef] = field(default_factory=list)
     """Whole trees that the index does not have."""
     strays: list[str] = field(default_factory=list)
@@ -63,7 +72,7 @@ class Verified:
     @property
     def is_sound(self) -> bool:
         """Whether everything that should be there is there, and is what it should be."""
-        return not (self.damaged or self.configs or self.incomplete)
+        return not (self.damaged or self.configs or self.incomplete or self.rows)
 
 
 def verify(
@@ -91,14 +100,23 @@ def verify(
     return _Run(list(refs), S, jobs, anew, told).run()
 
 
-def _listed(S: Optional[StorageSettings]) -> tuple[StoreLayout, set[RRef]]:
-    """Return where everything lies, which a daemon that keeps its state elsewhere knows alone, and which realizations there are."""
-    state, rrefs = ask_store(
-        S,
-        lambda store: (store.layout.state, store.index.valid_rrefs()),
-        lambda client: (client.welcome.store, client.rrefs("allrrefs")),
-    )
-    return replace(store_layout(S), state=state), set(rrefs)
+def _listed(S: Optional[StorageSettings]) -> tuple[StoreLayout, dict[RRef, Optional[IndexRow]]]:
+    """Return where everything lies, which a daemon that keeps its state elsewhere knows alone, and which realizations there are.
+
+    Of each, what the index says; None through a daemon, which trusts its own.
+    """
+
+    def question(store: Store) -> tuple[str, dict[RRef, Optional[IndexRow]]]:
+        fault = store.index.fault()
+        if fault is not None:
+            raise corrupt_index(store.layout, f"not a sound index ({fault})")
+        return store.layout.state, dict(store.index.valid_rows())
+
+    def request(client: Client) -> tuple[str, dict[RRef, Optional[IndexRow]]]:
+        return client.welcome.store, dict.fromkeys(client.rrefs("allrrefs"))
+
+    state, rows = ask_store(S, question, request)
+    return replace(store_layout(S), state=state), rows
 
 
 class _Run:
@@ -153,9 +171,19 @@ class _Run:
             if found.damage is None:
                 self.report.whole += 1
                 self.progress.note(found.rref)
+                self._compare(found)
             else:
                 self.bad[found.rref] = found
             self.told(len(done) + count, len(wanted))
+
+    def _compare(self, found: Inspected) -> None:
+        """Compare the index with what was read."""
+        row = self.listed.get(found.rref)
+        if row is None or found.digest is None:
+            return
+        real = IndexRow(rref2dref(found.rref), context_key(found.deps), found.digest.sha256)
+        if row != real:
+            self.report.rows[found.rref] = f"its row in the index says {row}, and {real} is there"
 
     def _check_config(self, dref: DRef) -> None:
         try:

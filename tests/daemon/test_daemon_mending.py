@@ -68,7 +68,8 @@ def test_bad_requests(daemon: Daemon, client: WireClient) -> None:
     unknown = RRef(f"rref:{'0' * 32}-{'1' * 32}-x")
     assert mended(client, unknown)[0][:2] == ("dropped", "missing")
     assert mended(client) == []
-    for rrefs in ([f"dref:{'0' * 32}-x"], [unknown] * 101, ["rref:../../x"]):
+    bad: list[list[str]] = [[f"dref:{'0' * 32}-x"], [unknown] * 101, ["rref:../../x"]]
+    for rrefs in bad:
         with pytest.raises(MessageInvalid):
             client.call("mend", m.Mend(rrefs=rrefs), m.Mended)
 

@@ -183,6 +183,27 @@ def test_a_process_that_knew_it_finds_out(kept: Kept) -> None:
             list(allrrefs(kept.S))
 
 
+def test_what_a_power_cut_left_of_a_new_index_is_for_sqlite_to_undo(tmp_path: FsPath) -> None:
+    """The journal was synced, and the page that it undoes was not: SQLite's own way to a new file."""
+    S = new_store(tmp_path / "store")
+    layout = store_layout(S)
+    script = (
+        "import os, sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "db.execute('PRAGMA cache_size = 1')\n"
+        "db.execute('BEGIN IMMEDIATE')\n"
+        "db.execute('CREATE TABLE t (x)')\n"
+        "for _ in range(50): db.execute('INSERT INTO t VALUES (randomblob(3000))')\n"  # does not fit, so the file is written
+        "os._exit(9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, layout.index]).returncode == 9
+    assert os.path.getsize(f"{layout.index}-journal") > 0
+    with open(layout.index, "r+b") as file:
+        file.write(bytes(os.path.getsize(layout.index)))
+    assert list(allrrefs(S)) == []
+    assert realize1(instantiate(above, S=S))
+
+
 def test_a_store_without_trees_is_new(tmp_path: FsPath) -> None:
     S = new_store(tmp_path / "store")
     instantiate(above, S=S)

@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import tarfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path as FsPath
 
 import pytest
@@ -40,6 +42,7 @@ from pylightnix.remote import mend
 from pylightnix.storage import store_layout
 from pylightnix.store.inspection import Damage, inspect
 from pylightnix.store.mending import Outcome
+from pylightnix.store.reindex import reindex
 from pylightnix.verification import Verified, verify
 
 pytestmark = pytest.mark.language
@@ -414,6 +417,21 @@ def _overwrite(path: str, content: bytes) -> None:
     os.chmod(path, 0o644)
     FsPath(path).write_bytes(content)
     os.chmod(path, 0o444)
+
+
+@pytest.mark.embedded_only("the index is a daemon's own while it has the store")
+@pytest.mark.parametrize(("column", "value"), [("tree_hash", "0" * 64), ("context_key", "1" * 32), ("dref", f"dref:{'2' * 32}-x")])
+def test_a_row_that_says_something_else(S: StorageSettings, column: str, value: str) -> None:
+    top = realize1(instantiate(chain, S=S))
+    with closing(sqlite3.connect(store_layout(S).index, isolation_level=None)) as db:
+        db.execute(f"UPDATE realization SET {column} = ? WHERE rref = ?", (value, top))
+    report = run(S)
+    assert list(report.rows) == [top]
+    assert value in report.rows[top]
+    assert not report.is_sound
+    assert reindex(store_layout(S), 2).changed
+    assert run(S).is_sound
+    check_sound(S)
 
 
 def test_it_reads_only(S: StorageSettings) -> None:

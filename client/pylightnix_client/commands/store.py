@@ -66,9 +66,8 @@ def verify_command(session: Session, refs: tuple[str, ...], jobs: Optional[int],
     with _Progress("verified") as told:
         report = verify(found, S, jobs=jobs or _cpus(), anew=anew, told=told)
     _print_findings(session, report, S)
-    left = len(report.damaged) + len(report.configs) + len(report.incomplete)
-    if repair and report.damaged:
-        left = _repair(session, report, S) + len(report.configs) + len(report.incomplete)
+    others = len(report.configs) + len(report.incomplete) + len(report.rows)
+    left = others + (_repair(session, report, S) if repair and report.damaged else len(report.damaged))
     _print_verified(session, report, repair, left)
     return EXIT_DAMAGED if left else 0
 
@@ -96,6 +95,11 @@ def _print_findings(session: Session, report: Verified, S: StorageSettings) -> N
             answers.object("config", dref=dref, problem=problem)
         else:
             answers.text(f"{dref} is damaged (config): {problem}")
+    for rref, problem in report.rows.items():
+        if answers.as_json:
+            answers.object("row", rref=rref, problem=problem)
+        else:
+            answers.text(f"{rref} is whole, and {problem}: pylightnix store reindex")
     for rref, lost in report.incomplete.items():
         if answers.as_json:
             answers.object("incomplete", rref=rref, lost=lost)

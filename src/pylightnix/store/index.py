@@ -27,14 +27,14 @@ import weakref
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final, Optional
+from typing import Any, Final, NamedTuple, Optional
 
 from pylightnix.planner.messages import Candidate
 from pylightnix.refs import rref2dref
 from pylightnix.store.durability import sync_path
 from pylightnix.types import DRef, RRef
 
-__all__ = ["APPLICATION_ID", "FORMAT", "MIGRATIONS", "Index", "NewRealization", "RealizationInfo"]
+__all__ = ["APPLICATION_ID", "FORMAT", "MIGRATIONS", "Index", "IndexRow", "NewRealization", "RealizationInfo"]
 
 APPLICATION_ID: Final = 0x504C4E58  # "PLNX"
 _BUSY_SECONDS: Final = 30.0
@@ -109,6 +109,14 @@ class NewRealization:
     dynamic_references: tuple[RRef, ...] = ()
     build: Optional[str] = None
     """The name of the daemon's build that made it; None if no daemon did."""
+
+
+class IndexRow(NamedTuple):
+    """What the index says a valid realization is, to be compared with its tree."""
+
+    dref: DRef
+    context_key: str
+    tree_hash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,6 +465,11 @@ class Index:
         if context_key is not None:
             query, args = f"{query} AND context_key = ?", [*args, context_key]
         return [RRef(rref) for (rref,) in self._rows(f"{query} ORDER BY rref", args)]
+
+    def valid_rows(self) -> list[tuple[RRef, IndexRow]]:
+        """Return all valid realizations with what their rows say, sorted."""
+        rows = self._rows("SELECT rref, dref, context_key, tree_hash FROM realization WHERE state = 1 ORDER BY rref")
+        return [(RRef(rref), IndexRow(DRef(dref), key, digest)) for rref, dref, key, digest in rows]
 
     def states(self, dref: DRef) -> dict[RRef, int]:
         """Return the realizations of a derivation that are valid or pending, each with its state, sorted."""

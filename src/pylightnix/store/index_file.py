@@ -42,6 +42,8 @@ def file_problem(path: str) -> Optional[str]:
     Raises:
         OSError: it cannot be read.
     """
+    if os.path.lexists(f"{path}-journal"):
+        return None  # the power went while it was made: SQLite undoes that, and says itself what is wrong then
     with open(path, "rb") as file:
         header = file.read(_HEADER_BYTES)
     if not header.startswith(_MAGIC[: len(header)]):
