@@ -48,7 +48,7 @@ class MatcherChild:
     layout: StoreLayout
     environment: Environment
     seconds: float
-    """How long a matcher may think; zero is for ever."""
+    """How long a matcher may think; zero is for ever. How long its process may take to start says the worker's own bound."""
     told: list[tuple[DRef, str, str]] = field(default_factory=list)
     """Warnings that matchers gave: of which derivation, their category and text."""
     _line: Optional[trio.SocketStream] = None
@@ -68,8 +68,7 @@ class MatcherChild:
         """
         async with self._turn:
             try:
-                with trio.fail_after(self.seconds or math.inf):
-                    return await self._ask_twice(dref, matcher, candidates)
+                return await self._ask_twice(dref, matcher, candidates)
             except trio.TooSlowError as error:
                 self.close()
                 raise self._failure(dref, f"took longer than the daemon's matcher-timeout of {self.seconds:g} s") from error
@@ -94,6 +93,10 @@ class MatcherChild:
     async def _ask(self, dref: DRef, matcher: bytes, candidates: Sequence[Candidate]) -> Any:
         line = self._line or await self._start()
         self._asking = True
+        with trio.fail_after(self.seconds or math.inf):
+            return await self._answer(line, dref, matcher, candidates)
+
+    async def _answer(self, line: trio.SocketStream, dref: DRef, matcher: bytes, candidates: Sequence[Candidate]) -> Any:
         rows = [[str(candidate.rref), candidate.started] for candidate in candidates]
         await line.send_all(encode_request(next(self._numbers), "match", {"dref": str(dref), "matcher": matcher, "candidates": rows}))
         while True:
