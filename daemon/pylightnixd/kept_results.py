@@ -38,6 +38,8 @@ class KeptResults:
     bytes_max: int = KEPT_BYTES_MAX
     remembered_max: int = REMEMBERED_MAX
     total_bytes: int = 0
+    dropped_bytes: int = 0
+    """How much was let go since somebody has set this to zero."""
     _kept: dict[str, _Kept] = field(default_factory=dict)
     _gone: dict[str, tuple[float, str]] = field(default_factory=dict)
     """Operation -> when it ended, in UTC seconds since the epoch, and what became of its result."""
@@ -88,6 +90,7 @@ class KeptResults:
     def _drop(self, operation: str, why: str) -> None:
         kept = self._kept.pop(operation)
         self.total_bytes -= kept.size
+        self.dropped_bytes += kept.size
         self._gone[operation] = kept.result.ended, why
         if len(self._gone) > self.remembered_max:
             del self._gone[next(iter(self._gone))]

@@ -56,9 +56,9 @@ from pylightnixd.jobs import BuildJob, FetchJob, RunningBuild
 from pylightnixd.limits import OwnLimits
 from pylightnixd.matching import MatcherChild
 from pylightnixd.pausing import Pauses
-from pylightnixd.report import FailedBuild, failed_row, without_pickle
+from pylightnixd.report import FailedBuild, failed_row
 from pylightnixd.resources import Needs
-from pylightnixd.results import Result, row_bytes
+from pylightnixd.results import FailureRoom, Result
 from pylightnixd.table import BuildKey
 from pylightnixd.telling import Telling
 from pylightnixd.threads import run_in_thread
@@ -73,8 +73,6 @@ AT_ONCE_MAX: Final = 200
 """How many derivations are thought about at once: some five milliseconds' worth. With more, it is done in a thread."""
 WAITING_SECONDS: Final = 0.1
 """How long a build waits before that is told, and how often it is looked whether it still does."""
-FAILURES_BYTES_MAX: Final = 64 << 20
-"""How much the failures of an operation hold before pickled errors, and the greater part of long texts, are left out."""
 TEXT_CHARACTERS: Final = 1000
 """How much of an error's message an event carries."""
 
@@ -112,8 +110,8 @@ class Operation:
     outcome: Optional[PlanOutcome] = None
     trouble: Optional[BaseException] = None
     """Why there is no outcome: the store failed, or the operation was cancelled."""
-    result: Optional[Result] = None
-    """What came of it, once it has ended."""
+    result: list[Result] = field(default_factory=list)
+    """What came of it, once it has ended. A list for itself, which outlives the operation where somebody still looks into it."""
     ended: trio.Event = field(default_factory=trio.Event)
     cancel_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     log_watchers: dict[int, Callable[[RunningBuild], None]] = field(default_factory=dict)
@@ -151,8 +149,7 @@ class Operation:
     _child: Optional[MatcherChild] = None
     told: list[tuple[DRef, str, str]] = field(default_factory=list)
     """Warnings that matchers and builds gave: of which derivation, their category and text."""
-    _failures_bytes: int = 0
-    """What its failures hold."""
+    _failure_room: FailureRoom = field(default_factory=FailureRoom)
     _interruption: Optional[PylightnixException] = None
     """Why it was ended by somebody else than its clients."""
 
@@ -250,7 +247,7 @@ class Operation:
         """Say what came of it. Whoever asks later asks the result, for nothing else of an operation is kept."""
         self.state = OperationState.ended
         try:
-            self.result = Result.of(
+            result = Result.of(
                 self.outcome,
                 self.trouble or OperationCancelled(self.id),  # without an outcome, as when the daemon ends at once
                 id=self.id,
@@ -262,7 +259,9 @@ class Operation:
                 total=self.total,
                 told=self.told,
             )
+            self.result.append(result)
         finally:
+            self.outcome = self.trouble = None
             self.ended.set()
 
     # --- its life ---------------------------------------------------------------------------------------
@@ -397,10 +396,7 @@ class Operation:
         """Return a fact, without what its failure holds beyond what all failures of an operation may."""
         if not isinstance(fact, Failed) or not isinstance(fact.error, FailedBuild):
             return fact
-        row = fact.error.row
-        if self._failures_bytes + row_bytes(row) > FAILURES_BYTES_MAX:
-            row = without_pickle(row)
-        self._failures_bytes += row_bytes(row)
+        row = self._failure_room.fit(fact.error.row)
         return Failed(fact.dref, FailedBuild(row))  # not the one that was raised, which holds on to all that it went through
 
     def _tell_ended(self, fact: Fact) -> None:

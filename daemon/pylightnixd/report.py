@@ -21,11 +21,10 @@ from pylightnix.protocol.worker_messages import BuildReport
 from pylightnix.system_errors import is_refusal, refusal
 from pylightnix.types import DRef
 
-__all__ = ["FailedBuild", "failed_row", "parse_report", "pointing_to", "without_pickle"]
+__all__ = ["FailedBuild", "failed_row", "parse_report", "pointing_to"]
 
 _log = logging.getLogger("pylightnixd")
 
-SHORT_CHARACTERS: Final = 2000
 REPORT_BYTES_MAX: Final = 8 << 20
 
 
@@ -79,9 +78,3 @@ def failed_row(dref: DRef, error: BaseException | Mapping[str, Any], **fields: A
 def pointing_to(row: FailedRow, folder: str, kept: Sequence[str]) -> FailedRow:
     """Return a failure whose message, made while `folder` was the build folder, says where what was left in that is kept."""
     return msgspec.structs.replace(row, message=row.message.replace(folder, os.path.dirname(kept[0]))) if kept else row
-
-
-def without_pickle(row: FailedRow) -> FailedRow:
-    """Return a failure without the error itself, and with no more than the beginning of its text and the end of its traceback."""
-    trace = row.traceback if len(row.traceback) <= SHORT_CHARACTERS else f"[… cut …]\n{row.traceback[-SHORT_CHARACTERS:]}"
-    return msgspec.structs.replace(row, pickled=None, message=row.message[:SHORT_CHARACTERS], traceback=trace)

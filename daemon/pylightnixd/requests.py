@@ -25,6 +25,7 @@ from pylightnix.protocol.vocabulary import Message
 from pylightnix.refs import isdref, isrref
 from pylightnix.store.build_logs import read_log, tail_offset
 from pylightnix.types import DRef, RRef
+from pylightnixd.allocation import return_free_blocks
 from pylightnixd.blobs import Blobs, checked
 from pylightnixd.boundary import SharedNursery, entered
 from pylightnixd.builds import Builds
@@ -58,6 +59,8 @@ PS_BUILDS_MAX: Final = 1000
 """How many builds `ps` tells of."""
 PS_ENDED_MAX: Final = 100
 """Of how many operations that have ended."""
+GIVE_BACK_BYTES: Final = 8 << 20
+"""After how much that was dropped memory is given back."""
 HELD_EACH_BYTES: Final = 1024
 """What a piece of a blob or a derivation counts beside its own bytes."""
 _DETAIL_CHARACTERS_MAX: Final = 10_000
@@ -82,7 +85,7 @@ class Requests:
     asking: dict[Session, set[str]] = field(default_factory=dict)
     """Of which operations each connection wants to know what comes of them, and has not said that it knows."""
     kept: KeptResults = field(default_factory=KeptResults)
-    _kept_more: trio.Event = field(default_factory=trio.Event)
+    _kept_changed: trio.Event = field(default_factory=trio.Event)
     insertions: Insertions = field(init=False)
     names: UserNames = field(init=False)
     blobs: Blobs = field(default_factory=Blobs)
@@ -309,35 +312,41 @@ class Requests:
             await operation.run()
         finally:  # who drains waits for it
             del self.operations[operation.id]
-            if operation.result is not None:
-                self.kept.keep(trio.current_time(), operation.result)
-                self._kept_more.set()
+            for result in operation.result:
+                self.kept.keep(trio.current_time(), result)
+            operation.result = []  # the garbage collector may leave it, with all it refers to, for a long time; see `bulk`
+            self._kept_changed.set()
             if not self.under_way:
                 self.quiet.set()
                 self.quiet = trio.Event()
 
     async def drop_results(self) -> None:
-        """Drop results that were kept for long enough, for as long as the daemon lives."""
+        """Drop results that were kept for long enough, for as long as the daemon lives; and give back their memory."""
         while True:
             self.kept.expire(trio.current_time())
+            if self.kept.dropped_bytes >= GIVE_BACK_BYTES:
+                self.kept.dropped_bytes = 0
+                await self.hold.in_thread(return_free_blocks)
             deadline = self.kept.deadline()
             with trio.move_on_at(float("inf") if deadline is None else deadline):
-                await self._kept_more.wait()
-            self._kept_more = trio.Event()
+                await self._kept_changed.wait()
+            self._kept_changed = trio.Event()
 
     # --- what comes of it -----------------------------------------------------------------------------
 
     async def _result(self, session: Session, name: str) -> Result:
         """Wait until an operation has ended, and return what came of it."""
         found = self.kept.find(name)
-        if found is None:
-            operation = self._operation(name)
+        if found is not None:
             self._note_asking(session, name)
-            await operation.ended.wait()
-            found = operation.result
-        if found is None:
+            return found
+        operation = self._operation(name)
+        self._note_asking(session, name)
+        result = operation.result
+        await operation.ended.wait()
+        if not result:
             raise AssertionError("BUG: ended without a result")
-        return found
+        return result[0]
 
     async def wait(self, session: Session, params: m.Wait) -> m.WaitResult:
         return (await self._result(session, params.operation)).numbers()
@@ -412,6 +421,7 @@ class Requests:
             self.asking[session].discard(name)
             if not any(name in names for names in self.asking.values()):
                 self.kept.fetched(name)
+                self._kept_changed.set()
 
     def _leave(self, session: Session) -> None:
         """Let go the operations of a connection that is over; one that nobody else has is cancelled."""

@@ -18,11 +18,13 @@ from pylightnix.protocol.framing import encode_value
 from pylightnix.types import DRef
 from pylightnixd.report import FailedBuild, failed_row
 
-__all__ = ["Result", "page", "row_bytes"]
+__all__ = ["FAILURES_BYTES_MAX", "FailureRoom", "Result", "page", "row_bytes"]
 
 ROWS_AT_ONCE: Final = 500
 """How many rows are made before others have a turn."""
 BYTES_PER_ANSWER: Final = 6 << 20
+FAILURES_BYTES_MAX: Final = 64 << 20
+_SHORT_CHARACTERS: Final = 2000
 _EACH_BYTES: Final = 2048
 """What any result takes, roughly."""
 _REFERENCE_BYTES: Final = 200
@@ -99,6 +101,28 @@ class Result:
 def row_bytes(row: m.FailedRow) -> int:
     """Return how many bytes a failure takes, roughly."""
     return _ROW_BYTES + len(row.message) + len(row.traceback) + len(row.pickled or b"") + len(encode_value(row.fields))
+
+
+@dataclass(slots=True)
+class FailureRoom:
+    """How much the failures of one operation may hold. Beyond it, errors themselves and the greater part of long texts are left out."""
+
+    left_bytes: int = FAILURES_BYTES_MAX
+
+    def fit(self, row: m.FailedRow) -> m.FailedRow:
+        """Return a failure as it is kept."""
+        if row_bytes(row) > self.left_bytes:
+            row = msgspec.structs.replace(row, pickled=None, message=_begun(row.message), traceback=_ended(row.traceback))
+        self.left_bytes -= row_bytes(row)
+        return row
+
+
+def _begun(text: str) -> str:
+    return text if len(text) <= _SHORT_CHARACTERS else f"{text[:_SHORT_CHARACTERS]}[… cut …]"
+
+
+def _ended(text: str) -> str:
+    return text if len(text) <= _SHORT_CHARACTERS else f"[… cut …]\n{text[-_SHORT_CHARACTERS:]}"
 
 
 def _as_it_is(found: Any) -> object:

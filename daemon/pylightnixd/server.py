@@ -35,6 +35,7 @@ from pylightnix.store.ownership import DAEMON_ROLE
 from pylightnix.store.room import RESERVE_BYTES, with_room
 from pylightnix.store.store import another_view, open_store_alone
 from pylightnix.worker.linux import become_subreaper, gain_no_privileges
+from pylightnixd.allocation import return_large_blocks
 from pylightnixd.boundary import SharedNursery, contained, entered
 from pylightnixd.builds import Builds
 from pylightnixd.descriptors import Closer, WaryStream, refuse_descriptors
@@ -123,6 +124,7 @@ async def serve(
     Raises:
         StoreError: the store cannot be had, or the socket cannot be made.
     """
+    return_large_blocks()
     become_subreaper()
     gain_no_privileges()  # before any thread: workers inherit it, and run users' code before their own first line (sitecustomize)
     with ExitStack() as stack:

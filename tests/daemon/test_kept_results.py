@@ -6,6 +6,7 @@ import re
 from typing import Optional
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -16,7 +17,7 @@ from pylightnix.types import DRef
 from pylightnixd.kept_results import KeptResults
 from pylightnixd.names import new_name
 from pylightnixd.report import FailedBuild
-from pylightnixd.results import Result, row_bytes
+from pylightnixd.results import FAILURES_BYTES_MAX, FailureRoom, Result, row_bytes
 
 DREF = DRef(f"dref:{'0' * 32}-stage")
 ENDED = 1_700_000_000.0
@@ -155,8 +156,25 @@ class Kept(RuleBasedStateMachine):
 
 
 TestKept = Kept.TestCase
+TestKept.settings = settings(max_examples=30)
 
 
 def test_the_size_of_a_failure_covers_all_that_is_large_in_it() -> None:
     row = m.FailedRow(code="x", message="m" * 1000, traceback="t" * 1000, pickled=b"p" * 1000, fields={"f": "f" * 1000})
     assert row_bytes(row) > 4000
+
+
+def test_d6_failures_of_one_operation_are_bounded() -> None:
+    row = m.FailedRow(code="x", message="m" * 60_000, traceback="t" * 60_000, pickled=b"p" * 900_000)
+    room = FailureRoom()
+    kept = [room.fit(row) for _ in range(1000)]
+    whole = [found for found in kept if found is row]
+    assert FAILURES_BYTES_MAX - row_bytes(row) < sum(map(row_bytes, whole)) <= FAILURES_BYTES_MAX
+    assert kept[: len(whole)] == whole, "the first failures are told in full"
+    for found in kept[len(whole) :]:
+        assert found.pickled is None
+        assert found.message.startswith("mmm")
+        assert found.traceback.endswith("ttt")
+        assert row_bytes(found) < 6000
+    small = m.FailedRow(code="x", message="m", traceback="t")
+    assert room.fit(small) == small
