@@ -7,8 +7,8 @@ it wakes. What made it late held up everybody else, too: code that ran, a call t
 Each stall of note is appended to FILE: when it ended (monotonic seconds), how long it was, and what ran longest in it.
 `stalls(FILE, since)` and `longest(FILE, since)` return them; `wrapper(FILE)` is what a test's `Daemon` takes.
 
-What the kernel says this thread waited for a CPU is taken off, and the most that another waited which may have had the interpreter's
-lock: on a busy machine that is most of it, and none of the daemon's doing.
+What the kernel says that a thread of the process waited for a CPU meanwhile, at most, is taken off: the loop's own, or the one with the
+interpreter's lock. On a busy machine that is most of it, and none of the daemon's doing.
 It imports nothing of `tests`, for it runs as a program too.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -63,14 +62,13 @@ class Probe(trio.abc.Instrument):
         file = os.open(
             self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
         )  # only now: a daemon that starts closes others'
-        me, waited = threading.get_native_id(), _waited_seconds()
+        waited = _waited_seconds()
         while True:
             due = time.monotonic() + SLEEP_SECONDS
             await trio.sleep(SLEEP_SECONDS)
             ended, now = time.monotonic(), _waited_seconds()
-            grown = {thread: total - waited.get(thread, 0.0) for thread, total in now.items()}
+            stall = ended - due - max(total - waited.get(thread, 0.0) for thread, total in now.items())
             waited = now
-            stall = ended - due - grown.pop(me) - max(grown.values(), default=0.0)
             if stall > LEAST_SECONDS:
                 os.write(file, f"{ended:.4f} {stall:.4f} {self._step[1]} ({self._step[0]:.4f} s)\n".encode())
             self._step = (0.0, "")
