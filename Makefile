@@ -28,7 +28,7 @@ help:
 	@echo "make quick    the tests of the library alone, without daemons: two minutes"
 	@echo "make check    everything a change must pass: format, lint, types, tests, documentation examples"
 	@echo "make slow     the long tests"
-	@echo "make faults   kill what works, at every step and at random moments, and look for what was lost"
+	@echo "make faults   fail every system call, cut the power, kill what works, and look for what was lost"
 	@echo "make bench    measure"
 	@echo "make docs     write the reference of the language from the docstrings"
 	@echo "make format   rewrite the code in the house format"
@@ -96,8 +96,9 @@ slow-sample: $(VENV)/.stamp-dev
 	| awk -F'::' '/::/ && !seen[$$1]++' \
 	| tr '\n' '\0' | xargs -0 $(BIN)/python tests/run.py -n $(TEST_JOBS) -m slow --durations=0 $(PYTEST_ARGS)
 
+# Shows the seeds and the figures. PYLIGHTNIX_FAULT_SECONDS bounds the samples; half an hour on two cores in all.
 faults: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest -m 'slow or not slow' tests/faults $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -s -m 'slow or not slow' tests/faults $(PYTEST_ARGS)
 
 bench: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -s -m 'slow or not slow' tests/benchmarks $(PYTEST_ARGS)

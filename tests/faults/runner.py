@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
+import gc
 import hashlib
 import http.server
 import json
@@ -240,6 +241,8 @@ def serve_file() -> str:
 
 def main() -> None:
     runner = Runner(sys.argv[1])
+    gc.collect()
+    gc.freeze()  # or each fork would copy all that it only looks at
     say = functools.partial(print, flush=True)
     for line in sys.stdin:
         order = json.loads(line)
