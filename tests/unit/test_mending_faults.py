@@ -16,6 +16,8 @@ from pylightnix.storage import store_layout
 from pylightnix.store.faults import set_hook
 from pylightnix.store.inspection import Damage
 from pylightnix.store.mending import Outcome
+from pylightnix.store.mending import mend as mend_in
+from pylightnix.store.store import open_store_alone
 from pylightnix.verification import verify
 
 pytestmark = pytest.mark.embedded_only("it fills a disk, or kills the process that mends")
@@ -49,6 +51,23 @@ def test_on_a_full_disk(tmp_path: FsPath, what: str) -> None:
         assert os.path.isdir(mended.moved_to)
         assert below not in list(allrrefs(S))
         assert verify([], S, jobs=1).damaged == {}
+
+    on_a_small_disk(tmp_path, run)
+
+
+@needs_mounts
+def test_on_a_disk_that_fills_while_the_store_is_held(tmp_path: FsPath) -> None:
+    """As a daemon does: the log of the index has to grow, and there is no room for it."""
+
+    def run(S: StorageSettings) -> None:
+        below = damaged(S)
+        with open_store_alone(store_layout(S), "test") as store:
+            store.index.checkpoint()  # it has no room of its own in its log
+            fill(S)
+            (found,) = mend_in(store, [below], {})
+            assert found.outcome is Outcome.quarantined
+            assert store.index.valid_rrefs() != []
+            assert below not in store.index.valid_rrefs()
 
     on_a_small_disk(tmp_path, run)
 

@@ -434,6 +434,19 @@ def test_a_row_that_says_something_else(S: StorageSettings, column: str, value: 
     check_sound(S)
 
 
+@pytest.mark.embedded_only("the index is a daemon's own while it has the store")
+def test_a_whole_tree_without_a_row_is_named_and_no_damage(S: StorageSettings) -> None:
+    top = realize1(instantiate(chain, S=S))
+    with closing(sqlite3.connect(store_layout(S).index, isolation_level=None)) as db:
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("DELETE FROM realization WHERE rref = ?", (top,))
+    report = run(S)
+    assert (report.unlisted, report.is_sound, report.strays) == ([top], True, [])
+    assert mend([top], S)[0].outcome is Outcome.whole
+    reindex(store_layout(S), 2)
+    assert run(S).unlisted == []
+
+
 def test_it_reads_only(S: StorageSettings) -> None:
     realize1(instantiate(chain, S=S))
     with Opened(rref2path(named(S, "low"), S)) as folder:
