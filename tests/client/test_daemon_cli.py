@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -224,7 +225,23 @@ def test_nothing_to_list_is_said_aside(run: Run) -> None:
 def test_status_tells_of_the_daemon(run: Run, served: StorageSettings) -> None:
     (found,) = run("status", "--json").objects
     assert (found["kind"], found["store"], found["draining"]) == ("status", str(served.root), False)
-    assert f"store       {served.root}" in run("status").stdout
+    shown = run("status").stdout
+    assert f"store       {served.root}" in shown
+    assert re.search(r"^held        0 of 1G for operations that have not ended$", shown, re.M)
+    assert re.search(r"^results     \d+ not fetched, .* of 256M, each for up to 1 h 0 min$", shown, re.M)
+
+
+def test_d3_what_has_ended_is_attached_to_by_how_its_name_begins_until_it_was_fetched(run: Run, served: StorageSettings) -> None:
+    with Client.connect(store_layout(served)) as client:
+        operation = client.submit(instantiate(daemons.chain, "ended", S=served)[1])
+        assert operation.wait().ok
+        found = run("attach", operation.id[:9], "--json").objects[-1]
+        assert (found["kind"], found["operation"], found["built"]) == ("ended", operation.id, 3)
+        assert len(operation.outcome().built) == 3, "the other's having it takes nothing away"
+        assert operation.outcome() is operation.outcome()
+        gone = run("attach", operation.id)
+    assert gone.status == 66
+    assert "UTC, its result was fetched by its client" in gone.stderr
 
 
 def test_the_log_of_a_build_is_printed(run: Run) -> None:

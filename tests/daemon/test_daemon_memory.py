@@ -83,6 +83,9 @@ def test_d3_a_result_waits_for_whoever_asks_late(daemon: Daemon, client: WireCli
         assert client.call("attach", m.Attach(operation=operation), m.Attached).state == "ended"
     assert client.wait(operation) == m.WaitResult(ok=True, state="done", built=1, settled=1)
     assert len(client.matched(operation)) == 1
+    client.call("subscribe", m.Subscribe(operation=operation, credit=1), m.Done)
+    assert client.next_notification().params == m.Ended(operation=operation)
+    client.call("cancel", m.Cancel(operation=operation), m.Done)
     held = client.status().held
     assert held is not None
     assert held.results == 121
