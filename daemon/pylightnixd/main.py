@@ -130,7 +130,7 @@ def main(config: Optional[str], foreground: bool, wait: Optional[float], **optio
         else:
             _detach(settings, read)
     except PylightnixException as error:
-        click.echo(f"pylightnixd: {error}", err=True)
+        _tell(f"pylightnixd: {error}", err=True)
         sys.exit(error.exit_status)
 
 
@@ -258,7 +258,7 @@ def _detach(settings: Settings, read: Callable[[], Settings]) -> None:
         _tell(f"pid {pid}\nsocket {settings.socket_path}\nlog {log_path}")
         return
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    click.echo(words.decode("utf-8", "replace") or f"pylightnixd: ended with status {status}; see {log_path}", err=True)
+    click.echo(escaped(words.decode("utf-8", "replace")) or f"pylightnixd: ended with status {status}; see {log_path}", err=True)
     sys.exit(status if status > 0 else 70)
 
 
@@ -285,7 +285,7 @@ def _write_to_log(log_fd: int) -> None:
 def _tell(text: str, err: bool = False) -> None:
     """Write a line for whoever listens. A daemon that serves is none the worse if nobody does, or if the disk is full."""
     try:
-        click.echo(text, err=err)
+        click.echo(escaped(text), err=err)
     except OSError:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2 if err else 1)  # or the interpreter would fail on it once more at its end

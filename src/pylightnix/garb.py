@@ -17,6 +17,7 @@ from pylightnix.leftovers import failed_builds, remove_failed
 from pylightnix.planner.graph import dependency_order
 from pylightnix.query import alldrefs, allrrefs, dref2path, drefdeps, drefdeps1, located, rref2path, rrefdeps, rrefdeps1
 from pylightnix.refs import isrref, rref2dref
+from pylightnix.sanitize import escaped
 from pylightnix.searching import config_bytes, realization_bytes
 from pylightnix.types import DRef, RRef, StorageSettings
 from pylightnix.walking import walk
@@ -144,7 +145,7 @@ def gc(keep_dirs: Sequence[str], interactive: bool = True, verbose: bool = True,
     if verbose:
         _print_candidates(drefs, rrefs, S)
         for path, size in failed.items():
-            print(f"{diskspace_h(size)}  {path}")  # noqa: T201  # `verbose` asks for it
+            print(escaped(f"{diskspace_h(size)}  {path}"))  # noqa: T201  # `verbose` asks for it
     if not drefs and not rrefs and not failed:
         return
     what = f"{len(drefs)} derivations and {len(rrefs)} realizations" + (f", and what {len(failed)} failed builds left" if failed else "")

@@ -19,6 +19,7 @@ from pylightnix.folders import dirrm, dirsize
 from pylightnix.query import alldrefs, allrrefs, dref2path, drefcfg_, drefcfgpath, realization_starts, rref2path
 from pylightnix.refs import isdref, isrref, rref2dref, undref, unrref
 from pylightnix.registry import current_registry, instantiate, mkregistry
+from pylightnix.sanitize import escaped
 from pylightnix.storage import fsinit, mkSS
 from pylightnix.types import DRef, RRef, Stage, StorageSettings
 
@@ -109,7 +110,8 @@ def diff(stageA: Union[RRef, DRef, Stage], stageB: Union[RRef, DRef, Stage], S: 
     import difflib
 
     (nameA, a), (nameB, b) = _config_lines(stageA, S), _config_lines(stageB, S)
-    sys.stdout.writelines(difflib.unified_diff(a, b, nameA, nameB))
+    lines = difflib.unified_diff(a, b, nameA, nameB)
+    sys.stdout.writelines(map(escaped, lines) if sys.stdout.isatty() else lines)
 
 
 def _config_lines(what: Any, S: Optional[StorageSettings]) -> tuple[str, list[str]]:

@@ -255,3 +255,18 @@ def _served(D: StorageSettings) -> list[RRef]:
         return list(allrrefs(mkSS(str(D.root))))
     finally:
         end_daemon(daemon)
+
+
+def test_import_takes_limits(program: Any, tmp_path: Path) -> None:
+    assert program("build", "stages.py:first", "--out-link", str(tmp_path / "out")).status == 0
+    archive = str(tmp_path / "a.gz")
+    assert program("export", str(tmp_path / "out"), "-o", archive).status == 0
+    elsewhere = ("--store", str(tmp_path / "elsewhere"))
+    ran = program(*elsewhere, "import", archive, "--limit", "entries=2")
+    assert (ran.status, "more than 2 files, folders and links" in ran.stderr) == (65, True), ran.stderr
+    assert "import --limit entries=N" in ran.stderr
+    assert program(*elsewhere, "find").lines == []
+    for wrong in ("entries", "entries=x", "entries=-1", "size=1"):
+        ran = program(*elsewhere, "import", archive, "--limit", wrong)
+        assert ran.status == 2, (wrong, ran.stderr)
+    assert program(*elsewhere, "import", archive, "--limit", "entries=3", "--limit", "ratio=5000").status == 0

@@ -19,6 +19,7 @@ from pylightnix.fetch.checksums import ALGORITHMS, parse_checksum
 from pylightnix.fetch.files import FetchedFile
 from pylightnix.fetch.spec import FetchProgress, FetchSpec, Headers
 from pylightnix.fetch.urls import file_name_of, local_path_of, shown_url
+from pylightnix.sanitize import escaped
 from pylightnix.storage import fstmpdir, store_layout
 from pylightnix.types import Context, DRef, Path, RealizeArg, StorageSettings
 from pylightnix.unpack_limits import UnpackLimits
@@ -204,4 +205,4 @@ class _Teller:
         mebi = 1 / (1 << 20)
         of = "" if progress.total is None else f" of {progress.total * mebi:.1f}"
         how = f"waiting {progress.waiting}" if progress.waiting else f"{progress.bytes_per_second * mebi:.1f} MiB/s"
-        sys.stderr.write(f"fetching {progress.mirror}: {progress.bytes * mebi:.1f}{of} MiB, {how}\n")
+        sys.stderr.write(escaped(f"fetching {progress.mirror}: {progress.bytes * mebi:.1f}{of} MiB, {how}\n"))
