@@ -23,6 +23,8 @@ from pylightnix.storage import store_layout
 from pylightnix.store.kept import KeepFailed
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.room import make_reserve, release_reserve
+from pylightnix.store.store import open_store_alone
+from pylightnixd import removal
 from pylightnixd import room as module
 from pylightnixd.room import Room
 
@@ -90,7 +92,7 @@ def test_a_daemon_gets_out_of_a_full_disk(tmp_path: Path) -> None:
 # --- with fakes ----------------------------------------------------------------------------------------------
 
 
-def test_room_is_made_once_for_all_who_met_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_made_for_those_who_meet_a_full_disk_and_not_too_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = store_layout(new_store(tmp_path / "store"))
     rounds: list[str] = []
     monkeypatch.setattr(module, "make_room", lambda layout: rounds.append("room"))
@@ -100,14 +102,38 @@ def test_room_is_made_once_for_all_who_met_a_full_disk(tmp_path: Path, monkeypat
         async with trio.open_nursery() as nursery:
             nursery.start_soon(room.run)
             await trio.testing.wait_all_tasks_blocked()
-            for _ in range(1000):
+            begun = trio.current_time()
+            for _ in range(200):
                 with pytest.raises(StoreFull), room.minded():
                     raise StoreFull(layout.state, "building")
-            await trio.sleep(3 * module.PAUSE_SECONDS)
+                await trio.sleep(0.1)
+            assert 1 <= len(rounds) <= (trio.current_time() - begun) / module.PAUSE_SECONDS + 1
+            await trio.sleep(2 * module.PAUSE_SECONDS)
+            rounds.clear()
+            await trio.sleep(3 * module.TIDY_SECONDS)
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(rate=100))
-    assert rounds == ["room"]
+    assert rounds == [], "it is not tried again where nobody meets a full disk"
+
+
+def test_a_large_trash_is_emptied_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = store_layout(new_store(tmp_path / "store"))
+    for number in range(500):
+        os.makedirs(f"{layout.trash}/{number % 3}/{number}")
+    steps: list[float] = []
+    whole = removal.empty_trash
+
+    def step(layout: StoreLayout, seconds: float) -> bool:
+        steps.append(seconds)
+        return whole(layout, 0.0)
+
+    monkeypatch.setattr(removal, "empty_trash", step)
+    with open_store_alone(layout, "testing") as store:
+        trio.run(removal.Removals(store).empty_trash)
+    assert os.listdir(layout.trash) == []
+    assert 1 < len(steps) < 20
+    assert set(steps) == {removal.STEP_SECONDS}
 
 
 def test_a_failure_on_a_disk_with_room_costs_nobody_anything(tmp_path: Path) -> None:

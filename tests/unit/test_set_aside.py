@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import time
@@ -15,13 +16,13 @@ from tests.stores import OTHER_UID, check_usable, in_child, mount, needs_mounts,
 from pylightnix import Context, DRef, Path, RealizeArg, StorageSettings, allrrefs, instantiate, realize1, rref2path
 from pylightnix.garb import collect
 from pylightnix.storage import store_layout
-from pylightnix.store import set_aside as module
+from pylightnix.store.access import make_folders
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.recovery import recover
 from pylightnix.store.removal import remove_tree, try_remove
-from pylightnix.store.set_aside import SetAside, all_set_aside, discard, note_stuck, retry_set_aside
+from pylightnix.store.set_aside import SetAside, all_set_aside, discard, is_passing, note_stuck, retry_set_aside
 from pylightnix.store.store import open_store
-from pylightnix.store.trash import empty_trash
+from pylightnix.store.trash import empty_trash, to_trash
 
 pytestmark = pytest.mark.embedded_only("it makes its own stores; for daemons, see tests/daemon/test_daemon_leftovers.py")
 
@@ -36,14 +37,16 @@ def fill(folder: str) -> None:
 
 
 @contextmanager
-def immutable(path: str) -> Iterator[None]:
-    if subprocess.run(["chattr", "+i", path], check=False, capture_output=True).returncode:
+def immutable(*paths: str) -> Iterator[None]:
+    if subprocess.run(["chattr", "+i", *paths], check=False, capture_output=True).returncode:
         pytest.skip("this file system has no immutable files")
     try:
         yield
     finally:
         # It may have been moved meanwhile, with what it lies in.
-        subprocess.run(["find", path.split("/store/", maxsplit=1)[0], "-exec", "chattr", "-i", "{}", "+"], check=False, capture_output=True)
+        subprocess.run(
+            ["find", paths[0].split("/store/", maxsplit=1)[0], "-exec", "chattr", "-i", "{}", "+"], check=False, capture_output=True
+        )
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -151,7 +154,7 @@ def test_a_store_works_beside_immutable_leftovers(tmp_path: FsPath, place: str, 
         collect([], list(allrrefs(S)), S)
         assert len(told(caplog)) == 1, told(caplog)
         assert entry.command in told(caplog)[0]
-    module.retry_set_aside(layout)
+    in_child(lambda: list(allrrefs(S)))  # the first call of a process tries again
     assert all_set_aside(layout) == []
     assert not os.path.exists(layout.quarantine)
     empty_trash(layout)
@@ -195,6 +198,7 @@ def test_what_root_left_in_a_build_folder_fails_no_build(others_folder: FsPath) 
     assert trash == []
     assert entry.obstacle.startswith(f"{entry.path}/cache")
     assert entry.command == f"sudo rm -rf {entry.path}"
+    assert entry.problem == "it belongs to another user (uid 0)"
     subprocess.run(entry.command.replace("sudo ", "").split(), check=True)
     assert in_child(lambda: retry_set_aside(store_layout(new_store(root))), uid=OTHER_UID) == []
 
@@ -272,6 +276,19 @@ def test_what_took_the_place_of_a_leftover_is_sound(tmp_path: FsPath) -> None:
     assert os.path.isdir(folder)
 
 
+def test_what_is_known_is_not_told_again_and_what_took_its_name_is_another(tmp_path: FsPath, caplog: pytest.LogCaptureFixture) -> None:
+    layout = layout_in(tmp_path)
+    folder = f"{layout.storage}/x"
+    os.mkdir(folder)
+    for _ in range(2):
+        note_stuck(layout, folder, PermissionError(1, "Operation not permitted", folder))
+    assert len(told(caplog)) == 1
+    assert len(all_set_aside(layout)) == 1
+    os.rename(folder, f"{layout.storage}/y")
+    os.mkdir(folder)
+    assert all_set_aside(layout) == []
+
+
 def test_odd_names_are_quoted_and_found_again(tmp_path: FsPath) -> None:
     layout = layout_in(tmp_path)
     folder = f"{layout.tmp}/odd '\n\udcff"
@@ -307,13 +324,85 @@ def test_a_disk_that_is_read_only_makes_no_leftovers(tmp_path: FsPath, caplog: p
 @needs_root
 def test_an_obstacle_that_takes_long_to_go_round_is_met_once(tmp_path: FsPath) -> None:
     layout = layout_in(tmp_path)
-    fill(f"{layout.trash}/{'0' * 24}")
+    long = f"{layout.trash}/{'0' * 24}"
+    fill(long)
+    for number in range(500):
+        with open(f"{long}/{number}", "x", encoding="utf-8"):
+            pass
     fill(f"{layout.trash}/{'1' * 24}")
-    with immutable(f"{layout.trash}/{'0' * 24}"), immutable(f"{layout.trash}/{'1' * 24}/a"):
+    with immutable(*(f"{long}/{name}" for name in os.listdir(long) if name != "inner")), immutable(f"{layout.trash}/{'1' * 24}/a"):
         for _ in range(20):  # with no time at all, each step does something
-            if empty_trash(layout, 0.0) and len(all_set_aside(layout)) == 2:
+            empty_trash(layout, 0.0)
+            if len(all_set_aside(layout)) == 2:
                 break
         assert len(all_set_aside(layout)) == 2
-        assert empty_trash(layout, 0.0)
+        assert empty_trash(layout, 1.0)
     retry_set_aside(layout)
     assert os.listdir(layout.trash) == os.listdir(layout.set_aside_folders[0]) == []
+
+
+# --- where the state lies on another device -------------------------------------------------------------------
+
+
+@needs_mounts
+def test_trees_of_another_device_than_the_state_s_go_and_are_set_aside_there(tmp_path: FsPath) -> None:
+    def run() -> None:
+        state, trees = str(tmp_path / "state"), str(tmp_path / "trees")
+        for folder in (state, trees):
+            os.mkdir(folder)
+        mount("-t", "tmpfs", "none", state)
+        layout = StoreLayout(storage=f"{trees}/store-v1", tmp=f"{trees}/tmp", state=state)
+        make_folders(layout)
+        fill(f"{layout.storage}/tree")
+        to_trash(layout, f"{layout.storage}/tree")
+        assert os.listdir(layout.trash) == []
+        assert len(os.listdir(f"{trees}/tmp/trash")) == 1
+        assert empty_trash(layout)
+        assert os.listdir(f"{trees}/tmp/trash") == []
+        left = f"{layout.tmp}/{NOBODY}/0"
+        os.makedirs(f"{left}/mounted")
+        mount("-t", "tmpfs", "none", f"{left}/mounted")
+        assert discard(layout, left)
+        (entry,) = all_set_aside(layout)
+        assert entry.path.startswith(f"{trees}/tmp/set-aside/")
+
+    in_child(run, own_mounts=True)
+
+
+# --- with injected errors -------------------------------------------------------------------------------------
+
+CALLS = ("open", "rmdir", "unlink", "rename", "makedirs", "replace")
+NUMBERS = (errno.EIO, errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENOSPC, errno.EROFS, errno.EMFILE, errno.ESTALE)
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: errno.errorcode[number])
+@pytest.mark.parametrize("call", CALLS)
+def test_no_error_of_the_system_leaves_a_removal(
+    tmp_path: FsPath, call: str, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The n-th call of its kind fails, and all that follow, for every n; then it is gone, or known, or in its place."""
+    layout = layout_in(tmp_path)
+    whole = getattr(os, call)
+    for first in range(12):
+        folder = f"{layout.tmp}/{first}-left"
+        fill(folder)
+        left = [first]
+
+        def failing(*args: object, left: list[int] = left, **options: object) -> object:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(number, os.strerror(number), *args[:1])
+            return whole(*args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, failing)
+            is_away = discard(layout, folder)
+        assert is_away == (not os.path.lexists(folder))
+        asides = [entry.path for entry in all_set_aside(layout)]
+        if is_passing(OSError(number, "")) and call != "replace":
+            assert is_away or folder not in asides or left[0] >= 0
+        retry_set_aside(layout)
+        assert discard(layout, folder)
+        assert all_set_aside(layout) == []
+        assert len(told(caplog)) <= 1
+        caplog.clear()

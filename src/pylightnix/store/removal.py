@@ -29,7 +29,9 @@ __all__ = ["make_movable", "open_unlocked", "remove_tree", "reopen_unlocked", "t
 
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LEVELS: Final = 48
-_MAX_ROUNDS: Final = 1000
+_MAX_REFUSALS: Final = 1000
+_MAX_INNER: Final = 10_000
+"""How many names of folders in one are remembered at a time."""
 _CLOCK_ENTRIES: Final = 64
 """How many entries are removed between two looks at the clock: so much is done at every call, however late it is."""
 
@@ -113,8 +115,8 @@ class _Folder:
     """Names of what cannot be removed from it."""
     is_closed: bool = False
     """Whether nothing at all can be removed from it."""
-    rounds: int = 0
-    """How often it was listed."""
+    refusals: int = 0
+    """How often it was found not to be empty after all."""
 
 
 class _OutOfTime(Exception):
@@ -157,9 +159,9 @@ class _Remover:
 
     def _enter(self, parent_fd: int, name: str) -> None:
         """Remove a folder that is empty, a mount point not, and go into any other."""
-        self._look_at_clock()
         try:
             os.rmdir(name, dir_fd=parent_fd)
+            self._look_at_clock()
         except FileNotFoundError:
             return
         except NotADirectoryError:
@@ -177,12 +179,12 @@ class _Remover:
 
     def _finished(self, folder: _Folder) -> bool:
         """Unlink what is no folder, note what is; try to remove the folder if nothing is left to do in it."""
-        folder.rounds += 1
         with os.scandir(folder.fd) as entries:  # one after another, for there may be millions
             for entry in entries:
-                self._look_at_clock()
                 if entry.name in folder.stuck:
                     continue
+                if len(folder.inner) >= _MAX_INNER:
+                    break
                 if entry.is_dir(follow_symlinks=False):
                     folder.inner.append(entry.name)
                 elif folder.is_closed:
@@ -196,11 +198,13 @@ class _Remover:
             return True
         try:
             os.rmdir(folder.name, dir_fd=folder.parent_fd)
+            self._look_at_clock()
         except FileNotFoundError:
             return True
         except OSError as error:
             # Somebody put something into it since it was listed, perhaps another remover by `_move_up`.
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.rounds < _MAX_ROUNDS:
+            folder.refusals += 1
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.refusals < _MAX_REFUSALS:
                 return False
             self._note(error, folder.name, below=1)
         return True
@@ -223,6 +227,7 @@ class _Remover:
         top.inner.append(moved)
 
     def _unlink(self, parent_fd: int, name: str) -> None:
+        self._look_at_clock()
         try:
             os.unlink(name, dir_fd=parent_fd)
         except FileNotFoundError:

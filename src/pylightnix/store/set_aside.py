@@ -108,7 +108,7 @@ def discard(layout: StoreLayout, path: str, deadline: float = float("inf"), tell
 def note_stuck(layout: StoreLayout, path: str, error: OSError) -> None:
     """Name what can be neither removed nor moved. The first time it is told of."""
     obstacle = error.filename if isinstance(error.filename, str) else path
-    problem, code = error.strerror or str(error), _cause(obstacle, error)
+    problem, code = _cause(obstacle, error)
     _record(layout, SetAside(path, path, obstacle, problem, code, time.time(), _inode(path)))
 
 
@@ -142,7 +142,7 @@ def retry_set_aside(layout: StoreLayout, deadline: float = float("inf")) -> list
 def _moved(layout: StoreLayout, path: str, error: OSError) -> SetAside:
     """Move what cannot be removed out of the way, if it can be moved."""
     obstacle = error.filename if isinstance(error.filename, str) else path
-    problem, code = error.strerror or str(error), _cause(obstacle, error)
+    problem, code = _cause(obstacle, error)
     for folder in layout.set_aside_folders:
         name = os.fsdecode(os.fsencode(os.path.basename(path))[:200])
         target = f"{folder}/{secrets.token_hex(6)}-{name}"
@@ -162,16 +162,17 @@ def _moved(layout: StoreLayout, path: str, error: OSError) -> SetAside:
     return SetAside(path, path, obstacle, problem, code, time.time(), _inode(path))
 
 
-def _cause(obstacle: str, error: OSError) -> int:
-    """Return the number of the error, EACCES for all that is so because something belongs to another user."""
-    if error.errno == errno.EPERM and os.geteuid() != 0:
-        try:
-            owners = {os.lstat(path).st_uid for path in (obstacle, os.path.dirname(obstacle))}
-        except OSError:
-            return errno.EACCES
-        if owners != {os.geteuid()}:
-            return errno.EACCES
-    return error.errno or 0
+def _cause(obstacle: str, error: OSError) -> tuple[str, int]:
+    """Return what is the matter, and the number of the error; EACCES for all that is so because of another user."""
+    if error.errno in (errno.EPERM, errno.EACCES) and os.geteuid() != 0:
+        for path in (obstacle, os.path.dirname(obstacle)):
+            try:
+                owner = os.lstat(path).st_uid
+            except OSError:
+                continue  # in a folder that only its owner may enter
+            if owner != os.geteuid():
+                return f"it belongs to another user (uid {owner})", errno.EACCES
+    return error.strerror or str(error), error.errno or 0
 
 
 # --- the record -----------------------------------------------------------------------------------------

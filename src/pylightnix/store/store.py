@@ -189,6 +189,7 @@ _batches: dict[str, Batch] = {}
 def _forget_after_fork() -> None:
     global _thread  # noqa: PLW0603  # state of the process, which is a new one
     _thread = _PerThread()
+    _retried.clear()
     _batches.clear()
 
 
