@@ -24,6 +24,7 @@ from pylightnix.store.kept import KeepFailed
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.room import make_reserve, release_reserve
 from pylightnix.store.store import open_store_alone
+from pylightnix.store.trash import empty_trash
 from pylightnixd import removal
 from pylightnixd import room as module
 from pylightnixd.room import Room
@@ -122,11 +123,10 @@ def test_a_large_trash_is_emptied_in_steps(tmp_path: Path, monkeypatch: pytest.M
     for number in range(500):
         os.makedirs(f"{layout.trash}/{number % 3}/{number}")
     steps: list[float] = []
-    whole = removal.empty_trash
 
     def step(layout: StoreLayout, seconds: float) -> bool:
         steps.append(seconds)
-        return whole(layout, 0.0)
+        return empty_trash(layout, 0.0)
 
     monkeypatch.setattr(removal, "empty_trash", step)
     with open_store_alone(layout, "testing") as store:
