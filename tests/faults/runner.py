@@ -137,9 +137,10 @@ class Runner:
             with_debris += bool(debris)
             if not found and (number % 50 == 0 or (debris and with_debris % 20 == 0)):
                 lived += 1
-                found = self._relived(root, recorded["right"], order.get("mutant"))
+                found = self._relived(root, told, recorded["right"], order.get("mutant"))
             violations += [f"cut {cut} of {record.length}, seed {order['seed'] + number}: {text}" for text in found]
-            shutil.rmtree(root) if not found or "keep" not in order else os.rename(root, f"{root}-{number}")
+            shutil.rmtree(root)
+        shutil.rmtree(recorded["root"])
         return {"states": order["count"], "lived": lived, "debris": with_debris, "changes": len(record.changes), "violations": violations}
 
     def _killed_at(self, cut: int, root: str) -> set[str]:
@@ -151,14 +152,14 @@ class Runner:
         State(self.record, at, 0, all_kept=True).write_to(root)
         return self.record.told(at)
 
-    def _relived(self, root: str, right: Sequence[str], mutant: Optional[str]) -> list[str]:
+    def _relived(self, root: str, told: set[str], right: Sequence[str], mutant: Optional[str]) -> list[str]:
         def body() -> bytes:
             mutants.apply(mutant)
             return live(Day(root, self.plans, self.calls, expected=self.expected)).data()
 
         data, said = forked(body, DAY_SECONDS)
         report = Report(violations=[f"hang: {said[-4000:]}"]) if data is None else Report.of(data)
-        return [*report.violations, *problems(root, report.told, right)]
+        return [*report.violations, *problems(root, sorted(told - set(report.loose) | set(report.told)), right)]
 
     def day(self, order: Mapping[str, Any]) -> dict[str, Any]:
         fault = None if order.get("fault") is None else Fault.parse(order["fault"])
@@ -179,11 +180,9 @@ class Runner:
                 Durability.by_file = lambda *_: True  # type: ignore[method-assign]  # as after a slow sync
             trace = None if order.get("trace") is None else os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             self.calls.begin(root, log, trace)
-            at_start = bool(order.get("at_start"))
-            day = Day(
-                root, self.plans, self.calls, None if at_start else fault, self.expected, patience=order.get("patience", ANSWER_SECONDS)
-            )
-            return live(day, fault if at_start else None).data()
+            patience = order.get("patience", ANSWER_SECONDS)
+            day = Day(root, self.plans, self.calls, fault if cut is None else None, self.expected, patience=patience)
+            return live(day, fault if cut is not None else None).data()
 
         data, said = forked(body, DAY_SECONDS)
         report = Report(violations=[f"hang: {said[-4000:]}"]) if data is None else Report.of(data)
