@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,15 +112,20 @@ class FakeDaemon:
                 connection.sendall(msgpack.packb([1, number, None, result]))
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that others can reach; the usual ones of tests are closed to them."""
+    with tempfile.TemporaryDirectory(prefix="pyl-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 @contextmanager
 def faked(root: Path, row: dict[str, Any], uid: Optional[int] = None, claims: bool = False) -> Iterator[tuple[Client, Peer]]:
     """Have a fake daemon run, as another user, perhaps, and a client of it."""
     new_store(root)
     if uid is not None:
         os.chown(root, uid, uid)
-    for folder in root.parents:
-        if folder.stat().st_uid == UID and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o011)
     daemon = FakeDaemon(str(root), row, uid, claims)
     with Peer(daemon.serve) as peer:
         peer.expect("ready")
@@ -163,12 +169,12 @@ def closure_of(root: Path, realizer: Any) -> Closure:
 
 
 @pytest.mark.parametrize("uid", [None, UID + 1], ids=["nobody says whose", "another's"])
-def test_a_pickle_of_another_users_build_stays_shut(uid: Optional[int], tmp_path: Path) -> None:
-    trap = tmp_path / "trap"
+def test_a_pickle_of_another_users_build_stays_shut(uid: Optional[int], place: Path) -> None:
+    trap = place / "trap"
     row = row_of(trap) if uid is None else row_of(trap, uid=uid)
-    with faked(tmp_path / "store", row) as (client, _):
+    with faked(place / "store", row) as (client, _):
         assert client.trusted, "the daemon is one's own"
-        [(_, error)] = client.realize(closure_of(tmp_path / "plans", build_wrapper(_nothing))).failed
+        [(_, error)] = client.realize(closure_of(place / "plans", build_wrapper(_nothing))).failed
     assert not trap.exists()
     assert isinstance(error, BuildError)
     assert isinstance(error.exception, RemoteFailure)
@@ -176,44 +182,44 @@ def test_a_pickle_of_another_users_build_stays_shut(uid: Optional[int], tmp_path
     assert "somewhere" in str(error.exception.__cause__)
 
 
-def test_a_pickle_of_ones_own_build_is_opened(tmp_path: Path) -> None:
-    trap = tmp_path / "trap"
-    with faked(tmp_path / "store", row_of(trap, uid=UID)) as (client, _):
-        assert len(client.realize(closure_of(tmp_path / "plans", build_wrapper(_nothing))).failed) == 1
+def test_a_pickle_of_ones_own_build_is_opened(place: Path) -> None:
+    trap = place / "trap"
+    with faked(place / "store", row_of(trap, uid=UID)) as (client, _):
+        assert len(client.realize(closure_of(place / "plans", build_wrapper(_nothing))).failed) == 1
     assert trap.exists(), "so the traps of the other tests are live"
 
 
 @as_root
-def test_root_opens_no_pickle_of_a_folders_owner(tmp_path: Path) -> None:
-    trap = tmp_path / "trap"
-    with faked(tmp_path / "store", row_of(trap, uid=UID), uid=OTHER_UID) as (client, _):
+def test_root_opens_no_pickle_of_a_folders_owner(place: Path) -> None:
+    trap = place / "trap"
+    with faked(place / "store", row_of(trap, uid=UID), uid=OTHER_UID) as (client, _):
         assert not client.trusted
-        [(_, error)] = client.realize(closure_of(tmp_path / "plans", build_wrapper(_nothing))).failed
+        [(_, error)] = client.realize(closure_of(place / "plans", build_wrapper(_nothing))).failed
     assert not trap.exists()
     assert isinstance(error, BuildError)
 
 
 @as_root
-def test_root_runs_no_realizer_in_a_folder_of_another_user(tmp_path: Path) -> None:
+def test_root_runs_no_realizer_in_a_folder_of_another_user(place: Path) -> None:
     realizer = Local()
-    with faked(tmp_path / "store", row_of(tmp_path / "trap"), uid=OTHER_UID, claims=True) as (client, peer):
-        operation = client.submit(closure_of(tmp_path / "plans", realizer))
+    with faked(place / "store", row_of(place / "trap"), uid=OTHER_UID, claims=True) as (client, peer):
+        operation = client.submit(closure_of(place / "plans", realizer))
         operation.outcome()
         peer.expect("abandon: daemon-foreign")
     assert not realizer.ran
 
 
 @as_root
-def test_root_hands_nothing_to_another_users_daemon(tmp_path: Path) -> None:
+def test_root_hands_nothing_to_another_users_daemon(place: Path) -> None:
     dref = DRef(f"dref:{'0' * 32}-x")
-    folder = tmp_path / "made"
+    folder = place / "made"
     folder.mkdir()
-    with faked(tmp_path / "store", row_of(tmp_path / "trap"), uid=OTHER_UID) as (client, _):
+    with faked(place / "store", row_of(place / "trap"), uid=OTHER_UID) as (client, _):
         with pytest.raises(DaemonForeign, match="another user"):
             insert_through(client.path, dref, {}, str(folder), 0.0)
         arriving = Arriving(RRef(f"rref:{'0' * 32}-{'0' * 32}-x"), {}, 0.0, 0.0, "h", None, None)
         with pytest.raises(DaemonForeign):
-            Through(client, store_layout(new_store(tmp_path / "other"))).realization(arriving, lambda fd, name: None, [])
+            Through(client, store_layout(new_store(place / "other"))).realization(arriving, lambda fd, name: None, [])
     assert folder.is_dir()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional
+from typing import NoReturn, Optional
 
 import pytest
 from tests.stores import AS_ROOT, OTHER_UID, in_child, new_store
@@ -34,6 +36,14 @@ def _nothing_was_seen() -> Iterator[None]:
     yield
     exposure._seen.clear()
     exposure._told.clear()
+
+
+@pytest.fixture
+def everybodys() -> Iterator[Path]:
+    """A folder that every user may reach and write to, with the sticky bit; the usual ones of tests are closed to others."""
+    with tempfile.TemporaryDirectory(prefix="pyl-") as folder:
+        os.chmod(folder, 0o1777)
+        yield Path(folder)
 
 
 @pytest.mark.parametrize(
@@ -130,29 +140,31 @@ def test_another_users_store_that_others_can_exchange_is_refused(tmp_path: Path)
     os.chown(tmp_path, 0, 0)
 
 
-@as_root
-def test_a_socket_at_a_dead_daemons_path_is_not_its_successor(tmp_path: Path) -> None:
-    layout = store_layout(new_store(tmp_path / "store"))
-    for folder in tmp_path.parents:
-        if folder.stat().st_uid == 0 and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    tmp_path.chmod(0o1777)
-    path = str(tmp_path / "d.sock")
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.setresuid(OTHER_UID, OTHER_UID, OTHER_UID)
+def _listen_as(uid: int, path: str, writing: int) -> NoReturn:
+    """Listen at `path` as another user, in a forked child, until it is killed."""
+    try:
+        os.setresuid(uid, uid, uid)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
         os.chmod(path, 0o777)
         listener.listen()
         os.write(writing, b"!")
-        os.read(os.open("/dev/null", os.O_RDONLY), 1)
-        import signal
-
         signal.pause()
+    finally:
+        os._exit(1)
+
+
+@as_root
+def test_a_socket_at_a_dead_daemons_path_is_not_its_successor(everybodys: Path) -> None:
+    layout = store_layout(new_store(everybodys / "store"))
+    path = str(everybodys / "d.sock")
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _listen_as(OTHER_UID, path, writing)
+    os.close(writing)
     try:
-        os.read(reading, 1)
+        assert os.read(reading, 1) == b"!"
         with exclusive_lock(layout, DAEMON_ROLE, socket=path):
             assert daemon_socket(layout) is None
             os.chown(layout.state, OTHER_UID, OTHER_UID)
@@ -162,7 +174,6 @@ def test_a_socket_at_a_dead_daemons_path_is_not_its_successor(tmp_path: Path) ->
         os.kill(pid, 9)
         os.waitpid(pid, 0)
         os.close(reading)
-        os.close(writing)
 
 
 @as_root
