@@ -32,11 +32,11 @@ def failed_builds(S: Optional[StorageSettings] = None) -> dict[str, int]:
 
 
 def leftovers(S: Optional[StorageSettings] = None) -> dict[str, int]:
-    """Return what else takes room, in bytes: the trash, and the folders of builds that run or ran."""
+    """Return what else takes room, in bytes: the trash, the folders of builds that run or ran, and damaged realizations moved aside."""
     layout = _layout(S)
     if layout is None:
         return {}
-    return {folder: size for folder in (layout.trash, layout.tmp) if (size := sum(_sizes(folder).values()))}
+    return {folder: size for folder in (layout.trash, layout.tmp, layout.quarantine_folders[0]) if (size := sum(_sizes(folder).values()))}
 
 
 def remove_failed(paths: Iterable[str], S: Optional[StorageSettings] = None) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "Verified", "verify"]
 
-_PROGRESS_FILE: Final = "verify.progress"
+_PROGRESS_SECONDS: Final = 7 * 86_400.0
+"""For how long a run can be gone on with: what was hashed before says little of today."""
 _TELL_EVERY: Final = 64
 """After so many realizations what was found is written down."""
 
@@ -249,8 +251,8 @@ class _Progress:
     """
 
     def __init__(self, layout: StoreLayout, refs: list[str], anew: bool) -> None:
-        self._path = os.path.join(layout.state, _PROGRESS_FILE)
-        self._head = {"verifying": refs}
+        self._path = layout.progress
+        self._refs = refs
         self._waiting: list[RRef] = []
         self._is_ours = _owns(layout.state)
         self.whole: set[RRef] = set() if anew else self._read()
@@ -258,16 +260,17 @@ class _Progress:
     def _read(self) -> set[RRef]:
         try:
             with open(self._path, encoding="utf-8") as file:
-                if json.loads(file.readline()) != self._head:
+                head = json.loads(file.readline())
+                if head.get("verifying") != self._refs or not 0 <= time.time() - float(head["begun"]) < _PROGRESS_SECONDS:
                     return set()
                 return {RRef(line.rstrip("\n")) for line in file if line.endswith("\n") and isrref(line.rstrip("\n"))}
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return set()
 
     def __enter__(self) -> None:
         if not self.whole and self._is_ours:
             with suppress(OSError):
-                _write(self._path, os.O_TRUNC, f"{json.dumps(self._head)}\n")
+                _write(self._path, os.O_TRUNC, f"{json.dumps({'verifying': self._refs, 'begun': time.time()})}\n")
 
     def __exit__(self, *error: Any) -> None:
         self._save()

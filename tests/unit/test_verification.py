@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import tarfile
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path as FsPath
@@ -28,6 +29,7 @@ from pylightnix import (
     dirrm,
     dref2path,
     fetchlocal,
+    fsinit,
     instantiate,
     match_some,
     mknode,
@@ -37,6 +39,7 @@ from pylightnix import (
     rref2path,
     unpack,
 )
+from pylightnix.leftovers import leftovers
 from pylightnix.rebuilding import can_rebuild, rebuild
 from pylightnix.remote import mend
 from pylightnix.storage import store_layout
@@ -361,6 +364,39 @@ def test_a_run_that_is_interrupted_is_gone_on_with(S: StorageSettings) -> None:
     with pytest.raises(Interrupted):
         verify([], S, jobs=1, told=interrupt)
     assert verify([], S, jobs=1, anew=True).resumed == 0
+
+
+@pytest.mark.parametrize("head", ['{"verifying": [], "begun": 1.0}', '{"verifying": ["dref:x"], "begun": NOW}', "[]", "{}", "", "null"])
+def test_what_an_old_run_or_another_one_found_says_nothing(S: StorageSettings, head: str) -> None:
+    rref = realize1(instantiate(other, S=S))
+    with Opened(rref2path(rref, S)) as folder:
+        os.chmod(f"{folder}/out.txt", 0o644)
+        FsPath(f"{folder}/out.txt").write_text("damaged")
+        os.chmod(f"{folder}/out.txt", 0o444)
+    progress = FsPath(store_layout(S).progress)
+    progress.write_text(f"{head.replace('NOW', str(time.time()))}\n{rref}\n")
+    assert list(run(S).damaged) == [rref]
+    assert not progress.exists()
+    progress.write_text(f'{{"verifying": [], "begun": {time.time()}}}\n{rref}\nrref:half')
+    assert run(S).resumed == 1  # so it is read at all
+
+
+@pytest.mark.embedded_only("a store is removed where no daemon has it")
+def test_a_store_that_is_removed_leaves_nothing_of_this(S: StorageSettings) -> None:
+    rref = realize1(instantiate(other, S=S))
+    with Opened(rref2path(rref, S)) as folder:
+        FsPath(f"{folder}/more").write_text("")
+    mend([rref], S)
+    layout = store_layout(S)
+    assert leftovers(S)[layout.quarantine_folders[0]] > 0
+    os.unlink(layout.index)
+    assert realize1(instantiate(other, S=S)) == rref
+    os.truncate(layout.index, 0)
+    reindex(layout, 2)
+    FsPath(layout.progress).write_text("")
+    shutil.copy(layout.index, layout.snapshot)
+    fsinit(S, remove_existing=True, use_as_default=False)
+    assert not [name for name in os.listdir(layout.state) if name.startswith(("index", "verify", "quarantine"))]
 
 
 def test_damage_is_found_again_by_a_run_that_goes_on(S: StorageSettings) -> None:

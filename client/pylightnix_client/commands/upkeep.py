@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["du_command", "find_command", "gc_command", "print_unremovable", "rm_command"]
 
+_LEFT: Final = {"tmp": "of builds", "trash": "of removals", "quarantine": "damaged, and moved aside by store verify --repair"}
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -46,7 +48,9 @@ def du_command(session: Session) -> None:
         if session.answers.as_json:
             session.answers.object("leftover", path=path, bytes=size)
         else:
-            session.answers.text(f"{diskspace_h(size)}  {path}  {'of a failed build' if path in failed else 'of builds and removals'}")
+            session.answers.text(
+                f"{diskspace_h(size)}  {path}  {'of a failed build' if path in failed else _LEFT.get(os.path.basename(path), 'of builds')}"
+            )
     stuck = unremovable(session.settings())
     print_unremovable(session, stuck)
     total = sum(size for _, (size, _) in usage) + sum(failed.values()) + sum(others.values()) + sum(stuck.values())

@@ -154,9 +154,8 @@ def wipe_store(layout: StoreLayout) -> None:
             # The index first: what a crash leaves then is debris, never rows without trees.
             for path in (
                 layout.index,
-                f"{layout.index}-wal",
-                f"{layout.index}-shm",
-                layout.snapshot,
+                *(f"{layout.state}/{name}" for name in os.listdir(layout.state) if name.startswith(os.path.basename(layout.index))),
+                layout.progress,
                 layout.storage,
                 layout.tmp,
                 layout.trash,
@@ -164,6 +163,7 @@ def wipe_store(layout: StoreLayout) -> None:
                 layout.owners,
                 layout.fetch,
                 layout.reserve,
+                *layout.quarantine_folders,
             ):
                 _wipe(layout, path)
             retry_set_aside(layout)

@@ -55,6 +55,11 @@ class StoreLayout:
         return f"{self.state}/index.sqlite.snapshot"
 
     @property
+    def progress(self) -> str:
+        """What an interrupted verification has found whole."""
+        return f"{self.state}/verify.progress"
+
+    @property
     def lock(self) -> str:
         return f"{self.state}/lock"
 
