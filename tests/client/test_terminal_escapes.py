@@ -45,7 +45,7 @@ def _fills(b):
     sys.stdout.flush()
     os.write(1, b"\xff\xc3")
     os.write(1, b"\xa9\n")
-    for name in (CLIPBOARD.encode() + b"\xff", b"plain"):
+    for name in (CLIPBOARD.encode() + b"\xff", b"two\nlines", b"plain"):
         with open(os.path.join(os.fsencode(build_outpath(b)), name), "w") as file:
             file.write(HIDDEN)
 
@@ -179,6 +179,7 @@ def test_names_and_contents_of_files(program: Program) -> None:
     status, shown = on_terminal(program, "ls", "nasty")
     assert (status, ACTS.search(shown)) == (0, None), shown
     assert f"{NASTY}\\udcff\n" in shown
+    assert "\ntwo\\nlines\n" in shown
     assert "\x1b]52;c;ZXZpbA==\x07\udcff\n" in program("ls", "nasty").stdout, "for scripts they are what they are"
     status, shown = on_terminal(program, "cat", "nasty", "plain")
     assert (status, shown) == (0, "\\x1b[8mhidden\\x9b2J\\u202ebackwards")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.old_stores import OldStore
 from tests.stores import check_tmp, new_store, unharmed
 
@@ -136,6 +138,30 @@ def test_an_archive_that_stays_beside_what_was_in_it_is_checked(tmp_path: Path) 
     folder = fill(str(tmp_path), {"sub/a": BAD, "b": BAD})
     assert "archive" in str(broken_promise(KEPT, FolderReader(folder)))
     assert broken_promise(KEPT, FolderReader(fill(folder, {"z.tar": GOOD}))) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+)
+NAMES = ("__artifacts__", "__tree__", "sha1", "sha256", "sha512", "mode", "url", "path", "envname", "refpath", "out", "out_path")
+VALUES = JSON | st.sampled_from([SUMS["sha256"], SUMS["sha1"], out("data.bin"), out("../data.bin"), [selfref], "as-is", "unpack", ""])
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES | st.dictionaries(st.sampled_from(["data.bin", "../x", "", "a/b"]), VALUES)))
+def test_no_config_does_harm(config: Any) -> None:
+    class Empty:
+        def names(self) -> list[str]:
+            return []
+
+        def checksum(self, name: str, algorithm: str) -> Optional[str]:
+            raise AssertionError(f"asked for {name}, which is not there")
+
+        def source_digest(self, name: str) -> str:
+            raise AssertionError(f"asked for {name}, which is not there")
+
+    assert isinstance(broken_promise(config, Empty()), (str, type(None)))
+    if fixes_output(config):
+        assert isinstance(broken_promise(config, Empty()), str) or config["__artifacts__"] == {}
 
 
 def test_a_source_is_checked_as_a_whole(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def ls_command(session: Session, ref: str, path: str) -> None:
         if session.answers.as_json:
             session.answers.object("entry", **entry)
         else:
-            session.answers.text(entry["name"] + ("/" if entry["type"] == "folder" else ""))
+            shown = entry["name"].replace("\n", "\\n") if session.answers.on_terminal() else entry["name"]  # a name is one line
+            session.answers.text(shown + ("/" if entry["type"] == "folder" else ""))
 
 
 def _entry(path: str, name: str) -> dict[str, Any]:
