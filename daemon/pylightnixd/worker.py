@@ -21,10 +21,12 @@ from typing import Any, Final, Optional
 import trio
 
 from pylightnix._version import __version__
+from pylightnix.errors import StoreError
 from pylightnix.protocol.errors import ProtocolError, WorkerFailed, WorkerMismatch
 from pylightnix.protocol.framing import Decoder, Notification, Request, Response, encode_request
 from pylightnix.protocol.vocabulary import parse_message
 from pylightnix.protocol.worker_messages import BuildEnded
+from pylightnix.system_errors import refusal
 from pylightnixd.patience import Debts
 
 __all__ = ["End", "Question", "Worker", "WorkerLost"]
@@ -51,6 +53,8 @@ class Question:
     """Whether the worker may have read some of it; before that it can be taken back."""
     arrived: trio.Event = field(default_factory=trio.Event)
     error: Optional[Mapping[str, Any]] = None
+    failure: Optional[StoreError] = None
+    """Why it could not be asked."""
     result: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -127,6 +131,7 @@ class Worker:
         Raises:
             WorkerLost: it died, or was given up, before it answered.
             WorkerFailed: it refused. That is a `WorkerMismatch` if it is of a version that does not understand this one.
+            StoreError: it could not be asked, for want of descriptors.
         """
         return await self.answer_to(self.post(method, params, fds))
 
@@ -139,6 +144,8 @@ class Worker:
                 self._queue.remove(question)
                 self._questions.pop(question.number, None)
                 self.debts.pay(question.number, trio.current_time())
+        if question.failure is not None:
+            raise question.failure
         if question.error is not None:
             raise self._refusal(question.method, question.error)
         if self.lost:
@@ -228,15 +235,27 @@ class Worker:
                 await self._begin(self._queue.popleft())
 
     async def _begin(self, question: Question) -> None:
-        question.begun = True
-        # Of our own from here on: who asks may leave, and close its own, before all is sent.
-        fds = [os.dup(fd) for fd in question.fds]
+        fds: list[int] = []
         try:
+            try:
+                # Of our own from here on: who asks may leave, and close its own, before all is sent.
+                fds.extend(os.dup(fd) for fd in question.fds)
+            except OSError as error:  # as long as nothing was sent, that is the question's trouble alone
+                self._refuse(question, refusal(error, f"asking the worker {self.interpreter}", "the daemon"))
+                return
+            question.begun = True
             await self._send(memoryview(question.data), fds)
         finally:
             for fd in fds:
                 os.close(fd)
             question.data = b""
+
+    def _refuse(self, question: Question, failure: StoreError) -> None:
+        """Answer a question that could not be asked."""
+        question.failure = failure
+        self._questions.pop(question.number, None)
+        self.debts.pay(question.number, trio.current_time())
+        question.arrived.set()
 
     async def _send(self, data: memoryview, fds: Sequence[int]) -> None:
         sent = 0

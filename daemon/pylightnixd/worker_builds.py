@@ -212,10 +212,11 @@ class WorkerBuilds:
             _Killed: it was told to end before it was forked.
             _DoesNotEnd: it was told to end and does not.
         """
+        pipes = _two_pipes()  # first, for without them nothing has begun
         end = worker.expect_end(running.id)
         folder.owing = worker, end
         try:
-            said = await self._run_there(running, worker, folder, end, fork_seconds)
+            said = await self._run_there(running, worker, folder, end, fork_seconds, pipes)
             if end.told is None and worker.lost:
                 raise worker.loss()
             if end.told is None:
@@ -235,10 +236,11 @@ class WorkerBuilds:
             else:
                 worker.abandon(running.id)
 
-    async def _run_there(self, running: RunningBuild, worker: Worker, folder: _Folder, end: End, fork_seconds: float) -> bytes:
+    async def _run_there(
+        self, running: RunningBuild, worker: Worker, folder: _Folder, end: End, fork_seconds: float, pipes: tuple[int, int, int, int]
+    ) -> bytes:
         """Have a build forked, and wait until it has ended, or is given up; return its report. Raises as `_in_worker`."""
-        log_read, log_write = os.pipe2(os.O_CLOEXEC)
-        status_read, status_write = os.pipe2(os.O_CLOEXEC)
+        log_read, log_write, status_read, status_write = pipes
         said = bytearray()
         async with trio.lowlevel.FdStream(log_read) as log_stream, trio.lowlevel.FdStream(status_read) as status_stream:
             try:
@@ -346,6 +348,17 @@ class WorkerBuilds:
         kept = await self.hold.keep_failed(dref, folder, left)
         row = failed_row(dref, report.error, **({"outpaths": kept} if kept else {}))
         return pointing_to(row, folder, kept)
+
+
+def _two_pipes() -> tuple[int, int, int, int]:
+    """Return both ends of two pipes. Where there are descriptors left for one only, there is none."""
+    first = os.pipe2(os.O_CLOEXEC)
+    try:
+        return (*first, *os.pipe2(os.O_CLOEXEC))
+    except OSError:
+        for fd in first:
+            os.close(fd)
+        raise
 
 
 def _wrote_too_much(log: BuildLog) -> str:

@@ -23,6 +23,7 @@ from pylightnix.protocol.errors import ProtocolError, WorkerFailed, WorkerMismat
 from pylightnix.protocol.vocabulary import parse_message
 from pylightnix.protocol.worker_messages import WorkerWelcome
 from pylightnix.store.owner import Owner, remember_undead
+from pylightnix.system_errors import is_refusal, refusal
 from pylightnix.travel import Environment, worker_key
 from pylightnixd.boundary import SharedNursery
 from pylightnixd.descriptors import refuse_descriptors
@@ -113,6 +114,9 @@ class WorkerPool:
             process = await self._spawn(environment, theirs, log_fd)
         except (OSError, ValueError) as error:
             ours.close()
+            theirs.close()  # if it is still ours
+            if is_refusal(error) and not isinstance(error, PermissionError) and isinstance(error, OSError):
+                raise refusal(error, f"starting the worker {interpreter}", self.log_folder) from error
             why = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise WorkerFailed(interpreter, f"cannot be started ({why})", "") from error
         except BaseException:
