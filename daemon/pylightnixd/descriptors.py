@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from pylightnixd.boundary import SharedNursery
+from pylightnixd.threads import run_in_thread
 
 __all__ = ["Closer", "WaryStream", "refuse_descriptors"]
 
@@ -96,7 +97,7 @@ class Closer:
 
     def close(self, fds: Sequence[int]) -> None:
         """Have them closed soon."""
-        work = partial(trio.to_thread.run_sync, _close_each, list(fds), abandon_on_cancel=True, limiter=self._limiter)
+        work = partial(run_in_thread, _close_each, list(fds), abandon_on_cancel=True, limiter=self._limiter)
         self.nursery.start_soon("closing what a client passed", work)
 
 

@@ -24,6 +24,7 @@ from pylightnix.store.exposure import check_folders
 from pylightnix.store.kept import KeepFailed
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.room import RESERVE_BYTES
+from pylightnix.system_errors import is_refusal, refusal
 from pylightnix.workfolder import absolute
 from pylightnixd.fetchers import FetchSettings
 from pylightnixd.inheritance import renew_streams, settle
@@ -241,7 +242,12 @@ def _serve(settings: Settings, read: Callable[[], Settings], fds: list[int], rea
         else:
             _tell(f"pylightnixd {__version__}: serving {settings.layout.state} at {settings.socket_path}", err=True)
 
-    trio.run(serve, settings, listen, Notifier(os.environ), ready, read)
+    try:
+        trio.run(serve, settings, listen, Notifier(os.environ), ready, read)
+    except OSError as error:  # of trio's own start, for one: too many open files
+        if not is_refusal(error):
+            raise
+        raise refusal(error, "serving", settings.layout.state) from error
 
 
 def _detach(settings: Settings, read: Callable[[], Settings]) -> None:

@@ -13,6 +13,7 @@ import trio
 
 from pylightnix.store.room import is_nearly_full
 from pylightnix.store.store import Store
+from pylightnixd.threads import run_in_thread
 
 __all__ = ["EVERY_SECONDS", "Snapshots"]
 
@@ -30,7 +31,7 @@ class Snapshots:
 
     async def take_if_due(self) -> None:
         """Make a copy if the last one is a day old. Others read and write the index meanwhile. A failure is logged."""
-        await trio.to_thread.run_sync(self._take_if_due, limiter=self._limiter)
+        await run_in_thread(self._take_if_due, limiter=self._limiter)
 
     def _take_if_due(self) -> None:
         layout, index = self.store.layout, self.store.index

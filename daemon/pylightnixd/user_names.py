@@ -13,6 +13,7 @@ import trio
 
 from pylightnix.store.access import user_name
 from pylightnixd.boundary import SharedNursery
+from pylightnixd.threads import run_in_thread
 
 __all__ = ["UserNames"]
 
@@ -43,6 +44,6 @@ class UserNames:
     async def _look_up(self, uid: int) -> None:
         try:
             # Abandoned at the daemon's end: it only reads.
-            self._known[uid] = await trio.to_thread.run_sync(user_name, uid, abandon_on_cancel=True, limiter=self._limiter)
+            self._known[uid] = await run_in_thread(user_name, uid, abandon_on_cancel=True, limiter=self._limiter)
         finally:
             self._looking.pop(uid).set()

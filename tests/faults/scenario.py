@@ -31,6 +31,7 @@ from pylightnix.protocol.client import ClientConnection
 from pylightnix.protocol.errors import ProtocolError
 from pylightnix.storage import store_layout
 from pylightnix.store.access import make_folders
+from pylightnix.system_errors import is_refusal
 from pylightnixd.limits import Limits
 from pylightnixd.listening import listen_at
 from pylightnixd.notify import Notifier
@@ -296,10 +297,11 @@ def live(day: Day, fault_at_start: Optional[Fault] = None) -> Report:
             day.calls.arm(fault_at_start)
         make_folders(layout)
         trio.run(serve, settings, partial(listen_at, settings.socket_path), Notifier({}), day.serving.set)
-    except PylightnixException as error:
-        if day.serving.is_set():
+    except (PylightnixException, OSError) as error:
+        # The main program puts the system's refusals into words.
+        if day.serving.is_set() or not (isinstance(error, PylightnixException) or is_refusal(error)):
             day.violation(f"dead: {error!r}")
-        day.report.errors.append(f"start: {error.code}: {error}")
+        day.report.errors.append(f"start: {error!r}")
     except BaseException:  # noqa: BLE001, ASYNC103  # it is what is looked for, and no loop runs any more
         day.violation(f"dead: {traceback.format_exc()[-3000:]}")
     finally:

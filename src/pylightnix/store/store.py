@@ -351,7 +351,8 @@ def another_view(store: Store) -> Store:
 
     A connection serves one transaction at a time; what is put in place through either is one batch.
     """
-    return Store(store.layout, Index(store.layout.index), store.owner, store.batch)
+    with translated_errors(store.layout, "opening its index"):
+        return Store(store.layout, Index(store.layout.index), store.owner, store.batch)
 
 
 def _opened(layout: StoreLayout, index: Index, outermost: bool) -> Store:
