@@ -89,6 +89,8 @@ FREE: dict[str, Any] = {
     "an item that is no checksum": {**FETCHED2, "sha256": "yes"},
     "a checksum and no output": {"name": "x", "sha256": SUMS["sha256"]},
     "a deeper output": {**FETCHED2, "out": [selfref, "sub", "data.bin"]},
+    "an autostage": {**FETCHED2, "__source__": "0" * 64},
+    "a command": {**FETCHED2, "__command__": {}},
     "a text": "config",
 }
 OTHER: dict[str, Files] = {

@@ -95,8 +95,8 @@ def _fetched(config: Mapping[str, Any]) -> Optional[_Check]:
     except InvalidChecksum:
         return None  # an item of that name, of somebody's own stage
     places = config.keys() & {"url", "path", "envname", "refpath"}
-    if not checksums:
-        return None
+    if not checksums or any(str(name).startswith("__") for name in config):
+        return None  # `__source__` is of an autostage, `__command__` of a command: their checksums are of what they please
     if not places and (name := _own_name(config.get("out"))) is not None:
         return _Files({name: checksums})
     if not isinstance(config.get("mode"), str) or not places or "refpath" in places:
