@@ -47,6 +47,27 @@ def test_what_takes_the_room(program: Any, first: str, second: str) -> None:
     assert lines[-1].endswith("  in all")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to make a file immutable")
+def test_what_cannot_be_removed_is_listed_until_it_is_gone(program: Any, second: str, tmp_path: Path) -> None:
+    left = Path(program.store, "trash", "left", "file")
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x" * 100)
+    (tmp_path / "keep").mkdir()
+    subprocess.run(["chattr", "+i", str(left)], check=True)
+    try:
+        program("find")
+        (item,) = [line for line in program("du", "--json").objects if line["kind"] == "unremovable"]
+        assert (item["bytes"], item["problem"]) == (100, "Operation not permitted")
+        assert item["command"] == f"sudo chattr -R -f -i -a {item['path']}"
+        assert [line for line in program("du").lines if item["command"] in line]
+        *_, collected, again = program("gc", "--keep", str(tmp_path / "keep"), "--yes", "--json").objects
+        assert (collected["kind"], again) == ("collected", item)
+    finally:
+        subprocess.run(["chattr", "-R", "-f", "-i", program.store], check=False)
+    assert program("gc", "--keep", str(tmp_path / "keep"), "--yes", "--json").objects[-1]["kind"] == "collected"
+    assert not os.path.exists(item["path"])
+
+
 def test_finding(program: Any, first: str, second: str) -> None:
     folder = program("path", first).stdout.rstrip("\n")
     [line] = program("find", "fir*").lines

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.daemon import stages
@@ -50,6 +52,9 @@ def test_leftovers_keep_no_daemon_from_its_work(tmp_path: Path) -> None:
                 if life == 0:
                     (log,) = [log for log in os.scandir(f"{layout.state}/logs") if "-b-" in log.name]
                     assert "pylightnixd: cannot remove " in Path(log.path).read_text(encoding="utf-8"), rref
+                command = [sys.executable, "-m", "pylightnix_client", "--store", str(root), "status"]
+                said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                assert len(re.findall("cannot be removed .*; run: sudo chattr", said)) == 3, said
                 daemon.stop()
                 assert len(lines_of(daemon)) == (0 if life else 3), daemon.lines
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path as FsPath
 import pytest
 from tests.stores import OTHER_UID, check_usable, in_child, mount, needs_mounts, needs_root, new_store, output, stage
 
-from pylightnix import Context, DRef, Path, RealizeArg, StorageSettings, allrrefs, instantiate, realize1, rref2path
+from pylightnix import Context, DRef, Path, RealizeArg, StorageSettings, allrrefs, fsinit, instantiate, realize1, rref2path
 from pylightnix.garb import collect
 from pylightnix.storage import store_layout
 from pylightnix.store.access import make_folders
@@ -339,6 +339,43 @@ def test_an_obstacle_that_takes_long_to_go_round_is_met_once(tmp_path: FsPath) -
         assert empty_trash(layout, 1.0)
     retry_set_aside(layout)
     assert os.listdir(layout.trash) == os.listdir(layout.set_aside_folders[0]) == []
+
+
+@needs_root
+def test_a_store_is_begun_anew_beside_what_cannot_be_removed(tmp_path: FsPath) -> None:
+    S = new_store(tmp_path / "store")
+    layout = store_layout(S)
+    rref = realize1(instantiate(lambda r: stage(r, "old"), S=S))
+    tree = layout.realization(rref)
+    with immutable(f"{tree}/{sorted(os.listdir(tree))[0]}"):
+        fsinit(S, remove_existing=True, use_as_default=False)
+        assert list(allrrefs(S)) == []
+        assert os.listdir(layout.storage) == []
+        assert realize1(instantiate(lambda r: stage(r, "old"), S=S)) == rref
+        (entry,) = all_set_aside(layout)
+        assert entry.path.startswith(f"{layout.set_aside_folders[0]}/")
+    fsinit(S, remove_existing=True, use_as_default=False)
+    assert all_set_aside(layout) == []
+
+
+@needs_root
+def test_a_realization_that_cannot_be_moved_is_gone_for_everybody(tmp_path: FsPath, caplog: pytest.LogCaptureFixture) -> None:
+    """Its tree stays where it is; it is not offered, it is told of once, and it goes when it can."""
+    S = new_store(tmp_path / "store")
+    layout = store_layout(S)
+    rref = realize1(instantiate(lambda r: stage(r, "stuck"), S=S))
+    tree = layout.realization(rref)
+    with immutable(tree):
+        assert in_child(lambda: (collect([], [rref], S), len(told(caplog)))) == (([], [rref]), 1)
+        for _ in range(2):
+            assert in_child(lambda: (list(allrrefs(S)), len(told(caplog)))) == ([], 0)
+        assert os.path.isdir(tree)
+        (entry,) = all_set_aside(layout)
+        assert entry.path == tree
+    assert in_child(lambda: list(allrrefs(S))) == []
+    assert not os.path.exists(tree)
+    assert realize1(instantiate(lambda r: stage(r, "stuck"), S=S)) == rref
+    assert all_set_aside(layout) == []
 
 
 # --- where the state lies on another device -------------------------------------------------------------------

@@ -27,10 +27,15 @@ T = TypeVar("T")
 
 RESERVE_BYTES: Final = 4 << 20
 """How large the reserve is: the log of a removal of some hundred realizations."""
-_RESERVE_FILES: Final = 8
-"""How many inodes: a process that opens a store makes two files of the index, a lock and a folder."""
+_RESERVE_FILES: Final = 16
+"""How many inodes: a process that opens a store makes two files of the index, a lock and a folder, and leaves none of them."""
+_FEW_FILES: Final = 8
+"""With fewer inodes a disk counts as nearly full."""
 _SHARE: Final = 32
 """The reserve takes at most so many-th a part of a file system."""
+_WHOLE: Final = "bytes"
+_PART: Final = "some-bytes"
+"""The file of bytes in a reserve that is smaller than it is to be."""
 _ROOM_SECONDS: Final = 20.0
 """How long the trash is emptied before something is tried again."""
 
@@ -42,26 +47,40 @@ def make_reserve(layout: StoreLayout, wanted_bytes: Optional[int] = None) -> boo
         layout: the store.
         wanted_bytes: how large it is to be; 0 for none. Without it whatever is there is enough.
     """
-    if wanted_bytes is None and os.path.isdir(layout.reserve):
+    if wanted_bytes is None and os.path.isdir(layout.reserve) and not os.path.exists(f"{layout.reserve}/{_PART}"):
         return True
     try:
         size, files = _affordable(layout.state, RESERVE_BYTES if wanted_bytes is None else wanted_bytes)
         if _found_bytes(layout) == size and (size == 0 or len(os.listdir(layout.reserve)) > files):
             return True
-        release_reserve(layout)
         if size != 0 and not _has_room(layout.state, 2 * size, 2 * files):
             return False
-        os.makedirs(layout.reserve, 0o700, exist_ok=True)
-        for number in range(files if size else 0):
-            os.close(_new_file(f"{layout.reserve}/inode-{number}"))
-        if size:
-            _allocate(f"{layout.reserve}/bytes", size)
+        release_reserve(layout)
+        _make(layout, _WHOLE if size else None, size, files if size else 0)
     except OSError as error:
         release_reserve(layout)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             _log.warning("cannot make the reserve %s for a full disk: %s", layout.reserve, error)
         return False
     return True
+
+
+def _take_back(layout: StoreLayout) -> None:
+    """Make as much of the reserve as there is room for, before others take that: there will be another removal."""
+    try:
+        size, files = _affordable(layout.state, RESERVE_BYTES)
+        info = os.statvfs(layout.state)
+        _make(layout, _PART, min(size, info.f_bavail * info.f_frsize // 2), min(files, max(0, info.f_favail - 2)))
+    except OSError as error:
+        _log.debug("cannot take the reserve back: %s", error)
+
+
+def _make(layout: StoreLayout, name: Optional[str], size: int, files: int) -> None:
+    os.makedirs(layout.reserve, 0o700, exist_ok=True)
+    if name is not None:
+        _allocate(f"{layout.reserve}/{name}", size)
+    for number in range(files):
+        os.close(_new_file(f"{layout.reserve}/inode-{number}"))
 
 
 def release_reserve(layout: StoreLayout) -> bool:
@@ -84,11 +103,11 @@ def is_nearly_full(layout: StoreLayout) -> bool:
 def make_room(layout: StoreLayout) -> int:
     """Remove everything that nobody needs and that was kept for convenience only; return how many bytes of it were counted.
 
-    What a build or a fetch is at stays, and so does what somebody has a working folder in.
+    What a build or a fetch is at stays, and so does what somebody has a working folder in; and the reserve: builds that fail for want
+    of room would use it up.
     """
     from pylightnix.fetch.sweeping import drop_parts
 
-    release_reserve(layout)
     empty_trash(layout, _ROOM_SECONDS)
     try:
         freed = drop_parts(layout.fetch)
@@ -108,14 +127,20 @@ def with_room(layout: StoreLayout, work: Callable[[], T], early: bool = False) -
     `work` is called again where it raised StoreFull. With `early` the reserve is given up before that where the disk is nearly
     full: for what makes room, and is to have it whole.
     """
-    if early and is_nearly_full(layout):
-        release_reserve(layout)
-    for give_up in (release_reserve, make_room):
+    released = early and is_nearly_full(layout) and release_reserve(layout)
+    try:
         try:
             return work()
         except StoreFull:
-            give_up(layout)
-    return work()
+            released = release_reserve(layout) or released
+        try:
+            return work()
+        except StoreFull:
+            make_room(layout)
+        return work()
+    finally:
+        if released:
+            _take_back(layout)
 
 
 def _affordable(folder: str, wanted_bytes: int) -> tuple[int, int]:
@@ -135,14 +160,15 @@ def _is_tight(folder: str) -> bool:
     except OSError:
         return False
     least = min(1 << 20, info.f_blocks * info.f_frsize // _SHARE)
-    return info.f_bavail * info.f_frsize < least or (info.f_files > 0 and info.f_favail < _RESERVE_FILES)
+    return info.f_bavail * info.f_frsize < least or (info.f_files > 0 and info.f_favail < _FEW_FILES)
 
 
 def _found_bytes(layout: StoreLayout) -> int:
     try:
-        return os.stat(f"{layout.reserve}/bytes").st_size
+        names = os.listdir(layout.reserve)
+        return os.stat(f"{layout.reserve}/{_WHOLE}").st_size if names else 0
     except OSError:
-        return 0 if os.path.isdir(layout.reserve) else -1
+        return -1
 
 
 def _new_file(path: str) -> int:
@@ -152,6 +178,7 @@ def _new_file(path: str) -> int:
 def _allocate(path: str, size: int) -> None:
     fd = _new_file(path)
     try:
-        os.posix_fallocate(fd, 0, size)
+        if size:
+            os.posix_fallocate(fd, 0, size)
     finally:
         os.close(fd)
