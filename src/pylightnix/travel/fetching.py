@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Final, Optional
 
 import msgspec
 from msgspec import Meta, field
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["pack_fetch", "pack_fetched", "unpack_fetch", "unpack_fetched"]
+
+ORDER_BYTES_MAX: Final = 10 << 20
+"""More than a user's certificates and logins together may be."""
 
 _Limit = Annotated[int, Meta(ge=0, le=2**53)]
 _Seconds = Annotated[float, Meta(gt=0, le=1e12)]
@@ -80,6 +83,8 @@ def unpack_fetch(blob: bytes) -> tuple[FetchRealizer, FetchEnvironment]:
     Raises:
         Misuse: these are no such bytes, or they ask for what no stage asks for, a local file for example.
     """
+    if len(blob) > ORDER_BYTES_MAX:
+        raise Misuse(f"expected what is to be fetched in {ORDER_BYTES_MAX} bytes at most, found {len(blob)}; trust fewer certificates")
     try:
         order = msgspec.msgpack.decode(blob, type=_Order)
     except (msgspec.DecodeError, RecursionError) as error:
