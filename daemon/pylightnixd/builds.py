@@ -281,15 +281,15 @@ class Builds:
     async def run(self) -> None:
         """Start and cancel builds as the table says, for as long as the daemon lives and is not stopping."""
         while not self.stopping:
-            for action in self._actions():
-                try:
-                    self._act(action)
-                except Exception as error:  # noqa: BLE001  # the trouble of one build must not stop the others
-                    self._fail(action.build, error)
+            deadline = None
+            try:
+                self._act_on_table()
+                deadline = self.table.deadline()
+            except Exception as error:  # noqa: BLE001  # nobody may wait for ever
+                self._fail_waiting(error)
             for caller in list(self._callers):
                 with contained("giving a claim"):
                     self._give_claim(caller)
-            deadline = self.table.deadline()
             until = min(trio.current_time() + SCAN_SECONDS, deadline if deadline is not None else float("inf"))
             with trio.move_on_at(until) as scope:
                 await self._changed.wait()
@@ -298,15 +298,18 @@ class Builds:
                 self.lost_wakeups += 1
                 _log.error("BUG: a build could start and nobody had been woken for it")
 
-    def _actions(self) -> list[TableAction]:
-        """Return what the table says. Should it fail, so does everything that is queued: it is not known what of that can start."""
-        try:
-            return self.table.actions(trio.current_time())
-        except Exception as error:  # noqa: BLE001  # nobody may wait for ever
-            for entry in self.table.entries():
-                if entry.state is BuildState.queued:
-                    self._fail(entry.id, error)
-            return []
+    def _act_on_table(self) -> None:
+        for action in self.table.actions(trio.current_time()):
+            try:
+                self._act(action)
+            except Exception as error:  # noqa: BLE001  # the trouble of one build must not stop the others
+                self._fail(action.build, error)
+
+    def _fail_waiting(self, error: Exception) -> None:
+        """Have everything fail that has not begun: the table failed, and it is not known what of that can start."""
+        for entry in self.table.entries():
+            if entry.id not in self.running:
+                self._fail(entry.id, error)
 
     def _act(self, action: TableAction) -> None:
         if isinstance(action, Release):
