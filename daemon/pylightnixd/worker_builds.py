@@ -136,7 +136,7 @@ class WorkerBuilds:
                 worker = running.worker = await _unless_killed(running, lambda: self._worker(running.job))
                 running.token = secrets.token_hex(16)
                 ended, report = await self._in_worker(running, worker, folder, fork_seconds)
-            if ended.left:
+            if ended.undead:
                 return self._left_behind(running, ended, folder.path), worker
             return await self._conclude(running, ended, report, folder.path), worker
         finally:
@@ -162,16 +162,16 @@ class WorkerBuilds:
             await end.arrived.wait()
             if end.told is None:
                 await worker.gone.wait()
-            undead = worker.undead if end.told is None else end.told.left
+            undead = worker.undead if end.told is None else end.told.undead
         for pid in undead:
             await wait_dead(pid)
         await self.hold.remove(folder.path)
 
     def _left_behind(self, running: RunningBuild, ended: BuildEnded, folder: str) -> FailedRow:
-        for pid in ended.left:
+        for pid in ended.undead:
             self.pool.processes.give_up(pid, f"left by build {running.id}", folder)
-        which = "processes" if len(ended.left) > 1 else "process"
-        how = f"left {which} {', '.join(map(str, ended.left))} behind, which cannot be killed and could still write into its outputs"
+        which = "processes" if len(ended.undead) > 1 else "process"
+        how = f"left {which} {', '.join(map(str, ended.undead))} behind, which cannot be killed and could still write into its outputs"
         return self._died(running, f"{running.killed_because}, and {how}" if running.killed_because else how)
 
     async def _conclude(self, running: RunningBuild, ended: BuildEnded, report: Optional[BuildReport], folder: str) -> Optional[FailedRow]:
@@ -223,7 +223,7 @@ class WorkerBuilds:
                 pid = running.pid or worker.pid
                 self.pool.processes.give_up(pid, f"of build {running.id}", folder.path)
                 raise _DoesNotEnd(pid)
-            folder.owing, folder.undead = None, end.told.left
+            folder.owing, folder.undead = None, end.told.undead
             return end.told, parse_report(said)
         except WorkerLost:
             if worker.lost and folder.owing is not None:

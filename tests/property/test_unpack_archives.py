@@ -204,7 +204,7 @@ def test_tar_is_what_its_entries_say_or_is_refused(made: list[Entry], form: str)
     model = modelled(made)
     if model is not None:
         assert found == written(model)
-    elif all(each.kind in (tarfile.REGTYPE, tarfile.DIRTYPE) for each in made) and ".." in "".join(each.name for each in made):
+    elif all(each.kind in (tarfile.REGTYPE, tarfile.DIRTYPE) for each in made) and any(".." in each.name for each in made):
         assert found is None
 
 

@@ -163,7 +163,11 @@ def test_broken_stream_is_told_as_an_invalid_message() -> None:
 def test_group_of_one_counts_as_that_one() -> None:
     group = BaseExceptionGroup("g", [ExceptionGroup("h", [NoSuchOperation("op-1")])])
     assert type(crossed(group)) is NoSuchOperation
-    assert sent(ExceptionGroup("h", [NoSuchOperation("a"), NoSuchOperation("b")])).code == "internal"
+
+
+def test_group_of_several_counts_as_a_bug_in_it_else_as_the_first() -> None:
+    assert type(crossed(ExceptionGroup("h", [NoSuchOperation("a"), Draining(1.0)]))) is NoSuchOperation
+    assert sent(ExceptionGroup("h", [NoSuchOperation("a"), ExceptionGroup("i", [ZeroDivisionError()])])).code == "internal"
 
 
 def test_code_of_a_newer_daemon_is_kept() -> None:

@@ -6,9 +6,9 @@ their number is part of the method. Must not know how a worker forks or a daemon
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Optional, TypeAlias
+from typing import Annotated, Any, Final, Literal, Optional, TypeAlias, Union
 
-from msgspec import Meta, field
+from msgspec import UNSET, Meta, UnsetType, field
 
 from pylightnix.protocol import _values as v
 from pylightnix.protocol._operations import Candidate, Done
@@ -89,7 +89,12 @@ class BuildEnded(Message, frozen=True, kw_only=True):
     pid: v.Pid
     exit_code: Optional[v.Status] = None
     signal: Optional[v.Status] = None
-    left: Annotated[list[v.Pid], Meta(max_length=10_000)] = field(default_factory=list)
+    left: Union[Annotated[list[v.Pid], Meta(max_length=10_000)], UnsetType] = UNSET
+
+    @property
+    def undead(self) -> list[int]:
+        """Process ids of those that are left."""
+        return self.left or []
 
 
 class BuildReport(Message, frozen=True, kw_only=True):
