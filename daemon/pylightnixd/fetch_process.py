@@ -28,7 +28,7 @@ import trio
 
 from pylightnix._version import __version__
 from pylightnix.errors import FetchFailed, FetchUnavailable, PylightnixException
-from pylightnix.fetch import FetchProgress
+from pylightnix.fetch import FetchLimits, FetchProgress
 from pylightnix.protocol.errors import ProtocolError
 from pylightnix.protocol.errors_on_wire import WireError, error_from_wire
 from pylightnix.protocol.framing import Decoder, Envelope, Notification, Response, encode_notification, encode_request
@@ -226,8 +226,16 @@ class FetcherProcess:
         number = next(self._numbers)
         self.fetches += 1
         self._used.set()
+        # Its own limit ends a fetch first, but it is not taken at its word there either.
+        seconds = (order.total_seconds or FetchLimits().total_seconds) + self.patience.answer_seconds
         try:
-            yield parse_message(await self._ask("fetch", order, progress, number), Fetched)
+            with trio.move_on_after(seconds) as in_all:
+                answer = await self._ask("fetch", order, progress, number)
+            if in_all.cancelled_caught:
+                self.process.kill()
+                self.lose(f"it did not end a fetch within {seconds:g} s")
+                raise FetcherLost(self.why_lost)
+            yield parse_message(answer, Fetched)
         except ProtocolError as error:
             self.lose(_nonsense(error))
             raise FetcherLost(self.why_lost) from error

@@ -71,7 +71,7 @@ class FetchedFiles:
         await run_in_thread(self._give_back, limiter=self._threads)
 
     def _give_back(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # what is wrong with the folder the fetcher will say
             for name in os.listdir(self._own_folder):
                 whole = _TAKEN.fullmatch(name)
                 with contextlib.suppress(OSError):

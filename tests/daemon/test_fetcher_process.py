@@ -22,6 +22,7 @@ from tests.daemon.conftest import Daemon
 from tests.fetch.conftest import within_test
 from tests.fetch.servers import Request, Scripted, scripted
 from tests.fetch.test_fetcher import CONTENT, content_of, left, sha256
+from tests.stalls import Probe, longest
 from tests.waiting import wait_until
 
 from pylightnix import FetchUnavailable, WrongChecksum, fetchurl2, instantiate
@@ -246,6 +247,73 @@ def test_one_that_never_says_hello_is_given_up(tmp_path: Path) -> None:
             await fetched(fetchers, "http://127.0.0.1:1/f")
 
     with pytest.raises(FetchUnavailable, match=r"did not say hello within 0\.2 s"):
+        within_test(main)
+
+
+NEVER_ENDS = """
+    async def lend(self, fetch, order):
+        await trio.sleep_forever()
+    Service._lend = lend
+"""
+
+
+def test_a_fetch_that_never_ends_is_given_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        patience = Patience(answer_seconds=0.5, ping_seconds=0.1)
+        async with running_fetchers(tmp_path, program=program(tmp_path, NEVER_ENDS), patience=patience) as fetchers:
+            await fetched(fetchers, "http://127.0.0.1:1/f", total_seconds=0.1)
+
+    with pytest.raises(FetchUnavailable, match=r"did not end a fetch within 0\.6 s"):
+        within_test(main)
+
+
+FLOODS = """
+    from pylightnixd.fetch_words import Told
+    async def lend(self, fetch, order):
+        async with trio.open_nursery() as nursery:
+            for number in range(1_000_000):
+                told = Told(fetch=fetch.number, bytes=number, total=None, bytes_per_second=0.0, mirror="m" * 20_000, attempt=1, waiting="")
+                await self._connection.send(fetch_program.encode_notification("told", told) * 20)
+    Service._lend = lend
+"""
+
+
+def test_one_that_says_too_much_does_not_hold_the_loop(tmp_path: Path) -> None:
+    probe, told = Probe(str(tmp_path / "stalls")), []
+    begun = time.monotonic()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(probe.measure)
+            async with running_fetchers(tmp_path, program=program(tmp_path, FLOODS)) as fetchers:
+                enough = trio.Event()
+
+                def tell(progress: FetchProgress) -> None:
+                    told.append(progress.bytes)
+                    if len(told) == 20_000:
+                        enough.set()
+
+                async def fetch() -> None:
+                    spec = FetchSpec(("http://127.0.0.1:1/f",), (sha256(CONTENT),))
+                    async with fetchers.fetched(spec, USUAL, owner="ann", progress=tell):
+                        pass
+
+                nursery.start_soon(fetch)
+                with trio.fail_after(60):
+                    await enough.wait()
+                nursery.cancel_scope.cancel()
+
+    trio.run(main, instruments=[probe])
+    assert longest(tmp_path / "stalls", begun).seconds <= 0.05
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running_fetchers(tmp_path) as fetchers:
+            await fetched(fetchers, "http://127.0.0.1:1/f")
+
+    (tmp_path / "fetch").write_text("no folder")
+    with pytest.raises(StoreError, match=str(tmp_path / "fetch")):
         within_test(main)
 
 
