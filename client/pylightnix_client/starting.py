@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Optional
 
 from pylightnix.errors import StoreBusy
@@ -29,6 +30,8 @@ IDLE_SECONDS: Final = 5
 """How long such a daemon stays when nobody wants anything of it."""
 _START_SECONDS: Final = 60.0
 """How long it may take until it listens."""
+_END_SECONDS: Final = 5.0
+"""How long a process may take to end that was killed."""
 _GATE_SECONDS: Final = 2
 """How long it may keep newcomers out of the store, waiting for those who are in there."""
 _PAUSE_SECONDS: Final = 0.05
@@ -160,12 +163,10 @@ def _start(S: StorageSettings, jobs: Optional[int], patience: _Patience) -> Opti
         )
     except OSError as error:
         return DaemonNotStarted(state, f"cannot run {sys.executable}: {error.strerror or error}")
-    with child:
-        try:
-            said = _words_of(child, patience)
-        except BaseException:  # Ctrl-C among them
-            child.kill()
-            raise
+    try:
+        said = _words_of(child, patience)
+    finally:  # Ctrl-C comes this way, too
+        _leave(child)
     if said is None:
         return DaemonNotStarted(state, f"it did not listen within {_START_SECONDS:g} s", _log_of(state))
     if child.returncode == 0:
@@ -184,8 +185,18 @@ def _words_of(child: subprocess.Popen[bytes], patience: _Patience) -> Optional[b
             patience.look()
         else:
             return errors or out
-    child.kill()
     return None
+
+
+def _leave(child: subprocess.Popen[bytes], seconds: float = _END_SECONDS) -> None:
+    """End a process that has not ended; if it cannot be ended it is left alone."""
+    if child.poll() is None:
+        child.kill()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
+    for pipe in (child.stdout, child.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def _log_of(state: str) -> Optional[str]:

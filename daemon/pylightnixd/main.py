@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import select
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final, Optional
@@ -66,6 +68,10 @@ class _Quantity(click.ParamType):  # type: ignore[type-arg]  # only new versions
 STORE_VARIABLES: Final = ("PYLIGHTNIX_ROOT", "PYLIGHTNIX_STORAGE", "PYLIGHTNIX_TMP")
 OWN_LOG_BYTES: Final = 16 << 20
 """From what size on the daemon's own log is begun anew when a daemon starts."""
+READY_SECONDS: Final = 60.0
+"""How long a daemon that detaches may take until it listens."""
+END_SECONDS: Final = 5.0
+"""How long one may take to end that has said why it does."""
 SECONDS: Final = _Quantity("seconds", parse_seconds)
 PATIENCE: Final = _Quantity("seconds", parse_patience)
 BYTES: Final = _Quantity("bytes", parse_bytes)
@@ -258,14 +264,42 @@ def _detach(settings: Settings, read: Callable[[], Settings]) -> None:
     if pid == 0:
         _be_the_daemon(settings, read, log_fd, ready_read, ready_write)
     os.close(ready_write)
-    with open(ready_read, "rb") as said:
-        words = said.read()
+    words = words_from(ready_read, READY_SECONDS)
+    os.close(ready_read)
     if words == b"ready":
         _tell(f"pid {pid}\nsocket {settings.socket_path}\nlog {log_path}")
         return
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    ended = None if words is None else wait_status(pid, END_SECONDS)
+    if words is None or ended is None:
+        what = f"does not listen after {READY_SECONDS:g} s" if words is None else "does not end"
+        click.echo(f"pylightnixd: process {pid} {what}; it is left alone; see {log_path}", err=True)
+        sys.exit(75)
+    status = ended
     click.echo(escaped(words.decode("utf-8", "replace")) or f"pylightnixd: ended with status {status}; see {log_path}", err=True)
     sys.exit(status if status > 0 else 70)
+
+
+def words_from(fd: int, seconds: float) -> Optional[bytes]:
+    """Return what comes from a pipe until it is closed; None if that is not within `seconds`."""
+    said, deadline, waiting = bytearray(), time.monotonic() + seconds, select.poll()
+    waiting.register(fd, select.POLLIN)
+    while waiting.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        data = os.read(fd, 1 << 16)
+        if not data:
+            return bytes(said)
+        said += data
+    return None
+
+
+def wait_status(pid: int, seconds: float) -> Optional[int]:
+    """Return the exit status of a child, minus the signal if that ended it; None if it has not ended within `seconds`."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        waiting = select.poll()
+        waiting.register(pidfd, select.POLLIN)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if waiting.poll(seconds * 1000) else None
+    finally:
+        os.close(pidfd)
 
 
 def _log_path(settings: Settings) -> str:
