@@ -136,7 +136,7 @@ def test_a_process_that_is_deaf_is_given_up_and_remembered_until_it_is_dead() ->
 
 
 def test_strays_are_killed_and_known_children_are_not() -> None:
-    code = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True).pid)"
+    code = f"import subprocess; print(subprocess.Popen({SLEEP!r}, start_new_session=True).pid)"
 
     def main() -> None:  # in a process of its own, which has no other children
         become_subreaper()
@@ -173,6 +173,7 @@ def test_an_entry_that_is_settled_twice_is_no_error() -> None:
         processes.settle(entry)
         processes.settle(entry)
         assert processes.given_up == []
+        await trio.lowlevel.checkpoint()
 
     assert with_processes(script) == [[os.getpid()], []]
 
