@@ -29,6 +29,7 @@ from pylightnix import (
     match_latest,
     mkconfig,
     mkdrv,
+    rref2path,
 )
 
 Arguments = dict[str, Any]
@@ -49,6 +50,15 @@ def config(S: StorageSettings, dref: DRef) -> dict[str, Any]:
 
 def plain(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
     return [out(S, dref)]
+
+
+def outlives_its_input(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:
+    """Read what it was made from once that is gone, and fail."""
+    (rref,) = [rref for rrefs in context.values() for rref in rrefs or ()]
+    while os.path.isdir(rref2path(rref, S)):
+        time.sleep(0.01)
+    with open(os.path.join(rref2path(rref, S), "out.txt"), encoding="utf-8") as file:
+        return [out(S, file.read())]
 
 
 def journals(S: StorageSettings, dref: DRef, context: Context, rarg: Arguments) -> list[Path]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from tests.daemon import stages
 from tests.daemon.conftest import Daemon
 from tests.daemon.wire_client import WireClient
 from tests.failing import NUMBERS, fail, recover, wrapper
+from tests.stores import AS_ROOT
 from tests.waiting import wait_until
 
+from pylightnix import DRef, Registry, instantiate
 from pylightnix.protocol import messages as m
 
 CODES = {
@@ -112,6 +116,60 @@ def test_nobody_else_is_harmed(daemon: Daemon, switch: Path, bystander: WireClie
     recover(switch)
     assert row is None or row.code == CODES[number], row
     check_goes_on(daemon, bystander, f"{call} {number}")
+
+
+def test_after_a_failed_commit_its_error_is_told_whatever_else_fails_for_it(daemon: Daemon, switch: Path) -> None:
+    """What reads a realization that the commit has lost fails in its own way; why is the commit's."""
+
+    def two(r: Registry) -> DRef:
+        return stages.add(r, "above", stages.outlives_its_input, below=stages.add(r, "below", stages.plain, salt="commit"))
+
+    closure = instantiate(two, S=daemon.plans)[1]
+    fail(switch, "sync", errno.EIO)
+    with daemon.client() as client:
+        operation, result = client.build(closure)
+        recover(switch)
+        assert not result.ok
+        rows = client.failed(operation)
+    assert [row.code for row in rows] == ["store-io"] * len(rows)
+    assert all("Input/output error" in row.message and "making realizations durable" in row.message for row in rows)
+    assert closure.targets[0] in [row.dref for row in rows]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a file system of its own, which can go read-only as one does on an error of its disk."""
+    image, folder = tmp_path / "image", tmp_path / "store"
+    folder.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(32 << 20)
+    made = subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=False, capture_output=True)
+    if made.returncode or subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=False, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted from a file here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.skipif(not AS_ROOT or shutil.which("mkfs.ext4") is None, reason="it takes root and mkfs.ext4")
+def test_on_a_disk_that_has_become_read_only_builds_fail_and_questions_are_answered(small_disk: Path) -> None:
+    with Daemon(small_disk, "--jobs", "1") as served, served.wait_ready().client() as client:
+        first = stages.many(served.plans, 1, salt="before")
+        operation, _ = client.build(first)
+        (rref,) = client.matched(operation)[first.targets[0]]
+        subprocess.run(["mount", "-o", "remount,abort", str(small_disk)], check=False, capture_output=True)  # as after an error
+        for attempt in range(2):
+            row = failure_of_build(served, f"while {attempt}")
+            assert row is not None
+            assert row.code == "store-read-only"
+            assert "read-only" in row.message.lower()
+        assert client.status().pid == served.process.pid
+        assert client.ps().builds == []
+        assert client.call("info", m.Info(ref=rref), m.InfoResult).rref == rref
+        assert client.call("query", m.Query(what="allrrefs"), m.Rows).rows == [rref]
+        assert client.call("log", m.Log(ref=first.targets[0]), m.LogResult).finished
+        _, result = client.build(first)
+        assert (result.ok, result.reused) == (True, 1)
+        served.stop()
 
 
 def descriptors(daemon: Daemon) -> int:
