@@ -17,7 +17,9 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Optional, TypeAlias, TypeVar
 
@@ -36,6 +38,7 @@ from pylightnix.store.derivations import derivation_ref, write_derivation
 from pylightnix.store.kept import keep_failed
 from pylightnix.store.set_aside import discard
 from pylightnix.store.store import Store, another_view
+from pylightnix.store.trash import put_away
 from pylightnix.types import DRef, HashPart, RRef
 from pylightnixd.boundary import contained
 from pylightnixd.removal import Removals
@@ -49,6 +52,8 @@ Tell: TypeAlias = Callable[[str], None]
 _log = logging.getLogger("pylightnixd")
 GATHER_SECONDS: Final = 1.0
 """How much building may be at stake that nobody waits for yet, and for how long: each flush of a disk holds up builds that write."""
+REMOVAL_SECONDS: Final = 2.0
+"""How long a thread removes the folder of a build, before what is left goes to the trash."""
 MANIFEST_CHARACTERS_MAX: Final = 1 << 20
 CODES_KEPT: Final = 10_000
 """How many digests to remember as recorded; recording one again does no harm."""
@@ -85,7 +90,8 @@ class HeldStore:
     @classmethod
     def of(cls, store: Store) -> HeldStore:
         """Return the hold on a store that was opened alone."""
-        return cls(store, another_view(store), another_view(store), Removals(another_view(store)), Room(store.layout))
+        removals = Removals(another_view(store))
+        return cls(store, another_view(store), another_view(store), removals, Room(store.layout, removals.empty_trash))
 
     # --- reading ------------------------------------------------------------------------------------
 
@@ -202,7 +208,10 @@ class HeldStore:
         await self.with_trees(lambda: self._discard(folder, tell))
 
     def _discard(self, folder: str, tell: Tell) -> None:
-        discard(self.reader.layout, folder, tell=lambda text: trio.from_thread.run_sync(tell, text))
+        layout = self.reader.layout
+        if not discard(layout, folder, time.monotonic() + REMOVAL_SECONDS, lambda text: trio.from_thread.run_sync(tell, text)):
+            with suppress(OSError, StoreError):  # it is swept when this daemon has ended
+                put_away(layout, folder)  # neither a build nor the end of the daemon waits for the rest
 
     async def keep_failed(self, dref: DRef, folder: str, names: Sequence[str]) -> list[str]:
         """Keep a build folder, if a failed build has left something in it, `names`; return where these are now."""

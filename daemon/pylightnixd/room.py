@@ -6,7 +6,7 @@ for all who met it, and not again and again where that frees nothing. Must not k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -31,6 +31,8 @@ class Room:
     """Keeps room on the disk of a store. `run` must be running."""
 
     layout: StoreLayout
+    empty_trash: Callable[[], Awaitable[None]]
+    """In steps, between which the daemon may end."""
     keep_failed: KeepFailed = field(default_factory=KeepFailed)
     reserve_bytes: int = RESERVE_BYTES
     _limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
@@ -57,13 +59,14 @@ class Room:
         while True:
             met, self._is_met, self._wanted = self._is_met, False, trio.Event()
             await run_in_thread(self._see_to_it, met, limiter=self._limiter)
+            await self.empty_trash()
             await trio.sleep(PAUSE_SECONDS)
             with trio.move_on_after(TIDY_SECONDS):
                 await self._wanted.wait()
 
     def _see_to_it(self, met: bool) -> None:
         if met or is_nearly_full(self.layout):
-            make_room(self.layout)
+            make_room(self.layout, 0.0)
             return
         drop_failed(self.layout, self.keep_failed)
         make_reserve(self.layout, self.reserve_bytes)

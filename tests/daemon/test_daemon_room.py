@@ -25,8 +25,10 @@ from pylightnix.store.layout import StoreLayout
 from pylightnix.store.room import make_reserve, release_reserve
 from pylightnix.store.store import open_store_alone
 from pylightnix.store.trash import empty_trash
+from pylightnixd import hold as hold_module
 from pylightnixd import removal
 from pylightnixd import room as module
+from pylightnixd.hold import HeldStore
 from pylightnixd.room import Room
 
 
@@ -96,8 +98,8 @@ def test_a_daemon_gets_out_of_a_full_disk(tmp_path: Path) -> None:
 def test_room_is_made_for_those_who_meet_a_full_disk_and_not_too_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = store_layout(new_store(tmp_path / "store"))
     rounds: list[str] = []
-    monkeypatch.setattr(module, "make_room", lambda layout: rounds.append("room"))
-    room = Room(layout)
+    monkeypatch.setattr(module, "make_room", lambda layout, seconds: rounds.append("room"))
+    room = Room(layout, trio.lowlevel.checkpoint)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -136,11 +138,25 @@ def test_a_large_trash_is_emptied_in_steps(tmp_path: Path, monkeypatch: pytest.M
     assert set(steps) == {removal.STEP_SECONDS}
 
 
+def test_no_build_waits_for_a_large_folder_that_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = store_layout(new_store(tmp_path / "store"))
+    monkeypatch.setattr(hold_module, "REMOVAL_SECONDS", 0.0)
+    with open_store_alone(layout, "testing") as store:
+        hold = HeldStore.of(store)
+        folder = hold.make_folder()
+        for number in range(500):
+            os.makedirs(f"{folder}/{number}")
+        trio.run(hold.remove, folder)
+        assert not os.path.exists(folder)
+        (left,) = os.listdir(layout.trash)
+        assert 0 < len(os.listdir(f"{layout.trash}/{left}")) < 500
+
+
 def test_a_failure_on_a_disk_with_room_costs_nobody_anything(tmp_path: Path) -> None:
     layout = store_layout(new_store(tmp_path / "store"))
     left = [failed(layout, f"2020010{number}T000000Z-0-x") for number in (1, 2, 3)]
     release_reserve(layout)
-    room = Room(layout, KeepFailed(2, 1 << 30), 1 << 16)
+    room = Room(layout, trio.lowlevel.checkpoint, KeepFailed(2, 1 << 30), 1 << 16)
 
     async def main() -> None:
         with trio.move_on_after(module.PAUSE_SECONDS):

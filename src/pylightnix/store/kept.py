@@ -16,7 +16,7 @@ from pylightnix.errors import BuildError, PromiseException, StoreError
 from pylightnix.refs import undref
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.removal import make_movable, open_unlocked
-from pylightnix.store.set_aside import discard
+from pylightnix.store.trash import put_away
 from pylightnix.types import DRef, Path
 from pylightnix.walking import file_bytes
 
@@ -57,7 +57,7 @@ def failed_to_drop(sizes: Mapping[str, int], held: Sequence[str], keep: KeepFail
 
 
 def drop_failed(layout: StoreLayout, keep: KeepFailed) -> int:
-    """Remove the oldest folders of failed builds that are beyond what is kept; return how many bytes that was about.
+    """Move the oldest folders of failed builds that are beyond what is kept to the trash; return how many bytes that was about.
 
     One in which a process has its working folder stays: somebody looks at it.
     """
@@ -67,7 +67,7 @@ def drop_failed(layout: StoreLayout, keep: KeepFailed) -> int:
     sizes = {path: _size(path) for path in paths}
     dropped = failed_to_drop(sizes, _working_folders(), keep)
     for path in dropped:
-        discard(layout, path)
+        put_away(layout, path)
     return sum(sizes[path] for path in dropped)
 
 

@@ -36,7 +36,7 @@ _SHARE: Final = 32
 _WHOLE: Final = "bytes"
 _PART: Final = "some-bytes"
 """The file of bytes in a reserve that is smaller than it is to be."""
-_ROOM_SECONDS: Final = 20.0
+_TRASH_SECONDS: Final = 20.0
 """How long the trash is emptied before something is tried again."""
 
 
@@ -100,25 +100,28 @@ def is_nearly_full(layout: StoreLayout) -> bool:
     return any(_is_tight(folder) for folder in (layout.state, layout.storage))
 
 
-def make_room(layout: StoreLayout) -> int:
+def make_room(layout: StoreLayout, trash_seconds: float = _TRASH_SECONDS) -> int:
     """Remove everything that nobody needs and that was kept for convenience only; return how many bytes of it were counted.
 
-    What a build or a fetch is at stays, and so does what somebody has a working folder in; and the reserve: builds that fail for want
-    of room would use it up.
+    The trash is emptied for about so long. What a build or a fetch is at stays, and so does what somebody has a working folder in;
+    and the reserve: builds that fail for want of room would use it up.
     """
     from pylightnix.fetch.sweeping import drop_parts
 
-    empty_trash(layout, _ROOM_SECONDS)
-    try:
-        freed = drop_parts(layout.fetch)
-    except (OSError, StoreError) as error:
-        _log.warning("cannot remove parts of fetches: %s", error)
-        freed = 0
-    freed += drop_failed(layout, KeepFailed(0, 0))
-    _log.warning(
-        "the disk of %s is full: removed parts of fetches and what failed builds left, %d bytes, and the trash", layout.state, freed
-    )
+    freed = _dropped("parts of fetches", lambda: drop_parts(layout.fetch))
+    freed += _dropped("what failed builds left", lambda: drop_failed(layout, KeepFailed(0, 0)))
+    empty_trash(layout, trash_seconds)
+    if freed:
+        _log.warning("the disk of %s is full: removed parts of fetches and what failed builds left, %d bytes", layout.state, freed)
     return freed
+
+
+def _dropped(what: str, drop: Callable[[], int]) -> int:
+    try:
+        return drop()
+    except (OSError, StoreError) as error:
+        _log.warning("cannot remove %s: %s", what, error)
+        return 0
 
 
 def with_room(layout: StoreLayout, work: Callable[[], T], early: bool = False) -> T:
