@@ -18,7 +18,6 @@ from typing import Final, Optional
 
 import trio
 
-from pylightnix.errors import PylightnixException
 from pylightnix.protocol.connection import (
     ConnectionEnded,
     Greeted,
@@ -28,11 +27,12 @@ from pylightnix.protocol.connection import (
     RequestRefused,
     ServerEvent,
 )
-from pylightnix.protocol.errors import LocalProtocolError
+from pylightnix.protocol.errors import InternalError, LocalProtocolError
 from pylightnix.protocol.errors_on_wire import WireError, error_to_wire
 from pylightnix.protocol.limits import HELLO_DEADLINE_SECONDS
 from pylightnix.protocol.server import ServerConnection
 from pylightnix.protocol.vocabulary import Message
+from pylightnixd.boundary import contained, entered
 
 __all__ = ["Session"]
 
@@ -104,14 +104,12 @@ class Session:
             pass  # the client is gone, which is its right
         except* trio.TooSlowError:
             _log.info("a client of user %d does not read; hung up", self.uid)
-        except* Exception:  # noqa: BLE001  # one client's trouble must not end the daemon
-            _log.exception("BUG: a session ended")
+        except* Exception as group:  # noqa: BLE001  # one client's trouble must not end the daemon
+            entered("a session", group)
         finally:
             for leave in self.on_end:
-                try:
+                with contained("the end of a session"):  # the others must leave, too
                     leave()
-                except Exception:  # noqa: BLE001  # the others must leave, too
-                    _log.exception("BUG: the end of a session failed")
             with trio.move_on_after(1, shield=True):
                 await trio.aclose_forcefully(self.stream)
 
@@ -193,12 +191,12 @@ class Session:
     async def _answer_to(self, request_id: int, method: str, params: Message) -> bytes:
         try:
             return self.connection.respond(request_id, await self.handle(self, method, params))
-        except PylightnixException as error:
-            return self._refusal(request_id, error_to_wire(error, ""))
         except Exception as error:  # noqa: BLE001  # one request's trouble must not end the daemon
             incident = secrets.token_hex(6)
-            _log.exception("BUG: incident %s while answering %s", incident, method)
-            return self._refusal(request_id, error_to_wire(error, incident))
+            wire = error_to_wire(error, incident)
+            if wire.code == InternalError.code:
+                _log.error("BUG: incident %s while answering %s", incident, method, exc_info=error)
+            return self._refusal(request_id, wire)
 
     def _refusal(self, request_id: int, error: WireError) -> bytes:
         try:
