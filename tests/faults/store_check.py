@@ -75,6 +75,8 @@ def read_index(root: str) -> dict[str, Row]:
         problem = db.execute("PRAGMA integrity_check").fetchone()[0]
         if problem != "ok":
             raise ValueError(f"the index is damaged: {problem}")
+        if db.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
+            return {}  # a daemon has just begun to make it
         references: dict[str, set[str]] = {}
         for rref, referred in db.execute("SELECT rref, referred FROM realization JOIN reference ON referrer = id"):
             references.setdefault(rref, set()).add(referred)
