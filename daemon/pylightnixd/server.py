@@ -200,14 +200,17 @@ class _Server:
     # --- connections ----------------------------------------------------------------------------------
 
     async def _accept(self, listener: trio.SocketListener, requests: Requests, work: SharedNursery) -> None:
-        closer = Closer(work)
+        closer, told = Closer(work), False
         while True:
             try:
                 stream = await listener.accept()
             except OSError as error:  # too many files are open, say: whoever waits to be let in is let in later
-                entered("accepting a connection", error)
+                if not told:  # it may be so for hours
+                    entered("accepting connections", error)
+                told = True
                 await trio.sleep(ACCEPT_AGAIN_SECONDS)
                 continue
+            told = False
             line = stream if refuse_descriptors(stream.socket) else WaryStream(stream.socket, closer.close)
             work.start_soon("a session", partial(self._session, line, requests))
 

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,20 @@ def test_on_a_disk_that_has_become_read_only_builds_fail_and_questions_are_answe
 
 def descriptors(daemon: Daemon) -> int:
     return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+
+
+def test_whoever_finds_no_descriptor_left_is_let_in_later(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "store", "--jobs", "1") as daemon, daemon.wait_ready().client() as client:
+        pid, usual = daemon.process.pid, resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))
+        with socket.socket(socket.AF_UNIX) as waiting:
+            waiting.connect(daemon.socket_path)
+            daemon.wait_said("accepting connections: ")
+            assert client.status().pid == pid  # who was there before is served
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+            with daemon.client() as another:
+                assert another.status().pid == pid
+        assert daemon.said.count("accepting connections: ") == 1
 
 
 def test_few_descriptors_are_told_of_and_none_is_lost(tmp_path: Path) -> None:
