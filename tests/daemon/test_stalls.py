@@ -64,13 +64,21 @@ def talk(daemon: Daemon, *messages: bytes) -> None:
         try:
             for message in (HELLO, *messages, request(LAST, "status")):
                 line.sendall(message)
-            unpacker = msgpack.Unpacker(max_buffer_size=0)
-            while piece := line.recv(1 << 16):
-                unpacker.feed(piece)
-                if any(answer[:2] == [1, LAST] for answer in unpacker):
-                    return
         except (BrokenPipeError, ConnectionResetError):
             pass
+        wait_answered(line)
+
+
+def wait_answered(line: socket.socket) -> None:
+    """Wait until the last request is answered, or the daemon has hung up."""
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    try:
+        while piece := line.recv(1 << 16):
+            unpacker.feed(piece)
+            if any(answer[:2] == [1, LAST] for answer in unpacker):
+                return
+    except ConnectionResetError:
+        pass
 
 
 def opened(client: WireClient) -> str:
@@ -102,8 +110,7 @@ def pass_a_lingering_socket(daemon: Daemon) -> None:
             pass_on(line, request(LAST, "status"), passed)
         except PermissionError:
             return  # the kernel refused
-        line.recv(1 << 16)
-        time.sleep(0.2)
+        wait_answered(line)
 
 
 def send_a_blob(daemon: Daemon) -> None:
@@ -179,7 +186,8 @@ def test_the_loop_is_held_for_a_moment_at_most(daemon: Daemon, stalls: Path, nam
         since = time.monotonic()
         ATTACKS[name](daemon)
         with daemon.client() as client:
-            assert client.status().lost_wakeups == 0
+            for _ in range(10):  # the probe has its turn, too
+                assert client.status().lost_wakeups == 0
         found.append(longest(stalls, since))
         if found[-1].seconds <= STALL_SECONDS:
             break
