@@ -34,6 +34,7 @@ from pylightnixd.limits import Limits
 from pylightnixd.listening import LINK_NAME, check_socket_path, listen_at, usual_socket_path
 from pylightnixd.logfolder import Keep
 from pylightnixd.notify import Notifier, listening_fds
+from pylightnixd.own_log import QueuedLog
 from pylightnixd.resources import Budget
 from pylightnixd.server import DRAIN_SECONDS, Settings, serve
 from pylightnixd.settings_file import (
@@ -227,7 +228,7 @@ class _Escaping(logging.Formatter):
 
 
 def _serve(settings: Settings, read: Callable[[], Settings], fds: list[int], ready_fd: Optional[int] = None) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = QueuedLog(sys.stderr)
     handler.setFormatter(_Escaping("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
@@ -360,4 +361,5 @@ def _be_the_daemon(settings: Settings, read: Callable[[], Settings], log_fd: int
 
         traceback.print_exc()
         status = 70
+    logging.shutdown()
     os._exit(status)

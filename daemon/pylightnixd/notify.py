@@ -26,12 +26,12 @@ class Notifier:
         """How often it wants to hear from us, None if it does not."""
 
     def tell(self, *lines: str) -> None:
-        """Send lines such as ``READY=1``. Trouble on the other end is not ours."""
+        """Send lines such as ``READY=1``. Trouble on the other end is not ours: what it has no room for is dropped."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as line:
                 line.connect(address)
                 line.send("\n".join(lines).encode(), socket.MSG_DONTWAIT)  # who does not read it must not hold up the loop
         except OSError:

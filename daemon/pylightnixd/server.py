@@ -407,8 +407,10 @@ def _exit_within(seconds: float, in_flight: Callable[[], bool]) -> None:
     def end() -> None:
         if not in_flight():
             _log.warning("something on a disk does not end; it is left to the next start")
+            logging.shutdown()
             os._exit(0)
         _log.warning("outputs were still on their way into the store; they are given up, and were not told to anybody")
+        logging.shutdown()
         os._exit(75)
 
     timer = threading.Timer(seconds, end)

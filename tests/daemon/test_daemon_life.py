@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -15,7 +16,7 @@ from tests.daemon import stages
 from tests.daemon.conftest import Daemon, is_alive
 from tests.daemon.wire_client import WireClient, acknowledged
 from tests.soundness import check_sound
-from tests.waiting import wait_until
+from tests.waiting import is_readable, wait_until
 
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import Draining
@@ -140,6 +141,26 @@ def test_a_second_sigterm_does_not_wait_for_outputs_to_be_hashed(daemon: Daemon,
             assert again.build(kept)[1].built == 0
             assert again.ps().builds == []
         daemon_again.stop_soundly(rrefs)
+
+
+def test_a_daemon_whose_log_nobody_reads_serves_and_ends(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    store = tmp_path / "store"
+    process = subprocess.Popen([sys.executable, "-m", "pylightnixd", "--store", str(store), "--foreground"], stderr=writing)
+    try:
+        os.close(writing)
+        assert is_readable(reading, 60), "it says that it serves"
+        with WireClient(str(store / "daemon.sock")) as client:
+            for _ in range(300):  # some 12 KB, which the pipe does not hold
+                process.send_signal(signal.SIGHUP)
+                assert client.status().busy == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
 
 
 def test_it_ends_when_idle(tmp_path: Path) -> None:
