@@ -25,7 +25,7 @@ from pylightnixd.fetchers import Fetchers
 from pylightnixd.hold import HeldStore
 from pylightnixd.jobs import FetchJob, RunningBuild
 from pylightnixd.report import failed_row
-from pylightnixd.worker_builds import WorkerBuilds
+from pylightnixd.worker_builds import WorkerBuilds, unless_killed
 
 __all__ = ["FetchBuilds"]
 
@@ -72,7 +72,7 @@ class FetchBuilds:
                 file = await self._fetched(stack, running, fetch, teller)
             finally:
                 teller.end()
-            await stack.enter_async_context(self.unpacking)
+            await unless_killed(running, lambda: stack.enter_async_context(self.unpacking))  # others may unpack for hours
             running.job = replace(running.job, blob=pack_fetched(fetch.realizer, file), environment=self.environment)
             yield
 

@@ -40,7 +40,7 @@ from pylightnixd.table import BuildTable
 from pylightnixd.worker import End, Worker, WorkerLost
 from pylightnixd.workers import WorkerPool
 
-__all__ = ["Prepared", "WorkerBuilds"]
+__all__ = ["Prepared", "WorkerBuilds", "unless_killed"]
 
 _log = logging.getLogger("pylightnixd")
 
@@ -133,7 +133,7 @@ class WorkerBuilds:
         running.realized.clear()
         try:
             async with prepared():
-                worker = running.worker = await _unless_killed(running, lambda: self._worker(running.job))
+                worker = running.worker = await unless_killed(running, lambda: self._worker(running.job))
                 running.token = secrets.token_hex(16)
                 ended, report = await self._in_worker(running, worker, folder, fork_seconds)
             if ended.undead:
@@ -267,7 +267,7 @@ class WorkerBuilds:
         question = worker.post("build", self._order(running, folder.path), fds)
         try:
             with trio.fail_after(seconds):
-                forked = await _unless_killed(running, lambda: worker.answer_to(question), END_SECONDS)
+                forked = await unless_killed(running, lambda: worker.answer_to(question), END_SECONDS)
             return parse_message(forked, Forked).pid
         except trio.TooSlowError as error:
             who = f"process {worker.pid}{state_of(worker.pid)}"
@@ -369,7 +369,7 @@ def _why_killed(running: RunningBuild) -> str:
     return "was cancelled" if running.cancelled else _wrote_too_much(running.log)
 
 
-async def _unless_killed(running: RunningBuild, task: Callable[[], Awaitable[T]], grace_seconds: float = 0.0) -> T:
+async def unless_killed(running: RunningBuild, task: Callable[[], Awaitable[T]], grace_seconds: float = 0.0) -> T:
     """Wait for a task, or cancel it a while after the build is told to end.
 
     Raises:
