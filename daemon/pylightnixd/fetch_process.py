@@ -317,8 +317,9 @@ def _nonsense(error: ProtocolError) -> str:
 
 def _failure(error: Mapping[str, Any]) -> Exception:
     failure = error_from_wire(parse_message(error, WireError))
-    if isinstance(failure, FetchFailed):  # pairs are lists on the wire
-        failure.failures = [(str(url), str(problem)) for url, problem in failure.failures]
+    if isinstance(failure, FetchFailed):  # pairs are lists on the wire, and too many of them do not travel
+        pairs = getattr(failure, "failures", ())
+        failure.failures = [(str(pair[0]), str(pair[1])) for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2]
     return failure
 
 

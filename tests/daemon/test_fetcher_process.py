@@ -250,6 +250,25 @@ def test_one_that_never_says_hello_is_given_up(tmp_path: Path) -> None:
         within_test(main)
 
 
+FAILS = """
+    from pylightnix.errors import FetchUnavailable
+    async def lend(self, fetch, order):
+        raise FetchUnavailable(["u"], [("u", "is not there")] * count)
+    Service._lend = lend
+"""
+
+
+@pytest.mark.parametrize("count", [2, 100_000])
+def test_failures_are_those_that_it_met(tmp_path: Path, count: int) -> None:
+    async def main() -> None:
+        async with running_fetchers(tmp_path, program=program(tmp_path, f"count = {count}" + textwrap.dedent(FAILS))) as fetchers:
+            await fetched(fetchers, "http://127.0.0.1:1/f")
+
+    with pytest.raises(FetchUnavailable, match="u is not there") as found:
+        within_test(main)
+    assert found.value.failures == [("u", "is not there")] * (2 if count == 2 else 0)
+
+
 NEVER_ENDS = """
     async def lend(self, fetch, order):
         await trio.sleep_forever()
