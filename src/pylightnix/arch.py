@@ -17,7 +17,7 @@ from pylightnix.refs import rref2dref
 from pylightnix.storage import store_layout
 from pylightnix.store.derivations import read_canonical
 from pylightnix.store.index_file import store_command
-from pylightnix.store.provenance import metadata_of
+from pylightnix.store.layout import METADATA_NAMES
 from pylightnix.types import DRef, RRef, StorageSettings
 from pylightnix.unpack_limits import UnpackLimits
 
@@ -98,7 +98,7 @@ def copyclosure(rrefs_S: Iterable[RRef], S: Optional[StorageSettings], D: Option
             try:
                 arriving = arriving_of(record_of(selection.layout, info))
                 if not arrived.has(arriving):
-                    arrived.realization(arriving, functools.partial(copy_folder, folder, exclude_top=metadata_of(folder)))
+                    arrived.realization(arriving, functools.partial(copy_folder, folder, exclude_top=METADATA_NAMES))
             except (Refused, InvalidTree, InvalidOutput, ValueError) as error:
                 raise InvalidArchive(
                     folder,

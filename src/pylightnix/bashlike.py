@@ -41,7 +41,7 @@ __all__ = [
 def lsref(r: Union[RRef, DRef], S: Optional[StorageSettings] = None) -> list[str]:
     """Return the names in the folder of a realization or a derivation, sorted.
 
-    Among them are `context.json`, `provenance.json` and the time stamps of a realization, and the `config.json` of a derivation.
+    Among them are `context.json` and the time stamps of a realization, and the `config.json` of a derivation.
 
     Raises:
         InvalidReference: `r` is no reference.

@@ -19,7 +19,7 @@ from pylightnix.planner.graph import dependency_order
 from pylightnix.refs import assert_valid_dref, assert_valid_refpath, isdref, isrref, mkdref, mkrref, rref2dref
 from pylightnix.registry import registered_config, write_waiting, written_config
 from pylightnix.storage import fsstorage, store_layout
-from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES, PROVENANCE_FILE, START_FILE, STOP_FILE, StoreLayout
+from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES, START_FILE, STOP_FILE, StoreLayout
 from pylightnix.timestamps import parsetime
 from pylightnix.types import Context, DRef, Path, RefPath, RRef, StorageSettings
 
@@ -275,13 +275,13 @@ def rrefdeps(rrefs: Iterable[RRef], S: Optional[StorageSettings] = None) -> set[
 
 
 def rrefdata(rref: RRef, S: Optional[StorageSettings] = None) -> list[Path]:
-    """Return the paths of a realization's top-level entries, sorted, `context.json` and `provenance.json` left out."""
+    """Return the paths of a realization's top-level entries, sorted, `context.json` left out."""
     folder = rref2path(rref, S)
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError as error:
         raise MissingRealization(rref, folder) from error
-    return [Path(os.path.join(folder, name)) for name in names if name not in (CONTEXT_FILE, PROVENANCE_FILE)]
+    return [Path(os.path.join(folder, name)) for name in names if name != CONTEXT_FILE]
 
 
 def _stamp(rref: RRef, name: str, S: Optional[StorageSettings]) -> Optional[str]:

@@ -55,7 +55,7 @@ def built(client: WireClient, S: StorageSettings, name: str = "stage") -> RRef:
 def test_a_store_is_looked_at_and_swept_through_its_daemon(daemon: Daemon, tmp_path: Path) -> None:
     S = daemon.S
     below, above = (realize1(instantiate(lambda r, n=n: _chain(r, n), S=S)) for n in (1, 2))
-    assert lsref(above, S) == ["context.json", "out.txt", "provenance.json"]
+    assert lsref(above, S) == ["context.json", "out.txt"]
     assert catref(above, ["out.txt"], S) == [rref2dref(above)]
     assert set(du(S)) == {rref2dref(below), rref2dref(above)}
     assert find("link1", newer=-3600, S=S) == [below]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 VALID: Final = 1
-METADATA: Final = {b"context.json", b"provenance.json", b"__buildstart__.txt", b"__buildstop__.txt"}
+METADATA: Final = {b"context.json", b"__buildstart__.txt", b"__buildstop__.txt"}
 
 
 def _text(data: bytes) -> bytes:

@@ -39,7 +39,7 @@ with open(mklens(rref).out.syspath) as f:
 assert found == {"even": [0, 2], "odd": [1, 3, 7]} and deepcopy(found) == found and Point(1).y is None
 assert re_match("a", "ab") and re_sub("a", "b", "a") == "b" and fnmatch("abc", "a*") and urlparse("http://x/y").path == "/y"
 assert isinstance(Path(rref2path(rref)) / "out.json", str) and (Path(rref2path(rref)) / "out.json").exists()
-assert [basename(p) for p in sorted(Path(rref2path(rref)).glob("*.json"))] == ["context.json", "out.json", "provenance.json"]
+assert [basename(p) for p in sorted(Path(rref2path(rref)).glob("*.json"))] == ["context.json", "out.json"]
 assert (
     strftime("%Y", gmtime(0)) == "1970" and timegm(gmtime(0)) == 0 and signature(helper).parameters and isinstance(core.mkdrv, type(mkdrv))
 )

@@ -30,7 +30,7 @@ assert catref(rref, ["count.txt"]) == ["3"]
 assert readstr(mklens(rref).out.syspath) == tryread(mklens(rref).out.syspath) == "3"
 assert realize1(instantiate(counted)) == rref
 assert realize1(instantiate(counted, factor=2)) != rref
-assert sorted(lsref(rref)) == ["__buildstart__.txt", "__buildstop__.txt", "context.json", "count.txt", "provenance.json"]
+assert sorted(lsref(rref)) == ["__buildstart__.txt", "__buildstop__.txt", "context.json", "count.txt"]
 assert isrref(rref) and isdref(rref2dref(rref)) and isfile(join(rref2path(rref), "count.txt"))
 assert cfgdict(drefcfg_(rref2dref(rref)))["factor"] == 1
 assert [undref(dref)[1] for dref in rrefctx(rref)] == ["texts"]

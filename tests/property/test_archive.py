@@ -38,7 +38,7 @@ from pylightnix.nar import tree_hash
 from pylightnix.nar_reader import MalformedNar, unpack_folder
 from pylightnix.query import realization_info
 from pylightnix.storage import store_layout
-from pylightnix.store.layout import METADATA_NAMES, PROVENANCE_FILE
+from pylightnix.store.layout import METADATA_NAMES
 from pylightnix.transfer.receiving import receive
 from pylightnix.transfer.records import MAGIC, EndRecord, RecordReader, encode_record
 from pylightnix.transfer.streams import StreamSource
@@ -94,9 +94,7 @@ def contents(S: StorageSettings) -> dict[str, Any]:
         info = realization_info(rref, S)
         assert info is not None
         found[rref] = (info.tree_hash, info.started, rrefctx(rref, S))
-    # All but who built what, which is not for other stores.
-    entries = picture(S).entries.items()
-    found["entries"] = {path: (fact[0], fact[-1]) for path, fact in entries if os.path.basename(path) != PROVENANCE_FILE}
+    found["entries"] = {path: (fact[0], fact[-1]) for path, fact in picture(S).entries.items()}
     return found
 
 

@@ -51,7 +51,7 @@ from pylightnix.nar import tree_hash
 from pylightnix.query import realization_info
 from pylightnix.refs import mkrref, unrref
 from pylightnix.storage import store_layout
-from pylightnix.store.layout import METADATA_NAMES, PROVENANCE_FILE
+from pylightnix.store.layout import METADATA_NAMES
 from pylightnix.transfer.copying import copy_folder
 from pylightnix.transfer.receiving import receive
 from pylightnix.transfer.records import MAGIC, DerivationRecord, EndRecord, RealizationRecord, encode_record
@@ -93,8 +93,7 @@ def contents(S: StorageSettings) -> dict[str, Any]:
         found[rref] = (info.tree_hash, info.nar_bytes, info.started, info.stopped, info.host, rrefctx(rref, S), rrefbstart(rref, S))
         assert tree_hash(rref2path(rref, S), exclude_top=METADATA_NAMES).sha256 == info.tree_hash
     entries = picture(S).entries
-    # Who built it is told by each store in its own way.
-    found["entries"] = {path: (fact[:2], fact[-1]) for path, fact in entries.items() if not path.endswith(f"/{PROVENANCE_FILE}")}
+    found["entries"] = {path: (fact[:2], fact[-1]) for path, fact in entries.items()}
     return found
 
 

@@ -409,7 +409,7 @@ def as_fifo(path: str) -> None:
     os.mkfifo(path)
 
 
-RESERVED = ["context.json", "provenance.json", "__buildstart__.txt", "__buildstop__.txt"]
+RESERVED = ["context.json", "__buildstart__.txt", "__buildstop__.txt"]
 
 
 def left_as(name: str, leave: Callable[[str], None], folder: str) -> None:
@@ -419,11 +419,7 @@ def left_as(name: str, leave: Callable[[str], None], folder: str) -> None:
 
 def test_d13_reserved_names(S: StorageSettings) -> None:
     # The stamps are for realizers to write, but only as files.
-    cases = [
-        (as_file, "context.json"),
-        (as_file, "provenance.json"),
-        *((leave, name) for leave in (as_folder, as_link, as_fifo) for name in RESERVED),
-    ]
+    cases = [(as_file, "context.json"), *((leave, name) for leave in (as_folder, as_link, as_fifo) for name in RESERVED)]
     facts = "has a reserved name", "choose another"
     all_refused(S, [(leaving(partial(left_as, name, leave)), f"/{name}: ", *facts) for leave, name in cases])
 

@@ -539,5 +539,5 @@ def test_d46_debris_where_a_realization_goes(S: StorageSettings) -> None:
     folder.chmod(0o755)
     (folder / "more").write_text("forged")
     assert realize1(instantiate(above, S=S)) == rref
-    assert sorted(os.listdir(folder)) == ["context.json", "out.txt", "provenance.json"]
+    assert sorted(os.listdir(folder)) == ["context.json", "out.txt"]
     check_tmp(S)

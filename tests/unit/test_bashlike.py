@@ -99,7 +99,7 @@ def chain(S: StorageSettings) -> Chain:
 
 def test_what_is_in_a_folder(chain: Chain) -> None:
     S = chain.S
-    assert lsref(chain.low, S) == lsrref(chain.low, S=S) == ["context.json", "odd", "out.txt", "provenance.json", "sub"]
+    assert lsref(chain.low, S) == lsrref(chain.low, S=S) == ["context.json", "odd", "out.txt", "sub"]
     assert lsref(chain.below, S) == list(lsdref_(chain.below, S)) == sorted([unrref(chain.low)[0], "config.json"])
     assert lsrref(chain.low, ["sub"], S) == list(lsrref_(chain.low, ["sub"], S)) == ["deep.txt"]
     assert lsref(str(chain.low), S) == lsref(chain.low, S)  # type: ignore[arg-type]  # programs pass plain text
@@ -116,7 +116,7 @@ def test_d37_a_relative_root_is_listed_too(chain: Chain, monkeypatch: pytest.Mon
 
 def test_stamps_are_listed(S: StorageSettings) -> None:
     rref = realize1(instantiate(lambda r: stage(r, realizer=build_wrapper(build_outpath)), S=S))
-    assert lsref(rref, S) == ["__buildstart__.txt", "__buildstop__.txt", "context.json", "provenance.json"]
+    assert lsref(rref, S) == ["__buildstart__.txt", "__buildstop__.txt", "context.json"]
 
 
 def test_lines_of_a_file(chain: Chain) -> None:

@@ -93,7 +93,7 @@ def lone_build(S: StorageSettings, config: dict[str, Any], context: Optional[Con
 
 def test_one_output_with_both_stamps(S: StorageSettings) -> None:
     rref = build(S, lambda b: write(build_outpath(b), "a"))
-    assert names(rref2path(rref, S)) == {"a", "context.json", "provenance.json", "__buildstart__.txt", "__buildstop__.txt"}
+    assert names(rref2path(rref, S)) == {"a", "context.json", "__buildstart__.txt", "__buildstop__.txt"}
     start, stop = (parsetime(text or "") for text in (rrefbstart(rref, S), rrefbstop(rref, S)))
     assert start is not None
     assert stop is not None

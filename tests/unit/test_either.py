@@ -178,7 +178,6 @@ def test_d31_wrapped_build_functions_keep_what_they_left(S: StorageSettings) -> 
         "context.json",
         "either_status.txt",
         "half.txt",
-        "provenance.json",
     ]
 
 
@@ -213,7 +212,7 @@ def _leaves_status(b: Build) -> None:
 def test_what_a_store_cannot_take_does_not_hide_the_failure(S: StorageSettings, f: Any) -> None:
     found = realizeE(instantiate(one(build_wrapper(f)), S=S))
     assert "crashed" in (either_status(found) or "")
-    assert sorted(os.listdir(rref2path(either_paths(found)[0], S))) == ["context.json", "either_status.txt", "provenance.json"]
+    assert sorted(os.listdir(rref2path(either_paths(found)[0], S))) == ["context.json", "either_status.txt"]
     check_tmp(S)
 
 

@@ -76,7 +76,7 @@ def failure(S: StorageSettings, stage: Any, *args: Any, **kwargs: Any) -> BaseEx
 def files_of(rref: RRef, S: StorageSettings) -> list[str]:
     top = rref2path(rref, S)
     found = [os.path.relpath(os.path.join(where, name), top) for where, _, names in os.walk(top) for name in names]
-    return sorted(name for name in found if not name.startswith("__build") and name not in ("context.json", "provenance.json"))
+    return sorted(name for name in found if not name.startswith("__build") and name != "context.json")
 
 
 @pytest.fixture

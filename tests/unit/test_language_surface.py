@@ -302,7 +302,7 @@ VALUES = {
     "PYLIGHTNIX_SELF_TAG": "__self__",
     "selfref": "__self__",
     "PYLIGHTNIX_STORE_VERSION": 1,
-    "PYLIGHTNIX_RESERVED": ["__buildstart__.txt", "__buildstop__.txt", "context.json", "provenance.json"],
+    "PYLIGHTNIX_RESERVED": ["__buildstart__.txt", "__buildstop__.txt", "context.json"],
 }
 
 ALIASES = [

@@ -1,26 +1,24 @@
-"""What lies beside each tree and says who built it."""
+"""What says who built each realization."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path as FsPath
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.stores import is_served, new_store, stage, writes
 
-from pylightnix import DRef, InvalidOutput, Path, StorageSettings, fstmpdir, instantiate, mkSS, realize1, rref2path
+from pylightnix import StorageSettings, instantiate, mkSS, realize1, rmref, rref2path
 from pylightnix.arch import spack, sunpack
-from pylightnix.nar import tree_hash
 from pylightnix.query import realization_info, rrefdata
-from pylightnix.store.layout import METADATA_NAMES
-from pylightnix.store.provenance import Provenance, metadata_of, parse_provenance, provenance_text, read_provenance
+from pylightnix.storage import store_layout
+from pylightnix.store.provenance import Provenance, parse_provenance, provenance_text, read_provenance
 
 pytestmark = pytest.mark.language
 
@@ -65,7 +63,7 @@ def test_a_part_of_one_is_none(provenance: Provenance, data: st.DataObject) -> N
 
 def test_it_says_what_the_index_says(S: StorageSettings) -> None:
     rref = realize1(instantiate(stage, S=S))
-    info, said = realization_info(rref, S), read_provenance(rref2path(rref, S))
+    info, said = realization_info(rref, S), read_provenance(store_layout(S).provenance(rref))
     assert info is not None
     assert said is not None
     assert (said.build is not None) == is_served(S)
@@ -74,36 +72,36 @@ def test_it_says_what_the_index_says(S: StorageSettings) -> None:
     assert rrefdata(rref, S) == [f"{rref2path(rref, S)}/out.txt"]
 
 
-def test_it_changes_no_hash_and_does_not_come_along_in_copies(S: StorageSettings) -> None:
-    made = realize1(instantiate(lambda r: stage(r, "same"), S=S))
-
-    def copies(S: StorageSettings, dref: DRef, context: Any, rarg: Any) -> list[Path]:
-        target = f"{fstmpdir(S)}/copy"
-        shutil.copytree(rref2path(made, S), target)
-        return [Path(target)]
-
-    again = realize1(instantiate(lambda r: stage(r, "same", realizer=copies), S=S), force_rebuild=True)
-    assert again == made
+def test_an_artifact_may_have_any_name(S: StorageSettings) -> None:
+    rref = realize1(instantiate(lambda r: stage(r, realizer=writes({"provenance.json": '{"uid": 3}'})), S=S))
+    assert sorted(os.listdir(rref2path(rref, S))) == ["context.json", "provenance.json"]
+    assert rrefdata(rref, S) == [f"{rref2path(rref, S)}/provenance.json"]
 
 
-def test_a_file_of_the_users_may_not_have_its_name(S: StorageSettings) -> None:
-    with pytest.raises(InvalidOutput, match="reserved name"):
-        realize1(instantiate(lambda r: stage(r, realizer=writes({"provenance.json": '{"uid": 3}'})), S=S))
+def test_it_is_sealed_and_goes_with_the_realization(S: StorageSettings) -> None:
+    rref = realize1(instantiate(stage, S=S))
+    path = store_layout(S).provenance(rref)
+    assert stat.S_IMODE(os.stat(path).st_mode) & 0o222 == 0
+    rmref(rref, S)
+    assert os.listdir(store_layout(S).provenances) == []
+    assert realize1(instantiate(stage, S=S)) == rref
+    assert read_provenance(path) is not None
 
 
-def test_an_artifact_of_this_name_from_before_is_one_still(tmp_path: FsPath) -> None:
-    (tmp_path / "provenance.json").write_text('{"where": "from a laboratory"}')
-    assert metadata_of(str(tmp_path)) == METADATA_NAMES - {"provenance.json"}
-    (tmp_path / "provenance.json").write_bytes(provenance_text(Provenance(1, "me", "here", 1.0, 2.0)))
-    assert metadata_of(str(tmp_path)) == METADATA_NAMES
-    with_it = tree_hash(tmp_path)
-    assert tree_hash(tmp_path, exclude_top=metadata_of(str(tmp_path))) != with_it
+def test_what_was_left_of_another_gives_way(S: StorageSettings) -> None:
+    rref = realize1(instantiate(stage, S=S))
+    path = store_layout(S).provenance(rref)
+    for leave in (lambda: FsPath(path).write_text("cut"), lambda: os.makedirs(f"{path}/deep"), lambda: os.symlink("/etc/hostname", path)):
+        rmref(rref, S)
+        leave()
+        assert realize1(instantiate(stage, S=S)) == rref
+        assert read_provenance(path) is not None
 
 
 @pytest.mark.parametrize("odd", [lambda path: path.mkdir(), lambda path: path.symlink_to("/etc/hostname"), os.mkfifo])
 def test_what_is_no_file_is_none(tmp_path: FsPath, odd: Callable[[FsPath], None]) -> None:
-    odd(tmp_path / "provenance.json")
-    assert read_provenance(str(tmp_path)) is None
+    odd(tmp_path / "said.json")
+    assert read_provenance(str(tmp_path / "said.json")) is None
 
 
 def test_what_comes_from_elsewhere_says_so(S: StorageSettings, tmp_path: FsPath) -> None:
@@ -111,7 +109,7 @@ def test_what_comes_from_elsewhere_says_so(S: StorageSettings, tmp_path: FsPath)
     rref = realize1(instantiate(stage, S=S))
     spack([rref], str(tmp_path / "archive"), S)
     sunpack(str(tmp_path / "archive"), D)
-    here, there = read_provenance(rref2path(rref, S)), read_provenance(rref2path(rref, D))
+    here, there = read_provenance(store_layout(S).provenance(rref)), read_provenance(store_layout(D).provenance(rref))
     assert here is not None
     assert there is not None
     assert (there.uid, there.host, there.started) == (None, here.host, here.started)

@@ -174,7 +174,6 @@ def test_the_whole_language_in_one_golden_realization(S: StorageSettings) -> Non
     assert modes == {
         "__init__.py": "0o444",
         "context.json": "0o444",
-        "provenance.json": "0o444",
         "empty": "0o555",
         "out.txt": "0o444",
         "sub": "0o555",
@@ -1047,7 +1046,7 @@ def test_a_child_that_a_realizer_forked_does_not_go_on_with_its_parents_plan(S: 
 
     rref = realize1(instantiate(lambda r: stage(r, realizer=forks), S=S))
     assert set(allrrefs(S)) == {rref}
-    assert sorted(os.listdir(rref2path(rref, S))) == ["context.json", "provenance.json"]
+    assert os.listdir(rref2path(rref, S)) == ["context.json"]
 
 
 class Odd(Exception):

@@ -188,9 +188,7 @@ def test_the_snapshot_is_asked_too(S: StorageSettings) -> None:
 def test_trees_of_before_have_no_provenance(S: StorageSettings) -> None:
     rref = realize1(instantiate(chain, S=S))
     for each in allrrefs(S):
-        os.chmod(rref2path(each, S), 0o755)
-        os.unlink(f"{rref2path(each, S)}/provenance.json")
-        os.chmod(rref2path(each, S), 0o555)
+        os.unlink(store_layout(S).provenance(each))
     before = enumerations(S)
     hurt(S, absent)
     report = again(S)

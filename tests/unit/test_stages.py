@@ -139,7 +139,7 @@ def test_realizers_of_stages_travel(S: StorageSettings) -> None:
 def test_program_writes_its_output(S: StorageSettings) -> None:
     rref = shell(S, 'printf hello >"$out"')
     assert text_of(rref, S, "out") == "hello"
-    assert sorted(os.listdir(rref2path(rref, S))) == ["__buildstart__.txt", "__buildstop__.txt", "context.json", "out", "provenance.json"]
+    assert sorted(os.listdir(rref2path(rref, S))) == ["__buildstart__.txt", "__buildstop__.txt", "context.json", "out"]
     check_tmp(S)
 
 

@@ -199,11 +199,11 @@ def test_build_times_are_sealed_but_not_hashed(out: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "fifo"])
-@pytest.mark.parametrize("name", ["context.json", "provenance.json", "__buildstart__.txt", "__buildstop__.txt"])
+@pytest.mark.parametrize("name", ["context.json", "__buildstart__.txt", "__buildstop__.txt"])
 def test_reserved_names_are_refused(out: Path, name: str, kind: str) -> None:
     if kind == "file":
         (out / name).write_bytes(b"{}")
-        if name not in ("context.json", "provenance.json"):
+        if name != "context.json":
             take(out)
             return
     elif kind == "folder":

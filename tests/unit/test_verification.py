@@ -42,6 +42,7 @@ from pylightnix import (
 from pylightnix.leftovers import leftovers
 from pylightnix.rebuilding import can_rebuild, rebuild
 from pylightnix.remote import mend
+from pylightnix.refs import unrref
 from pylightnix.storage import store_layout
 from pylightnix.store.inspection import Damage, inspect
 from pylightnix.store.mending import Outcome
@@ -166,9 +167,15 @@ def context_folder(folder: str) -> None:
 
 
 def provenance_cut(folder: str) -> None:
-    os.chmod(f"{folder}/provenance.json", 0o644)
-    os.truncate(f"{folder}/provenance.json", 30)
-    os.chmod(f"{folder}/provenance.json", 0o444)
+    path = provenance_of(folder)
+    os.chmod(path, 0o644)
+    os.truncate(path, 30)
+    os.chmod(path, 0o444)
+
+
+def provenance_of(folder: str) -> str:
+    root, _, derivation, rhash = folder.rsplit("/", 3)
+    return f"{root}/provenance/{rhash}-{derivation[:32]}.json"
 
 
 DAMAGES: list[tuple[Callable[[str], None], Damage, Outcome]] = [
@@ -192,7 +199,7 @@ def test_damage_is_found_and_mended(S: StorageSettings, hurt: Callable[[str], No
     assert {rref: found.damage for rref, found in report.damaged.items()} == {low: damage}
     assert report.damaged[low].needed_by == tuple(sorted([middle, top]))
     assert (report.whole, report.incomplete, report.configs, report.strays, report.unlisted) == (3, {}, {}, [], [])
-    assert rref2path(low, S) in report.damaged[low].problem
+    assert unrref(low)[0] in report.damaged[low].problem
     assert list(run(S, apart).damaged) == []
     assert list(run(S, top).damaged) == list(run(S, rref2dref(low)).damaged) == [low]
     (mended,) = mend([low], S)
@@ -422,11 +429,12 @@ def test_any_flipped_bit_is_found(tmp_path_factory: pytest.TempPathFactory, data
     S = _stored(tmp_path_factory)
     rref = named(S, "low")
     folder = rref2path(rref, S)
-    name = data.draw(st.sampled_from(["out.txt", "sub/deep/inner.txt", "context.json", "provenance.json"]))
-    before = FsPath(f"{folder}/{name}").read_bytes()
+    name = data.draw(st.sampled_from(["out.txt", "sub/deep/inner.txt", "context.json", "provenance"]))
+    path = provenance_of(folder) if name == "provenance" else f"{folder}/{name}"
+    before = FsPath(path).read_bytes()
     place, bit = data.draw(st.integers(0, len(before) - 1)), data.draw(st.integers(0, 7))
     changed = before[:place] + bytes([before[place] ^ 1 << bit]) + before[place + 1 :]
-    _overwrite(f"{folder}/{name}", changed)
+    _overwrite(path, changed)
     try:
         found = inspect(store_layout(S), rref)
         if name in ("out.txt", "sub/deep/inner.txt"):
@@ -435,7 +443,7 @@ def test_any_flipped_bit_is_found(tmp_path_factory: pytest.TempPathFactory, data
             assert found.damage in (None, Damage.context, Damage.provenance, Damage.tree)
             assert found.damage is not None or found.is_whole
     finally:
-        _overwrite(f"{folder}/{name}", before)
+        _overwrite(path, before)
     assert inspect(store_layout(S), rref).damage is None
 
 

@@ -71,10 +71,10 @@ def hash_command(session: Session, path: str) -> None:
     without the files that Pylightnix puts there, as `show` has it.
     """
     from pylightnix.nar import tree_hash
-    from pylightnix.store.provenance import metadata_of
+    from pylightnix.store.layout import METADATA_NAMES
     from pylightnix_client.errors import NoSuchFile, UnreadableFile
 
-    excluded = metadata_of(path) if _is_realization(path, session) else frozenset[str]()
+    excluded = METADATA_NAMES if _is_realization(path, session) else frozenset[str]()
     try:
         digest = tree_hash(path, exclude_top=excluded)
     except FileNotFoundError as error:

@@ -160,6 +160,7 @@ def wipe_store(layout: StoreLayout) -> None:
                 layout.tmp,
                 layout.trash,
                 layout.failed,
+                layout.provenances,
                 layout.owners,
                 layout.fetch,
                 layout.reserve,

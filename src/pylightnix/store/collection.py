@@ -31,6 +31,7 @@ from pylightnix.store.faults import reach
 from pylightnix.store.index import PENDING
 from pylightnix.store.layout import CONFIG_FILE, StoreLayout
 from pylightnix.store.presence import is_there
+from pylightnix.store.provenance import drop_provenance
 from pylightnix.store.recovery import finish_deletions
 from pylightnix.store.room import make_reserve, with_room
 from pylightnix.store.set_aside import retry_set_aside
@@ -214,6 +215,7 @@ def _finish(store: Store, gone: Removal, rows: Sequence[tuple[RRef, str]]) -> No
     for rref in gone.rrefs:
         if is_there(layout.realization(rref)) and store.index.state_of(rref) is None:
             put_away(layout, layout.realization(rref))
+            drop_provenance(layout.provenance(rref))
     reach("removal_trashed")
     for dref in gone.drefs:
         if not store.index.states(dref):  # nothing can be lost with it, whatever happened since the decision

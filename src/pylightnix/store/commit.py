@@ -28,13 +28,13 @@ from typing import Final, NoReturn, Optional
 from pylightnix.context import context_file_text, context_key, realization_hash
 from pylightnix.errors import MissingDerivation, StoreError, StoreIOError
 from pylightnix.refs import mkrref, undref
-from pylightnix.store.durability import Durability, sync_file_system, sync_trees
+from pylightnix.store.durability import Durability, sync_file_system, sync_files, sync_trees
 from pylightnix.store.faults import reach
 from pylightnix.store.index import VALID, Index, NewRealization
-from pylightnix.store.layout import CONTEXT_FILE, PROVENANCE_FILE, StoreLayout
+from pylightnix.store.layout import CONTEXT_FILE, StoreLayout
 from pylightnix.store.owner import Owner
 from pylightnix.store.presence import is_folder, is_there
-from pylightnix.store.provenance import Provenance, provenance_text
+from pylightnix.store.provenance import Provenance, drop_provenance, write_provenance
 from pylightnix.store.removal import make_movable
 from pylightnix.store.takeover import seal_file, seal_folder
 from pylightnix.store.trash import to_trash
@@ -140,6 +140,7 @@ class Batch:
         reach("before_sync")
         if by_file:
             sync_trees(trees, self.layout.storage)
+            sync_files(list(map(self.layout.provenance, batch)))
         else:
             sync_file_system(self.layout.storage)
         reach("after_sync")
@@ -182,7 +183,6 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
     """
     key = context_key(attempt.context)
     text = context_file_text(attempt.context, attempt.dynamic).encode("utf-8")
-    provenance = provenance_text(_provenance(attempt))
     rrefs = [_reference(attempt, output) for output in attempt.outputs]
     new = dict(zip(rrefs, attempt.outputs, strict=True))
     if len(new) < len(rrefs):
@@ -190,7 +190,6 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
     for output in new.values():
         _write_metadata(output.path, CONTEXT_FILE, text)
         reach("context_written")
-        _write_metadata(output.path, PROVENANCE_FILE, provenance)
     with batch.lock:
         with index.transaction(durable=False):
             _check_references(layout, index, batch, attempt)
@@ -206,6 +205,7 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
         reach("after_pending")
         try:
             for rref, output in new.items():
+                write_provenance(layout.provenance(rref), _provenance(attempt))
                 _rename(layout, attempt.dref, output.path, rref)
         except BaseException:
             _abandon(layout, index, owner, new)
@@ -232,6 +232,7 @@ def _abandon(layout: StoreLayout, index: Index, owner: Owner, rrefs: Iterable[RR
             index.demote(rref, owner.id)
     for rref in rrefs:
         to_trash(layout, layout.realization(rref))
+        drop_provenance(layout.provenance(rref))
     with index.transaction(durable=False):
         for rref in rrefs:
             index.forget_deleted(rref)

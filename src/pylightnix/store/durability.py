@@ -16,13 +16,13 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Optional, Protocol
 
 from pylightnix.walking import walk
 
-__all__ = ["Durability", "held_open", "sync_file_system", "sync_path", "sync_trees"]
+__all__ = ["Durability", "held_open", "sync_file_system", "sync_files", "sync_path", "sync_trees"]
 
 SLOW_SYNC_SECONDS: Final = 0.1
 AVOID_SECONDS: Final = 60.0
@@ -106,6 +106,13 @@ def sync_trees(trees: Sequence[str], storage: str) -> None:
         sync_path(os.path.join(derivation, "config.json"))
         sync_path(derivation)
     sync_path(storage)
+
+
+def sync_files(paths: Sequence[str]) -> None:
+    """Flush these files, and the names in their folders. One that somebody has removed is no error."""
+    for path in [*paths, *{os.path.dirname(path) for path in paths}]:
+        with suppress(FileNotFoundError):
+            sync_path(path)
 
 
 @dataclass(slots=True)

@@ -20,8 +20,9 @@ from pylightnix.nar import OPEN_FLAGS, EntryKind, TreeDigest, hash_folder
 from pylightnix.refs import rref2dref, unrref
 from pylightnix.store.derivations import read_config
 from pylightnix.store.fixed_outputs import FolderReader, broken_promise
-from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES, PROVENANCE_FILE, StoreLayout
-from pylightnix.store.provenance import Provenance, metadata_of, read_provenance
+from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES, StoreLayout
+from pylightnix.store.presence import is_there
+from pylightnix.store.provenance import Provenance, read_provenance
 from pylightnix.types import DRef, RRef
 
 __all__ = ["Damage", "Inspected", "fits", "inspect"]
@@ -47,7 +48,7 @@ class Damage(enum.Enum):
     mode = "mode"
     """Something in it can be written, or not be read, or belongs to another user."""
     provenance = "provenance"
-    """Who built it is not recorded beside it any more."""
+    """What says who built it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +93,7 @@ def inspect(layout: StoreLayout, rref: RRef, *, promises: bool = False) -> Inspe
     looking = _Looking()
     try:
         deps, dynamic, lost = _read_context(folder)
-        digest = _hash(folder, METADATA_NAMES, looking)
-        if lost is None and not fits(rref, digest.sha256, deps, dynamic) and metadata_of(folder) != METADATA_NAMES:
-            # Before provenance.json was introduced, an artifact might have its name.
-            older = _hash(folder, METADATA_NAMES - {PROVENANCE_FILE}, _Looking())
-            if fits(rref, older.sha256, deps, dynamic):
-                digest, looking.odd_provenance = older, False
+        digest = _hash(folder, looking)
     except FileNotFoundError:
         if os.path.isdir(folder):
             return Inspected(rref, Damage.tree, f"{folder}: it changed while it was read")
@@ -108,7 +104,7 @@ def inspect(layout: StoreLayout, rref: RRef, *, promises: bool = False) -> Inspe
         return Inspected(rref, Damage.tree, str(error))
     except OSError as error:
         return Inspected(rref, Damage.unreadable, f"{error.filename or folder}: {error.strerror or error}")
-    found = Inspected(rref, digest=digest, deps=deps, dynamic=dynamic, provenance=read_provenance(folder))
+    found = Inspected(rref, digest=digest, deps=deps, dynamic=dynamic, provenance=read_provenance(layout.provenance(rref)))
     damage, problem = _damage(layout, found, lost, looking, promises)
     return found if damage is None else _with(found, damage, problem)
 
@@ -129,8 +125,8 @@ def _damage(layout: StoreLayout, found: Inspected, lost: Optional[str], looking:
         return Damage.checksum, f"{folder}: {problem}"
     if looking.odd is not None:
         return Damage.mode, looking.odd
-    if looking.odd_provenance and found.provenance is None:
-        return Damage.provenance, f"{folder}/{PROVENANCE_FILE}: it cannot be read"
+    if found.provenance is None and is_there(layout.provenance(found.rref)):
+        return Damage.provenance, f"{layout.provenance(found.rref)}: it cannot be read"
     return None, ""
 
 
@@ -162,11 +158,11 @@ def _promise_broken(layout: StoreLayout, rref: RRef, folder: str) -> Optional[st
         return None  # its derivation is damaged, which is told of the derivation
 
 
-def _hash(folder: str, excluded: frozenset[str], access: _Looking) -> TreeDigest:
+def _hash(folder: str, access: _Looking) -> TreeDigest:
     fd = os.open(folder, OPEN_FLAGS | os.O_DIRECTORY)
     try:
         access.look(fd, os.fsencode(folder), is_folder=True)
-        return hash_folder(fd, where=folder, exclude_top=excluded, access=access)
+        return hash_folder(fd, where=folder, exclude_top=METADATA_NAMES, access=access)
     finally:
         os.close(fd)
 
@@ -177,8 +173,6 @@ class _Looking:
     def __init__(self) -> None:
         self.odd: Optional[str] = None
         """What was found first."""
-        self.odd_provenance = False
-        """Whether there is something by the name of a provenance."""
         self._uid = os.geteuid()
 
     def look(self, fd: int, where: bytes, *, is_folder: bool = False) -> os.stat_result:
@@ -203,8 +197,7 @@ class _Looking:
             raise
 
     def skip_entry(self, parent_fd: int, name: bytes, kind: EntryKind, where: bytes) -> None:
-        if name == os.fsencode(PROVENANCE_FILE):
-            self.odd_provenance = True
+        pass
 
     def leave_file(self, fd: int) -> None:
         pass

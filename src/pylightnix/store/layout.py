@@ -13,7 +13,6 @@ __all__ = [
     "CONFIG_FILE",
     "CONTEXT_FILE",
     "METADATA_NAMES",
-    "PROVENANCE_FILE",
     "START_FILE",
     "STOP_FILE",
     "STORAGE_NAME",
@@ -24,14 +23,14 @@ __all__ = [
 STORAGE_NAME: Final = "store-v1"
 CONFIG_FILE: Final = "config.json"
 CONTEXT_FILE: Final = "context.json"
-PROVENANCE_FILE: Final = "provenance.json"
 START_FILE: Final = "__buildstart__.txt"
 STOP_FILE: Final = "__buildstop__.txt"
-METADATA_NAMES: Final = frozenset({CONTEXT_FILE, PROVENANCE_FILE, START_FILE, STOP_FILE})
+METADATA_NAMES: Final = frozenset({CONTEXT_FILE, START_FILE, STOP_FILE})
 """Names at the top of a realization that are metadata, not part of its tree."""
 
 _HASH_START: Final = len("dref:")
-_DERIVATION_START: Final = len("rref:") + 32 + len("-")
+_HASH_CHARACTERS: Final = 32
+_DERIVATION_START: Final = len("rref:") + _HASH_CHARACTERS + len("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +114,16 @@ class StoreLayout:
     def fetch(self) -> str:
         """Files on their way from elsewhere, and files that wait for a build."""
         return f"{self.state}/fetch"
+
+    @property
+    def provenances(self) -> str:
+        """Who built each realization: a file each."""
+        return f"{self.state}/provenance"
+
+    def provenance(self, rref: RRef | str) -> str:
+        """The hash of a derivation stands for its name, too."""
+        assert_valid_rref(rref)
+        return f"{self.provenances}/{rref[_HASH_START : _DERIVATION_START + _HASH_CHARACTERS]}.json"
 
     def derivation(self, dref: DRef | str) -> str:
         assert_valid_dref(dref)

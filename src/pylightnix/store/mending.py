@@ -20,7 +20,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, Optional, TypeVar
 
@@ -28,14 +28,14 @@ from pylightnix.context import context_file_text
 from pylightnix.errors import StoreBusy
 from pylightnix.refs import rref2dref, unrref
 from pylightnix.store.access import translated_errors
-from pylightnix.store.durability import sync_path
+from pylightnix.store.durability import sync_files, sync_path
 from pylightnix.store.faults import reach
 from pylightnix.store.index import PENDING, VALID
 from pylightnix.store.inspection import Damage, Inspected, fits, inspect
-from pylightnix.store.layout import CONTEXT_FILE, PROVENANCE_FILE, StoreLayout
+from pylightnix.store.layout import CONTEXT_FILE, StoreLayout
 from pylightnix.store.locks import StoreOwned
 from pylightnix.store.ownership import daemon_socket
-from pylightnix.store.provenance import Provenance, provenance_text
+from pylightnix.store.provenance import Provenance, drop_provenance, write_provenance
 from pylightnix.store.removal import make_movable, open_unlocked, reopen_unlocked
 from pylightnix.store.room import make_reserve, with_room
 from pylightnix.store.store import Store, open_store_alone
@@ -132,6 +132,7 @@ def _mend(store: Store, rref: RRef, at_work: Sequence[str]) -> Mended:
     reach("quarantined")
     if state is not None:
         _with_room(store.layout, rref, lambda: _drop_row(store, rref))
+    drop_provenance(store.layout.provenance(rref))
     return Mended(rref, Outcome.dropped if moved_to is None else Outcome.quarantined, damage, problem, moved_to)
 
 
@@ -159,46 +160,46 @@ def _mended_in_place(store: Store, found: Inspected) -> bool:
     if found.damage in (Damage.mode, Damage.unreadable):
         return _seal(store.layout.realization(found.rref))
     if found.damage is Damage.provenance:
-        return _replace(store.layout, found.rref, PROVENANCE_FILE, _known_provenance(store, found.rref))
+        _restore_provenance(store, found.rref)
+        return True
     if found.damage in (Damage.context, Damage.tree) and found.digest is not None and store.index.state_of(found.rref) == VALID:
         deps, dynamic = store.index.context_of(found.rref)
         if fits(found.rref, found.digest.sha256, deps, dynamic):
-            return _replace(store.layout, found.rref, CONTEXT_FILE, context_file_text(deps, dynamic).encode("utf-8"))
+            return _replace_context(store.layout, found.rref, context_file_text(deps, dynamic).encode("utf-8"))
     return False
 
 
-def _known_provenance(store: Store, rref: RRef) -> Optional[bytes]:
-    info = store.index.info(rref)
+def _restore_provenance(store: Store, rref: RRef) -> None:
+    """Write who built a realization anew, as far as the index knows."""
+    path, info = store.layout.provenance(rref), store.index.info(rref)
     if info is None:
-        return None
-    return provenance_text(Provenance(None, info.builder, info.host, info.started, info.stopped, info.realizer_digest, info.build))
+        drop_provenance(path)
+        return
+    write_provenance(path, Provenance(None, info.builder, info.host, info.started, info.stopped, info.realizer_digest, info.build))
+    sync_files([path])
 
 
-def _replace(layout: StoreLayout, rref: RRef, name: str, content: Optional[bytes]) -> bool:
-    """Write one of the store's own files in a realization anew, durably; None removes it."""
-    folder = layout.realization(rref)
+def _replace_context(layout: StoreLayout, rref: RRef, content: bytes) -> bool:
+    """Write the context of a realization anew, durably."""
+    folder, name = layout.realization(rref), CONTEXT_FILE
     folder_fd = open_unlocked(folder, None)
     try:
         if os.path.isdir(f"{folder}/{name}") and not os.path.islink(f"{folder}/{name}"):
             to_trash(layout, f"{folder}/{name}")
-        if content is None:
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=folder_fd)
-        else:
-            draft = f".mended-{secrets.token_hex(8)}"
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd)
-            try:
-                view = memoryview(content)
-                while view:
-                    view = view[os.write(fd, view) :]
-                seal_file(fd)
-                os.fsync(fd)
-                os.rename(draft, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
-            except OSError:
-                os.unlink(draft, dir_fd=folder_fd)
-                raise
-            finally:
-                os.close(fd)
+        draft = f".mended-{secrets.token_hex(8)}"
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd)
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(fd, view) :]
+            seal_file(fd)
+            os.fsync(fd)
+            os.rename(draft, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+        except OSError:
+            os.unlink(draft, dir_fd=folder_fd)
+            raise
+        finally:
+            os.close(fd)
         os.fsync(folder_fd)
     finally:
         seal_folder(folder_fd)

@@ -1,10 +1,9 @@
-"""`provenance.json`: who built a realization, when and where, written beside its tree when that is taken over.
+"""Who built a realization, when and where: a file for each, in the store's folder `provenance/`.
 
-It is not part of the tree's hash. It says the same as the realization's row in the index, so that a lost index can be
-rebuilt from the trees. It is written once: later builds of the same realization are noted in the index only. Realizations
-of versions before it was introduced have none, and may have an artifact of this name: only a file with the mark below is ours.
-
-Must not know the index, nor how trees get into the store.
+It says the same as the realization's row in the index, so that a lost index can be rebuilt from the trees. It lies outside of
+the tree, for what a realizer leaves is its own, whatever its name. It is written when a realization is put in place, and goes
+when that goes; later builds of the same realization are noted in the index only. Realizations of versions before it was
+introduced have none. Must not know the index, nor how trees get into the store.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ import stat
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Optional
 
-from pylightnix.store.layout import METADATA_NAMES, PROVENANCE_FILE
+from pylightnix.store.removal import remove_tree
 
-__all__ = ["Provenance", "metadata_of", "parse_provenance", "provenance_text", "read_provenance"]
+__all__ = ["Provenance", "drop_provenance", "parse_provenance", "provenance_text", "read_provenance", "write_provenance"]
 
 _MARK: Final = "pylightnix-provenance"
 _FORMAT: Final = 1
@@ -44,12 +43,12 @@ class Provenance:
 
 
 def provenance_text(provenance: Provenance) -> bytes:
-    """Return the content of `provenance.json`."""
+    """Return the content of such a file."""
     return (json.dumps({_MARK: _FORMAT, **asdict(provenance)}, indent=1) + "\n").encode("ascii")
 
 
 def parse_provenance(data: bytes) -> Provenance:
-    """Return what a `provenance.json` says. Keys of later versions are ignored.
+    """Return what such a file says. Keys of later versions are ignored.
 
     Raises:
         ValueError: it is none of ours, or damaged.
@@ -79,20 +78,43 @@ def _of(said: dict[str, Any], key: str, *kinds: type) -> Any:
     return value
 
 
-def read_provenance(folder: str) -> Optional[Provenance]:
-    """Return the provenance of the realization in `folder`; None if it has none that can be read."""
+def write_provenance(path: str, provenance: Provenance) -> None:
+    """Write the file of a realization that is being put in place; one that is left of a realization before it goes."""
     try:
-        fd = os.open(f"{folder}/{PROVENANCE_FILE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = _made(path)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        fd = _made(path)
+    try:
+        view = memoryview(provenance_text(provenance))
+        while view:  # a disk that is nearly full takes a part
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+
+
+def _made(path: str) -> int:
+    drop_provenance(path)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444)
+
+
+def drop_provenance(path: str) -> None:
+    """Remove the file of a realization that goes, if it has one."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        remove_tree(path)  # somebody's mistake
+
+
+def read_provenance(path: str) -> Optional[Provenance]:
+    """Return what the file of a realization says; None if it has none, or none that can be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return None
             return parse_provenance(file.read(_BYTES_MAX))
     except (OSError, ValueError, OverflowError):
         return None
-
-
-def metadata_of(folder: str) -> frozenset[str]:
-    """Return the names at the top of the realization in `folder` that are no part of its tree."""
-    if read_provenance(folder) is None:
-        return METADATA_NAMES - {PROVENANCE_FILE}
-    return METADATA_NAMES

@@ -21,6 +21,7 @@ from pylightnix.store.index import Index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import build_key, close_lock_file, try_build_lock
 from pylightnix.store.owner import dead_owners, is_dead, nobodys_folders, process_owner
+from pylightnix.store.provenance import drop_provenance
 from pylightnix.store.trash import put_away
 from pylightnix.types import RRef
 
@@ -68,6 +69,7 @@ def finish_deletions(layout: StoreLayout, index: Index, rows: Sequence[tuple[RRe
             if index.is_deleted(rref):
                 if not put_away(layout, layout.realization(rref)):
                     continue  # its row says whose business it is, until it can be moved
+                drop_provenance(layout.provenance(rref))
                 reach("recovery_trashed")
                 with index.transaction(durable=False):
                     index.forget_deleted(rref)

@@ -1,4 +1,4 @@
-"""Making the index of a store anew from its trees, their `context.json` and their `provenance.json`.
+"""Making the index of a store anew from its trees, their `context.json` and what `provenance/` says of them.
 
 1. The store's lock is held exclusively from beginning to end.
 2. An index that is sound is recovered first, as at any start: what was pending or half-deleted goes.

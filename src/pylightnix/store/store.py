@@ -16,7 +16,7 @@ from pylightnix.errors import StoreBusy, StoreTooNew
 from pylightnix.planner.messages import Candidate
 from pylightnix.store.access import check_access, translated_errors, user_name
 from pylightnix.store.commit import Attempt, Batch, TakenOutput, place, seal_realization
-from pylightnix.store.durability import held_open, sync_trees
+from pylightnix.store.durability import held_open, sync_files, sync_trees
 from pylightnix.store.index import FORMAT, VALID, Index
 from pylightnix.store.index_file import corrupt_index, has_trees, is_new_index, refuse_lost_index
 from pylightnix.store.layout import StoreLayout
@@ -102,6 +102,7 @@ class Store:
                 seal_realization(self.layout.realization(rref))  # its builder may have been killed just before it did
             # By file, for this process was not there to be told what was lost when they were written.
             sync_trees([self.layout.realization(rref) for rref in rrefs], self.layout.storage)
+            sync_files(list(map(self.layout.provenance, rrefs)))
             with self.index.transaction(durable=True):
                 self.index.make_valid(rrefs)
 

@@ -26,8 +26,7 @@ from typing import Final, Optional
 from pylightnix.context import parse_context
 from pylightnix.errors import InvalidOutput, InvalidTree, Misuse, PylightnixException
 from pylightnix.nar import OPEN_FLAGS, EntryKind, TreeDigest, hash_folder
-from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES, PROVENANCE_FILE
-from pylightnix.store.provenance import parse_provenance
+from pylightnix.store.layout import CONTEXT_FILE, METADATA_NAMES
 from pylightnix.store.removal import reopen_unlocked
 from pylightnix.store.writers import has_writers, note_cannot_tell
 from pylightnix.system_errors import refusal
@@ -147,9 +146,8 @@ class _Sealing:
 
     def skip_entry(self, parent_fd: int, name: bytes, kind: EntryKind, where: bytes) -> None:
         rename = "it is kept for metadata, choose another"
-        parse = _COPIED.get(os.fsdecode(name))
-        if parse is not None:
-            if kind is not EntryKind.FILE or not self._is_copied(parent_fd, name, where, parse):
+        if name == os.fsencode(CONTEXT_FILE):
+            if kind is not EntryKind.FILE or not self._is_context(parent_fd, name, where):
                 raise self._refused(where, "has a reserved name", rename)
             os.unlink(name, dir_fd=parent_fd)  # it came with a copy of another realization
             return
@@ -163,13 +161,13 @@ class _Sealing:
         finally:
             os.close(fd)
 
-    def _is_copied(self, parent_fd: int, name: bytes, where: bytes, parse: Callable[[bytes], object]) -> bool:
+    def _is_context(self, parent_fd: int, name: bytes, where: bytes) -> bool:
         fd = self._open(parent_fd, name, 0, where)
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return False
             try:
-                parse(file.read(_CONTEXT_BYTES))
+                parse_context(json.loads(file.read(_CONTEXT_BYTES)))
             except (ValueError, RecursionError, Misuse):
                 return False
         return True
@@ -248,13 +246,6 @@ class _Sealing:
 
     def _refused(self, where: bytes, problem: str, advice: str) -> InvalidOutput:
         return InvalidOutput(self._dref, where.decode("utf-8", "backslashreplace"), problem, advice)
-
-
-_COPIED: Final[dict[str, Callable[[bytes], object]]] = {
-    CONTEXT_FILE: lambda data: parse_context(json.loads(data)),
-    PROVENANCE_FILE: parse_provenance,
-}
-"""What comes along when the folder of another realization is copied, and how to tell it from a file of the user's."""
 
 
 def seal_file(fd: int) -> None:

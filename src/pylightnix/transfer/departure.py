@@ -12,8 +12,7 @@ from pylightnix.nar import Sink, tree_hash
 from pylightnix.query import direct_context
 from pylightnix.store.derivations import read_canonical
 from pylightnix.store.index_file import store_command
-from pylightnix.store.layout import START_FILE, STOP_FILE, StoreLayout
-from pylightnix.store.provenance import metadata_of
+from pylightnix.store.layout import METADATA_NAMES, START_FILE, STOP_FILE, StoreLayout
 from pylightnix.system_errors import refusal
 from pylightnix.transfer.records import MAGIC, STAMP_BYTES, DerivationRecord, EndRecord, RealizationRecord, encode_record
 from pylightnix.transfer.selection import Selection
@@ -65,7 +64,7 @@ def _send_realization(layout: StoreLayout, info: RealizationInfo, write: Sink) -
     write(encode_record(record_of(layout, info)))
     writing = _Writing(write)
     try:
-        digest = tree_hash(folder, exclude_top=metadata_of(folder), sink=writing)
+        digest = tree_hash(folder, exclude_top=METADATA_NAMES, sink=writing)
     except InvalidTree as error:
         raise _changed(layout, f"{error.where} {error.problem}", info) from error
     except FileNotFoundError as error:

@@ -24,7 +24,7 @@ from pylightnix.refs import mkrref, undref
 from pylightnix.remote import ask_store
 from pylightnix.storage import store_layout
 from pylightnix.store.derivations import derivation_ref
-from pylightnix.store.layout import CONTEXT_FILE, START_FILE, STOP_FILE
+from pylightnix.store.layout import METADATA_NAMES, START_FILE, STOP_FILE
 from pylightnix.timestamps import parsetime
 from pylightnix.transfer.arrival import Arrivals, Arriving, Refused, arrivals
 from pylightnix.transfer.copying import copy_folder
@@ -46,8 +46,6 @@ from pylightnix.walking import walk
 __all__ = ["ImportReport", "Remark", "RemarkKind", "import_v0"]
 
 _UNKNOWN_HOST: Final = "unknown"
-_METADATA_NAMES: Final = frozenset({CONTEXT_FILE, START_FILE, STOP_FILE})
-"""What version 0 put at the top of a realization, and no more: anything else is an artifact."""
 _DREF_LENGTH: Final = len("dref:") + 32
 """What began with ``dref:`` and was at least so long counted as a reference."""
 
@@ -166,7 +164,7 @@ class _Import:
         with _reading():
             context = read_context(old)
             _check_hash(old)
-            digest = tree_hash(old.folder, exclude_top=_METADATA_NAMES)
+            digest = tree_hash(old.folder, exclude_top=METADATA_NAMES)
             start, stop = _stamp(old.folder, START_FILE), _stamp(old.folder, STOP_FILE)
             links = list(_links_out(old.folder))
         deps = self._direct(context, named)
@@ -182,7 +180,7 @@ class _Import:
             stop_stamp=stop,
         )
         if self._arrived is not None and not self._arrived.has(arriving):
-            self._arrived.realization(arriving, functools.partial(copy_folder, old.folder, exclude_top=_METADATA_NAMES))
+            self._arrived.realization(arriving, functools.partial(copy_folder, old.folder, exclude_top=METADATA_NAMES))
         self._report.realizations[old.rref] = arriving.rref
         self._contexts[old.rref] = context
         self._report.remarks += [
