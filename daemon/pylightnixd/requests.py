@@ -25,19 +25,18 @@ from pylightnix.protocol.vocabulary import Message
 from pylightnix.refs import isdref, isrref
 from pylightnix.store.build_logs import read_log, tail_offset
 from pylightnix.types import DRef, RRef
-from pylightnixd.allocation import return_free_blocks
+from pylightnixd.askers import Askers
 from pylightnixd.blobs import Blobs, checked
 from pylightnixd.boundary import SharedNursery, entered
 from pylightnixd.builds import Builds
 from pylightnixd.claims import Caller
 from pylightnixd.hold import HeldStore
 from pylightnixd.insertion import HandedOver, Insertions
-from pylightnixd.kept_results import KeptResults
 from pylightnixd.names import new_name
 from pylightnixd.operation import Operation, OperationState
+from pylightnixd.overview import processes
 from pylightnixd.results import Result, page
 from pylightnixd.session import Session
-from pylightnixd.table import BuildState, TableEntry
 from pylightnixd.user_names import UserNames
 from pylightnixd.watching import Watch
 
@@ -55,12 +54,6 @@ SPECS_AT_ONCE: Final = 50
 """How many derivations are taken in before others have a turn: a millisecond's worth."""
 BYTES_AT_ONCE: Final = 1 << 14
 """How much of configs and contexts is taken in before others have a turn. Whatever is longer is taken in by a thread."""
-PS_BUILDS_MAX: Final = 1000
-"""How many builds `ps` tells of."""
-PS_ENDED_MAX: Final = 100
-"""Of how many operations that have ended."""
-GIVE_BACK_BYTES: Final = 8 << 20
-"""After how much that was dropped memory is given back."""
 HELD_EACH_BYTES: Final = 1024
 """What a piece of a blob or a derivation counts beside its own bytes."""
 _DETAIL_CHARACTERS_MAX: Final = 10_000
@@ -82,10 +75,7 @@ class Requests:
     watches: dict[tuple[int, str], Watch] = field(default_factory=dict)
     attached: dict[Session, list[str]] = field(default_factory=dict)
     """The operations that each connection is a client of, by name."""
-    asking: dict[Session, set[str]] = field(default_factory=dict)
-    """Of which operations each connection wants to know what comes of them, and has not said that it knows."""
-    kept: KeptResults = field(default_factory=KeptResults)
-    _kept_changed: trio.Event = field(default_factory=trio.Event)
+    askers: Askers = field(init=False)
     insertions: Insertions = field(init=False)
     names: UserNames = field(init=False)
     blobs: Blobs = field(default_factory=Blobs)
@@ -94,6 +84,7 @@ class Requests:
 
     def __post_init__(self) -> None:
         self.insertions = Insertions(self.hold, self.nursery)
+        self.askers = Askers(self.operations)
         self.names = UserNames(self.nursery)
 
     async def handle(self, session: Session, method: str, params: Message) -> Message:
@@ -124,7 +115,7 @@ class Requests:
     def hear(self, session: Session, method: str, params: Message) -> None:
         """Take a notification of a client's."""
         if isinstance(params, m.Fetched):
-            self._fetched(session, params.operation)
+            self.askers.knows(session, params.operation)
         if isinstance(params, m.Credit):
             watch = self.watches.get((id(session), params.operation))
             if watch is not None:
@@ -313,35 +304,22 @@ class Requests:
         finally:  # who drains waits for it
             del self.operations[operation.id]
             for result in operation.result:
-                self.kept.keep(trio.current_time(), result)
+                self.askers.keep(result)
             operation.result = []  # the garbage collector may leave it, with all it refers to, for a long time; see `bulk`
-            self._kept_changed.set()
             if not self.under_way:
                 self.quiet.set()
                 self.quiet = trio.Event()
-
-    async def drop_results(self) -> None:
-        """Drop results that were kept for long enough, for as long as the daemon lives; and give back their memory."""
-        while True:
-            self.kept.expire(trio.current_time())
-            if self.kept.dropped_bytes >= GIVE_BACK_BYTES:
-                self.kept.dropped_bytes = 0
-                await self.hold.in_thread(return_free_blocks)
-            deadline = self.kept.deadline()
-            with trio.move_on_at(float("inf") if deadline is None else deadline):
-                await self._kept_changed.wait()
-            self._kept_changed = trio.Event()
 
     # --- what comes of it -----------------------------------------------------------------------------
 
     async def _result(self, session: Session, name: str) -> Result:
         """Wait until an operation has ended, and return what came of it."""
-        found = self.kept.find(name)
+        found = self.askers.kept.find(name)
         if found is not None:
-            self._note_asking(session, name)
+            self.askers.asks(session, name)
             return found
         operation = self._operation(name)
-        self._note_asking(session, name)
+        self.askers.asks(session, name)
         result = operation.result
         await operation.ended.wait()
         if not result:
@@ -357,7 +335,7 @@ class Requests:
         return await page(params.part, result.part(params.part), params.offset, params.limit)
 
     async def subscribe(self, session: Session, params: m.Subscribe) -> m.Done:
-        if self.kept.find(params.operation) is not None:
+        if self.askers.kept.find(params.operation) is not None:
             session.notify("ended", m.Ended(operation=params.operation))
             return m.Done()
         operation = self._operation(params.operation)
@@ -376,7 +354,7 @@ class Requests:
         return m.Done()
 
     async def cancel(self, session: Session, params: m.Cancel) -> m.Done:
-        if self.kept.find(params.operation) is None:  # else it has ended already
+        if self.askers.kept.find(params.operation) is None:  # else it has ended already
             self._cancel(self._operation(params.operation))
         return m.Done()
 
@@ -389,9 +367,9 @@ class Requests:
             self.builds.drop_claim(operation.id)
 
     async def attach(self, session: Session, params: m.Attach) -> m.Attached:
-        result = self.kept.find(params.operation)
+        result = self.askers.kept.find(params.operation)
         if result is not None:
-            self._note_asking(session, result.id)
+            self.askers.asks(session, result.id)
             return m.Attached(state=OperationState.ended.value, targets=list(result.targets), total=result.total, done=result.done)
         operation = self._operation(params.operation)
         self._attach(session, operation)
@@ -399,29 +377,13 @@ class Requests:
 
     def _attach(self, session: Session, operation: Operation) -> None:
         operation.clients += 1
-        self._note_asking(session, operation.id)
+        self.askers.asks(session, operation.id)
         if session not in self.attached:
             self.attached[session] = []
             session.on_end.append(lambda: self._leave(session))
         # By name: a connection may live long, and what is forgotten here is to be gone.
         known = self.attached[session] = [name for name in self.attached[session] if name in self.operations]
         known.append(operation.id)
-
-    def _note_asking(self, session: Session, name: str) -> None:
-        """Enter that a connection wants to know what comes of an operation."""
-        if session not in self.asking:
-            self.asking[session] = set()
-            session.on_end.append(partial(self.asking.__delitem__, session))
-        known = self.asking[session] = {other for other in self.asking[session] if other in self.operations or other in self.kept}
-        known.add(name)
-
-    def _fetched(self, session: Session, name: str) -> None:
-        """Let go the result of an operation if nobody else has asked for it."""
-        if name in self.kept and name in self.asking.get(session, ()):
-            self.asking[session].discard(name)
-            if not any(name in names for names in self.asking.values()):
-                self.kept.fetched(name)
-                self._kept_changed.set()
 
     def _leave(self, session: Session) -> None:
         """Let go the operations of a connection that is over; one that nobody else has is cancelled."""
@@ -495,70 +457,7 @@ class Requests:
 
     async def ps(self, session: Session, params: m.Ps) -> m.Processes:
         await session.wait_turn()
-        operations = [
-            m.OperationLine(
-                operation=o.id,
-                state=o.state.value,
-                targets=o.request.targets[:100],
-                user=o.user,
-                started=o.created,
-                done=o.done,
-                total=o.total,
-                clients=o.clients,
-            )
-            for o in self.operations.values()
-        ]
-        lines = []
-        # What runs is told of first: with thousands that wait, it is what somebody wants to know.
-        entries = sorted(self.builds.table.entries(), key=lambda entry: entry.state is BuildState.queued)
-        for entry in entries[:PS_BUILDS_MAX]:
-            running = self.builds.running.get(entry.id)
-            users = sorted({self.operations[o].user for o in entry.operations if o in self.operations})
-            lines.append(
-                m.BuildLine(
-                    build=entry.id,
-                    dref=entry.key.dref,
-                    state=entry.state.value,
-                    operations=list(entry.operations),
-                    pid=running.pid if running else None,
-                    started=running.started if running else None,
-                    user=", ".join(users),
-                    waiting_for=self._waiting_for(entry),
-                    resources=self.builds.resources_of(entry.id),
-                )
-            )
-        given_up = [
-            m.GivenUpLine(pid=gone.pid, what=gone.what, since=gone.since, folder=gone.folder)
-            for gone in self.builds.pool.processes.given_up
-        ]
-        return m.Processes(
-            operations=operations,
-            builds=lines,
-            more_builds=len(entries) - len(lines),
-            given_up=given_up,
-            ended=[
-                m.OperationLine(
-                    operation=result.id,
-                    state=OperationState.ended.value,
-                    targets=list(result.targets[:100]),
-                    user=result.user,
-                    started=result.created,
-                    done=result.done,
-                    total=result.total,
-                    clients=0,
-                )
-                for result in self.kept.latest(PS_ENDED_MAX)
-            ],
-        )
-
-    def _waiting_for(self, entry: TableEntry) -> str:
-        running = self.builds.running.get(entry.id)
-        if running is not None and running.fetching is not None:
-            fetch = running.fetching
-            return f"{fetch.bytes} of {'?' if fetch.total is None else fetch.total} bytes from {fetch.mirror or 'its mirrors'}"
-        if entry.state is not BuildState.queued:
-            return "what its realizer has asked for" if entry.waits else "slots to go on" if entry.lent else ""
-        return self.builds.waits_for(entry.needs)
+        return processes(self.operations, self.askers.kept, self.builds)
 
     async def status(self, session: Session, params: m.Status) -> m.DaemonStatus:
         table = self.builds.table
@@ -578,10 +477,10 @@ class Requests:
             held=m.Held(
                 operations_bytes=self._held_bytes,
                 operations_bytes_max=OPERATIONS_BYTES_MAX,
-                results=len(self.kept),
-                results_bytes=self.kept.total_bytes,
-                results_bytes_max=self.kept.bytes_max,
-                results_seconds=self.kept.seconds,
+                results=len(self.askers.kept),
+                results_bytes=self.askers.kept.total_bytes,
+                results_bytes_max=self.askers.kept.bytes_max,
+                results_seconds=self.askers.kept.seconds,
             ),
         )
 

@@ -167,7 +167,7 @@ class _Server:
                     requests = Requests(self.hold, builds, work)
                     work.keep("making realizations durable", self.hold.run_committer)
                     work.keep("starting builds", builds.run)
-                    work.keep("dropping results", requests.drop_results)
+                    work.keep("dropping results", partial(requests.askers.run, self.hold.in_thread))
                     work.keep("taking signals", partial(self._signals, signals, builds))
                     work.start_soon("emptying the trash", self.hold.removals.empty_trash)
                     self._take_room()

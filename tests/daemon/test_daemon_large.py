@@ -16,7 +16,7 @@ from pylightnix import Closure
 from pylightnix.protocol import messages as m
 from pylightnix.protocol.errors import MessageInvalid
 from pylightnixd.bulk import FREEZE_EVERY, Bulk
-from pylightnixd.requests import PS_BUILDS_MAX
+from pylightnixd.overview import PS_BUILDS_MAX
 
 
 def test_ps_tells_of_what_runs_first_and_of_how_much_it_leaves_out(
