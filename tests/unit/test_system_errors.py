@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.stores import new_store
+from tests.stores import in_child, new_store, stage
 
-from pylightnix import StoreError, StoreFull, StoreReadOnly
+from pylightnix import StoreError, StoreFull, StoreReadOnly, instantiate, realize1
 from pylightnix.errors import StoreIOError
 from pylightnix.protocol.errors_on_wire import error_from_wire, error_to_wire
 from pylightnix.storage import store_layout
@@ -98,3 +100,33 @@ def test_a_lock_is_let_go_where_nothing_can_be_written_any_more(tmp_path: Path, 
     monkeypatch.undo()
     with exclusive_lock(layout, "test", 0):
         pass
+
+
+def test_with_few_descriptors_the_library_says_so_and_what_to_do(tmp_path: Path) -> None:
+    """Whatever it gets to, SQLite's files included, which says no more than that it cannot open one."""
+    S = new_store(tmp_path / "store")
+
+    def run() -> list[str]:
+        hard, told, spare = resource.getrlimit(resource.RLIMIT_NOFILE)[1], [], -1
+        while spare < 40:
+            spare += 1
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, hard))
+            try:
+                realize1(instantiate(partial(stage, name=f"s{spare}"), S=S))
+            except StoreError as error:
+                told.append(str(error))
+            except OSError as error:  # of the realizer's own
+                told.append(f"{error}; ulimit -n" if error.errno == errno.EMFILE else repr(error))
+            else:
+                break
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return told
+
+    told = in_child(run)
+    assert 3 < len(told) < 40
+    for text in told:
+        assert "Too many open files" in text
+        assert "ulimit -n" in text

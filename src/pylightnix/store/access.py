@@ -6,7 +6,8 @@ import os
 import pwd
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Final, Optional
 
 from pylightnix.errors import (
     InvalidStorage,
@@ -29,6 +30,10 @@ from pylightnix.store.set_aside import discard, is_passing, retry_set_aside
 from pylightnix.system_errors import is_refusal, refusal
 
 __all__ = ["check_access", "in_words", "make_folders", "store_error", "translated_errors", "user_name", "wipe_store", "write_access"]
+
+
+_INDEX_FILES: Final = 4
+"""How many files SQLite has open for an index at a time: itself, what is before it, what they share, their folder."""
 
 
 def user_name(uid: int) -> str:
@@ -63,6 +68,8 @@ def _index_error(layout: StoreLayout, doing: str, error: sqlite3.Error) -> Store
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if code == sqlite3.SQLITE_FULL or (code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and _is_full(layout.state)):
         return StoreFull(layout.index, doing)
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY) and (cause := _cause(layout)) is not None:
+        return refusal(cause, doing, layout.index, layout.state)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
         return StoreReadOnly(layout.state, f"{error} ({layout.index}) while {doing}")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -70,6 +77,17 @@ def _index_error(layout: StoreLayout, doing: str, error: sqlite3.Error) -> Store
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return corrupt_index(layout, f"not a sound index ({error})")
     return StoreIOError(layout.index, doing, str(error))
+
+
+def _cause(layout: StoreLayout) -> Optional[OSError]:
+    """Return why SQLite could not open or write a file, which it does not say: what the system says to who does the same."""
+    with ExitStack() as stack:
+        try:
+            for _ in range(_INDEX_FILES):
+                stack.callback(os.close, os.open(layout.index, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
+        except OSError as error:
+            return error if is_refusal(error) else None
+    return None
 
 
 def _is_full(folder: str) -> bool:
