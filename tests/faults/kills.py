@@ -161,8 +161,10 @@ class _Load:
         self._end_daemon()
         self._check(settled=True, hashed=True)
         self.result.violations += [f"left over: process {pid}" for pid in self.seen if is_alive(pid)]
-        lines = [line for name in os.listdir(self.logs) for line in said(f"{self.logs}/{name}").splitlines()]
-        self.result.violations += [f"log: {line}" for line in lines if "BUG" in line or "Traceback" in line][:10]
+        logs = [said(f"{self.logs}/{name}") for name in os.listdir(self.logs)]
+        self.result.violations += [f"log: {log[log.index(word) :][:4000]}" for log in logs for word in ("BUG", "Traceback") if word in log][
+            :5
+        ]
 
     def _end_daemon(self) -> None:
         self.daemon.terminate()
