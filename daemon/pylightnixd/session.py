@@ -20,6 +20,7 @@ import trio
 
 from pylightnix.protocol.connection import (
     ConnectionEnded,
+    ConnectionState,
     Greeted,
     NotificationReceived,
     ProtocolFailed,
@@ -190,7 +191,10 @@ class Session:
 
     async def _answer_to(self, request_id: int, method: str, params: Message) -> bytes:
         try:
-            return self.connection.respond(request_id, await self.handle(self, method, params))
+            answer = await self.handle(self, method, params)
+            if self.connection.state is ConnectionState.closed:
+                return b""  # who asked is gone
+            return self.connection.respond(request_id, answer)
         except Exception as error:  # noqa: BLE001  # one request's trouble must not end the daemon
             incident = secrets.token_hex(6)
             wire = error_to_wire(error, incident)
