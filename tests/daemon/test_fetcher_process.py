@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -487,7 +488,11 @@ def test_kill_9_of_the_daemon_ends_it(tmp_path: Path, is_stopped: bool) -> None:
         if is_stopped:
             os.kill(pid, signal.SIGSTOP)
         daemon.kill()
-        wait_until(lambda: not is_alive(pid))
+        try:
+            wait_until(lambda: not is_alive(pid))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_daemon_that_ends_is_not_held_up_by_one_that_is_stopped(tmp_path: Path) -> None:
