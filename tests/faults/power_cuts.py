@@ -221,7 +221,8 @@ class State:
         end = change.number + len(change.data)
         if way != "blocks":
             data.extend(bytes(max(0, end - len(data))))
-            data[change.number : end] = bytes(len(change.data)) if way == "zeros" else change.data
+            if way != "zeros":  # what lay there before lies there still; only what was never there is zeros
+                data[change.number : end] = change.data
             return
         size = self._chance.choice((_BLOCK, _SECTOR))
         for start in range(0, len(change.data), size):
