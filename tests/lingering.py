@@ -25,7 +25,8 @@ def lingering_socket(seconds: int) -> Iterator[socket.socket]:
             line.setblocking(True)
             line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))
             yield line
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0)) if line.fileno() >= 0 else None
+            if line.fileno() >= 0:  # nobody was given it
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
 
 
 def pass_on(line: socket.socket, data: bytes, passed: socket.socket) -> None:
