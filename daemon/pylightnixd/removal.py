@@ -75,7 +75,7 @@ class Removals:
     async def mend(self, rref: RRef, *, settle: Callable[[], Awaitable[None]], at_work: AtWork) -> Mended:
         """Mend a realization as `pylightnix.store.mending.mend` does. Arguments as of `remove`."""
         # Hashed first with everybody at work: what is whole holds up nobody, however large it is.
-        found = await run_in_thread(lambda: inspect(self.store.layout, rref, promises=True), limiter=self._hash_limiter)
+        found = await run_in_thread(lambda: inspect(self.store.layout, rref), limiter=self._hash_limiter)
         if found.damage is None:
             return Mended(rref, Outcome.whole)
         [mended] = await self._apart(frozenset({rref2dref(rref)}), lambda busy: mend(self.store, [rref], busy), settle, at_work)

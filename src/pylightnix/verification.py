@@ -168,7 +168,7 @@ class _Run:
         self.report.whole = len(done)
         self.told(len(done), len(wanted))
         rest = [rref for rref in wanted if rref not in done]
-        for count, found in enumerate(in_parallel(lambda rref: inspect(self.layout, rref, promises=True), rest, self.jobs), 1):
+        for count, found in enumerate(in_parallel(lambda rref: inspect(self.layout, rref), rest, self.jobs), 1):
             self.targets[found.rref] = found.targets
             if found.damage is None:
                 self.report.whole += 1
@@ -203,7 +203,7 @@ class _Run:
                 self.report.strays += [path for path in [self.layout.realization(rref)] if os.path.lexists(path)]
                 continue
             if rref not in self.listed:
-                found = inspect(self.layout, rref, promises=True)  # it came since, and may have been read too early
+                found = inspect(self.layout, rref)  # it came since, and may have been read too early
             if found.damage is not None:
                 self.report.damaged[rref] = Finding(found.damage, found.problem, tuple(sorted(needed_by(rref))))
         for rref, targets in sorted(self.targets.items()):

@@ -24,17 +24,21 @@ from pylightnix import (
     dirrm,
     instantiate,
     match_some,
+    mknode,
     realize,
     realize1,
     realizeMany,
     rootrrefs,
     rref2path,
 )
+from pylightnix.context import realization_hash
+from pylightnix.nar import tree_hash
 from pylightnix.query import realization_info, realization_starts
 from pylightnix.storage import store_layout
 from pylightnix.store import reindex as module
 from pylightnix.store.faults import set_hook
 from pylightnix.store.index_file import has_trees
+from pylightnix.store.layout import METADATA_NAMES
 from pylightnix.store.reindex import Reindexed, reindex
 from pylightnix.store.store import open_store_alone
 
@@ -312,3 +316,21 @@ def test_an_index_from_an_older_backup_gets_what_came_since(S: StorageSettings) 
     assert enumerations(S) == before
     assert realize1(instantiate(chain, S=S)) == top
     check_sound(S)
+
+
+def test_bytes_that_a_config_has_another_checksum_of_are_left_out(S: StorageSettings) -> None:
+    right = realize1(instantiate(lambda r: mknode(r, {}, {"a": b"right"}), S=S))
+    folder = rref2path(right, S)
+    poisoned = f"{os.path.dirname(folder)}/draft"
+    shutil.copytree(folder, poisoned)
+    os.chmod(poisoned, 0o755)
+    os.chmod(f"{poisoned}/a", 0o644)
+    FsPath(poisoned, "a").write_bytes(b"wrong")
+    os.chmod(f"{poisoned}/a", 0o444)
+    rhash = realization_hash(tree_hash(poisoned, exclude_top=METADATA_NAMES).sha256, {}, {})
+    os.rename(poisoned, f"{os.path.dirname(folder)}/{rhash}")  # so that its name is that of its bytes
+    os.chmod(f"{os.path.dirname(folder)}/{rhash}", 0o555)
+    hurt(S, absent)
+    report = again(S)
+    assert report.entered == [right]
+    assert ["its config has" in problem for problem in report.left_out.values()] == [True], report.left_out

@@ -41,8 +41,8 @@ from pylightnix import (
 )
 from pylightnix.leftovers import leftovers
 from pylightnix.rebuilding import can_rebuild, rebuild
-from pylightnix.remote import mend
 from pylightnix.refs import unrref
+from pylightnix.remote import mend
 from pylightnix.storage import store_layout
 from pylightnix.store.inspection import Damage, inspect
 from pylightnix.store.mending import Outcome
@@ -289,7 +289,7 @@ def test_a_checksum_that_the_config_promises(S: StorageSettings) -> None:
         FsPath(f"{folder}/a").write_bytes(b"wrong")
         os.chmod(f"{folder}/a", 0o444)
     assert run(S).damaged[rref].damage is Damage.tree
-    found = inspect(store_layout(S), rref, promises=True)
+    found = inspect(store_layout(S), rref)
     assert found.digest is not None
 
 

@@ -81,14 +81,8 @@ def fits(rref: RRef, tree_hash: str, deps: Context, dynamic: Context) -> bool:
     return realization_hash(tree_hash, deps, dynamic) == unrref(rref)[0]
 
 
-def inspect(layout: StoreLayout, rref: RRef, *, promises: bool = False) -> Inspected:
-    """Hash the tree of a realization and compare it with its name.
-
-    Args:
-        layout: the store.
-        rref: the realization.
-        promises: whether to compare its files with the checksums that its config has, too.
-    """
+def inspect(layout: StoreLayout, rref: RRef) -> Inspected:
+    """Hash the tree of a realization, and compare it with its name and with the checksums that its config has."""
     folder = layout.realization(rref)
     looking = _Looking()
     try:
@@ -105,7 +99,7 @@ def inspect(layout: StoreLayout, rref: RRef, *, promises: bool = False) -> Inspe
     except OSError as error:
         return Inspected(rref, Damage.unreadable, f"{error.filename or folder}: {error.strerror or error}")
     found = Inspected(rref, digest=digest, deps=deps, dynamic=dynamic, provenance=read_provenance(layout.provenance(rref)))
-    damage, problem = _damage(layout, found, lost, looking, promises)
+    damage, problem = _damage(layout, found, lost, looking)
     return found if damage is None else _with(found, damage, problem)
 
 
@@ -113,7 +107,7 @@ def _with(found: Inspected, damage: Damage, problem: str) -> Inspected:
     return Inspected(found.rref, damage, problem, found.digest, found.deps, found.dynamic, found.provenance)
 
 
-def _damage(layout: StoreLayout, found: Inspected, lost: Optional[str], looking: _Looking, promises: bool) -> tuple[Optional[Damage], str]:
+def _damage(layout: StoreLayout, found: Inspected, lost: Optional[str], looking: _Looking) -> tuple[Optional[Damage], str]:
     folder = layout.realization(found.rref)
     if lost is not None:
         return Damage.context, f"{folder}/{CONTEXT_FILE}: {lost}"
@@ -121,7 +115,7 @@ def _damage(layout: StoreLayout, found: Inspected, lost: Optional[str], looking:
         raise AssertionError("BUG: hashed, and no digest")
     if not fits(found.rref, found.digest.sha256, found.deps, found.dynamic):
         return Damage.tree, f"{folder}: its tree hash is {found.digest.sha256}, which with its context does not give its name"
-    if promises and (problem := _promise_broken(layout, found.rref, folder)) is not None:
+    if (problem := _promise_broken(layout, found.rref, folder)) is not None:
         return Damage.checksum, f"{folder}: {problem}"
     if looking.odd is not None:
         return Damage.mode, looking.odd

@@ -119,14 +119,14 @@ def mend_alone(layout: StoreLayout, rrefs: Collection[RRef]) -> list[Mended]:
 
 
 def _mend(store: Store, rref: RRef, at_work: Sequence[str]) -> Mended:
-    found = inspect(store.layout, rref, promises=True)
+    found = inspect(store.layout, rref)
     state = store.index.state_of(rref)
     if found.damage is None:
         return Mended(rref, Outcome.whole)
     if at_work or state == PENDING:
         return Mended(rref, Outcome.busy, found.damage.value, ", ".join(at_work) or "a build that is not finished")
     damage, problem = found.damage.value, found.problem
-    if _with_room(store.layout, rref, lambda: _mended_in_place(store, found)) and inspect(store.layout, rref, promises=True).damage is None:
+    if _with_room(store.layout, rref, lambda: _mended_in_place(store, found)) and inspect(store.layout, rref).damage is None:
         return Mended(rref, Outcome.mended, damage, problem)
     moved_to = None if found.damage is Damage.missing else _with_room(store.layout, rref, lambda: _move_aside(store.layout, rref))
     reach("quarantined")
