@@ -59,6 +59,8 @@ class Record:
     changes: list[Change]
     marks: list[tuple[int, str]]
     """The number of what was recorded, and what was noted."""
+    synced: list[int]
+    """The numbers of the ends of syncs."""
     length: int
     """How much was recorded: each sync twice, and each mark, too."""
 
@@ -93,6 +95,7 @@ class _Player:
         self.syncs: dict[int, Change] = {}
         self.changes: list[Change] = []
         self.marks: list[tuple[int, str]] = []
+        self.synced: list[int] = []
         self.now = 0
 
     def play(self, entries: Iterator[tuple[str, int, int, str, bytes]]) -> Record:
@@ -101,6 +104,7 @@ class _Player:
             if what == "!":
                 self.marks.append((self.now, one))
             elif what == "e":
+                self.synced.append(self.now)
                 self._synced(self.syncs.pop(b))
             elif what in "sS":
                 node = self.root if what == "S" else self._find(one)
@@ -112,7 +116,7 @@ class _Player:
                     self._do(Change(what, node, number=b, data=two))
             else:
                 self._name(what, a, b, one, two)
-        return Record(self.root, self.changes, self.marks, self.now)
+        return Record(self.root, self.changes, self.marks, self.synced, self.now)
 
     def _do(self, change: Change) -> None:
         change.when = self.now

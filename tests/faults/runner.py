@@ -125,9 +125,10 @@ class Runner:
         record = read_record(trace, recorded["root"])
         violations = [f"the day itself: {text}" for text in recorded["violations"]]
         chance = random.Random(order["seed"])
+        edges = [*record.synced, *(at for at, _ in record.marks)]  # where something has just become certain, or been told
         lived = with_debris = 0
         for number in range(order["count"]):
-            cut = chance.choice(record.marks)[0] + 1 if number % 2 else chance.randrange(1, record.length + 2)
+            cut = 1 + (chance.choice(edges) if number % 2 else chance.randrange(record.length + 1))
             state, told, root = State(record, cut, order["seed"] + number), record.told(cut), f"{self.root}/cut"
             state.write_to(root)
             found = opened(root, sorted(told), recorded["right"])

@@ -39,5 +39,5 @@ def test_a_wait_without_a_bound_is_a_hang(one: Days) -> None:
 @pytest.mark.parametrize("mutant", ["no-sync", "late-sync", "lazy-index"])
 def test_what_was_not_flushed_is_lost_in_a_power_cut(mutant: str) -> None:
     assert cut_power(1, 100, jobs=1).violations == []
-    found = cut_power(1, 100, jobs=1, mutant=mutant).violations
+    found = cut_power(1, 300, jobs=1, mutant=mutant).violations
     assert [text for text in found if ": lost: " in text or ": wrong: " in text]
