@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -170,6 +172,7 @@ def recover_once(S: StorageSettings) -> None:
 @needs_root
 def test_what_root_left_in_a_build_folder_fails_no_build(others_folder: FsPath) -> None:
     """As containers do; the build's own user cannot remove it, nor look into it."""
+    codecs.lookup("ascii")  # the other user may not read the interpreter's own files
     root = others_folder / "store"
     reading, writing = os.pipe()
     answer_reading, answer_writing = os.pipe()
@@ -190,6 +193,7 @@ def test_what_root_left_in_a_build_folder_fails_no_build(others_folder: FsPath) 
 
     child = os.fork()
     if child == 0:
+        signal.alarm(20)  # a build that does not come says nothing
         with of_root(f"{os.read(reading, 4096).decode()}/cache"):
             os.write(answer_writing, b".")
         os._exit(0)
@@ -404,6 +408,31 @@ def test_trees_of_another_device_than_the_state_s_go_and_are_set_aside_there(tmp
         assert entry.path.startswith(f"{trees}/tmp/set-aside/")
 
     in_child(run, own_mounts=True)
+
+
+def test_a_file_that_is_open_over_nfs(tmp_path: FsPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS gives it another name when it is unlinked, and refuses to unlink that for as long as it is open."""
+    layout = layout_in(tmp_path)
+    folder = f"{layout.trash}/built"
+    fill(folder)
+    unlink = os.unlink
+
+    def silly(name: str, **options: int) -> None:
+        if os.path.basename(name).startswith(".nfs"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
+        if name == "b":
+            os.rename(name, ".nfs0000000000000001", src_dir_fd=options["dir_fd"], dst_dir_fd=options["dir_fd"])
+        else:
+            unlink(name, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", silly)
+        assert empty_trash(layout)
+        (entry,) = all_set_aside(layout)
+    assert os.listdir(layout.trash) == []
+    assert entry.obstacle == f"{entry.path}/inner/.nfs0000000000000001"
+    assert entry.command == f"fuser -v {entry.obstacle}"
+    assert retry_set_aside(layout) == []
 
 
 # --- with injected errors -------------------------------------------------------------------------------------

@@ -61,6 +61,8 @@ class SetAside:
     def command(self) -> str:
         """What its owner, or an administrator, runs to be rid of it. The store forgets it by itself then."""
         path, obstacle = _quoted(self.path), _quoted(self.obstacle)
+        if self.code == errno.EBUSY and os.path.basename(self.obstacle).startswith(".nfs"):
+            return f"fuser -v {obstacle}"  # somebody has it open, and NFS keeps it under this name until it is closed
         if self.code == errno.EBUSY:
             return f"sudo umount {obstacle}"
         if self.code == errno.EPERM:
