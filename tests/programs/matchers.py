@@ -29,13 +29,13 @@ def above(S, rrefs: List[RRef]) -> Optional[List[RRef]]:
     return found or None
 
 
-assert values(match_some(1, accuracy)) == [0.4]
-assert values(match_some(4, accuracy)) == [0.1, 0.2, 0.3, 0.4]
+assert values(match_some(1, lambda S, rref: accuracy(S, rref) or 0)) == [0.4]
+assert values(match_some(4, lambda S, rref: accuracy(S, rref) or 0)) == [0.1, 0.2, 0.3, 0.4]
 assert values(match(accuracy, lambda rrefs: rrefs[-1:])) == [0.1]
 assert values(match(accuracy, lambda rrefs: rrefs[:2], match_some(1, lambda S, rref: -accuracy(S, rref)))) == [0.3]
 assert values(match(latest(), lambda rrefs: rrefs)) == values(match_all) == values(match_latest(5))
 assert values(above) == [0.3, 0.4]
-best = realize1(instantiate(sampled, match_some(1, accuracy)))
+best = realize1(instantiate(sampled, match(accuracy, lambda rrefs: rrefs[:1])))
 assert (
     realizeMany(instantiate(sampled, match_exact([best]))) == realizeMany(instantiate(sampled, match(exact([best]), lambda l: l))) == [best]
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 
 import pytest
 from tests.peers import Line, Peer
 from tests.soundness import check_sound, rows
 from tests.stores import in_child, stage, writes
 
-from pylightnix import DRef, Registry, RRef, StorageSettings, StoreError, StoreFull, StoreIOError, instantiate, realizeMany
+from pylightnix import DRef, Registry, RRef, StorageSettings, StoreError, StoreFull, StoreIOError, instantiate, realize1, realizeMany
 from pylightnix.embedded import realize_closure
 from pylightnix.query import allrrefs
 from pylightnix.storage import store_layout
@@ -205,6 +206,31 @@ def test_when_nothing_can_be_written_any_more_nothing_is_believed_later(S: Stora
         peer.kill()
     assert set(in_child(lambda: list(allrrefs(S)))) >= {earlier, *later}
     check_sound(S, [earlier, *later])
+
+
+def test_another_threads_first_look_at_the_index_takes_nothing_from_this_ones(S: StorageSettings) -> None:
+    """Closing a descriptor of a file takes all locks on it from the process: others then take its log for left over."""
+
+    def body(line: Line) -> None:
+        earlier = realizeMany(instantiate(lambda r: stage(r, "earlier"), S=S))
+        seen: list[RRef] = []
+        thread = threading.Thread(target=lambda: seen.extend(allrrefs(S)))
+        thread.start()
+        thread.join()
+        assert seen == earlier
+        line.say(earlier[0])
+        line.hear()
+        line.say(realize1(instantiate(lambda r: stage(r, "later"), S=S)))
+        line.hear()
+
+    with Peer(body) as peer:
+        earlier = RRef(peer.line.hear())
+        assert list(rows(S)) == [earlier]  # with a connection that is closed: the last one to go removes the log
+        peer.say("again")
+        later = RRef(peer.line.hear())
+        peer.kill()
+    assert sorted(in_child(lambda: list(allrrefs(S)))) == sorted([earlier, later])
+    check_sound(S, [earlier, later])
 
 
 def test_what_was_built_on_something_lost_is_refused(S: StorageSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import sqlite3
@@ -20,6 +21,7 @@ from pylightnix.errors import (
     StoreReadOnly,
 )
 from pylightnix.store.exposure import check_folders
+from pylightnix.store.index import looked_at
 from pylightnix.store.index_file import corrupt_index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, exclusive_lock, shared_lock
@@ -81,10 +83,13 @@ def _index_error(layout: StoreLayout, doing: str, error: sqlite3.Error) -> Store
 
 def _cause(layout: StoreLayout) -> Optional[OSError]:
     """Return why SQLite could not open or write a file, which it does not say: what the system says to who does the same."""
-    with ExitStack() as stack:
+    with looked_at(layout.index) as may_open, ExitStack() as stack:
+        path, flags = (layout.index, os.O_RDWR | os.O_NOFOLLOW) if may_open else (layout.state, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            if os.statvfs(layout.state).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), layout.index)
             for _ in range(_INDEX_FILES):
-                stack.callback(os.close, os.open(layout.index, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
+                stack.callback(os.close, os.open(path, flags | os.O_CLOEXEC))
         except OSError as error:
             return error if is_refusal(error) else None
     return None

@@ -34,13 +34,16 @@ from pylightnix.refs import rref2dref
 from pylightnix.store.durability import sync_path
 from pylightnix.types import DRef, RRef
 
-__all__ = ["APPLICATION_ID", "FORMAT", "MIGRATIONS", "Index", "IndexRow", "NewRealization", "RealizationInfo"]
+__all__ = ["APPLICATION_ID", "FORMAT", "MIGRATIONS", "Index", "IndexRow", "NewRealization", "RealizationInfo", "looked_at"]
 
 APPLICATION_ID: Final = 0x504C4E58  # "PLNX"
 _BUSY_SECONDS: Final = 30.0
 
 _in_doubt: Final[set[str]] = set()
 """Paths of indexes whose last commit by this process may or may not be found by the next one."""
+
+_opening: Final = threading.RLock()
+"""Held while a connection is opened. Taken after the lock of an `Index`, never before."""
 
 PENDING: Final = 0
 VALID: Final = 1
@@ -138,6 +141,27 @@ class RealizationInfo:
     """The name of the latest build by a daemon; None if there was none, or if it was not recorded."""
 
 
+@contextmanager
+def looked_at(path: str) -> Iterator[bool]:
+    """Keep this process from opening an index while the block runs, and tell whether the block may open the file itself.
+
+    It may not where a connection is open. Closing any descriptor of a file takes from a process all locks on it, SQLite's too:
+    another process would find nobody on the index and remove its write-ahead log, and what is committed from then on is lost.
+    """
+    with _opening:
+        inode = _inode(path)
+        indexes = [index for ref in list(_indexes.values()) if (index := ref()) is not None]
+        yield inode is None or not any(index.has_open(inode) for index in indexes)
+
+
+def _inode(path: str) -> Optional[tuple[int, int]]:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
+
+
 def _kind(error: sqlite3.Error) -> int:
     """Return the primary result code of an error of SQLite; 0 if it has none."""
     return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
@@ -153,6 +177,8 @@ class Index:
         self._durable = True
         self._is_inside = False
         """Whether a transaction is under way."""
+        self.inode: Optional[tuple[int, int]] = None
+        """Device and number of the file that is open."""
         self.is_known = False
         """Whether it was found to be an index of the newest format."""
         _indexes[id(self)] = weakref.ref(self)
@@ -162,7 +188,9 @@ class Index:
 
     def _db(self) -> sqlite3.Connection:
         if self._open_db is None:
-            db = self._open_db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            with _opening:
+                db = self._open_db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+                self.inode = _inode(self.path)
             db.execute("PRAGMA foreign_keys = ON")
             self._durable = True  # SQLite's own default, synchronous = FULL
         return self._open_db
@@ -173,6 +201,10 @@ class Index:
 
     def _row(self, query: str, args: Sequence[Any] = ()) -> Any:
         return next(iter(self._rows(query, args)), None)
+
+    def has_open(self, inode: tuple[int, int]) -> bool:
+        """Tell whether this is a connection to that file, and open."""
+        return self._open_db is not None and self.inode == inode
 
     def close(self) -> None:
         """Close the connection; a transaction that is open is rolled back. The next use opens it again."""
@@ -550,9 +582,11 @@ def _before_fork() -> None:
         for index in missing:
             index.hold_for_fork()
             _held.append(index)
+    _opening.acquire()
 
 
 def _after_fork(in_child: bool) -> None:
+    _opening.release()
     while _held:
         _held.pop().release_after_fork(in_child)
     _forking.release()

@@ -93,8 +93,12 @@ def _pages_in_log(path: str, page_bytes: int) -> set[int]:
 # --- beside trees -------------------------------------------------------------------------------------
 
 
-def is_new_index(layout: StoreLayout) -> bool:
+def is_new_index(layout: StoreLayout, may_open: bool) -> bool:
     """Tell whether there is no index yet, or one that is empty, in a store that has no trees either.
+
+    Args:
+        layout: the store.
+        may_open: whether to look into the file. Where a connection to it is open, that is out of the question, and needless.
 
     Raises:
         StoreCorrupt: the index is absent or empty, and there are trees; or its file is damaged.
@@ -103,7 +107,7 @@ def is_new_index(layout: StoreLayout) -> bool:
     while True:
         size = _size(layout.index)
         if size:
-            problem = file_problem(layout.index)
+            problem = file_problem(layout.index) if may_open else None
             if problem is not None:
                 raise corrupt_index(layout, problem)
             return False

@@ -17,7 +17,7 @@ from pylightnix.planner.messages import Candidate
 from pylightnix.store.access import check_access, translated_errors, user_name
 from pylightnix.store.commit import Attempt, Batch, TakenOutput, place, seal_realization
 from pylightnix.store.durability import held_open, sync_files, sync_trees
-from pylightnix.store.index import FORMAT, VALID, Index
+from pylightnix.store.index import FORMAT, VALID, Index, looked_at
 from pylightnix.store.index_file import corrupt_index, has_trees, is_new_index, refuse_lost_index
 from pylightnix.store.layout import StoreLayout
 from pylightnix.store.locks import LOCK_WAIT_SECONDS, build_key, build_lock, exclusive_lock, shared_lock
@@ -211,11 +211,15 @@ def _open_index(layout: StoreLayout) -> Index:
             info = None
         if info is not None and cached.inode == (info.st_dev, info.st_ino) and info.st_size:
             return cached.index
-    flags = os.O_CREAT if is_new_index(layout) else 0
+    with looked_at(layout.index) as may_open:
+        is_new = is_new_index(layout, may_open)
     if cached is not None:  # only now, for closing it removes what log there is
         cached.index.close()
         del _thread.indexes[layout.index]
-    os.close(os.open(layout.index, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600))
+    with looked_at(layout.index) as may_open:
+        if may_open:
+            flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if is_new else 0)
+            os.close(os.open(layout.index, flags, 0o600))
     info = os.stat(layout.index)
     index = Index(layout.index)
     _thread.indexes[layout.index] = _Cached(index, (info.st_dev, info.st_ino))
