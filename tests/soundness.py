@@ -18,7 +18,7 @@ from pylightnix.store.derivations import read_config
 from pylightnix.store.index import VALID
 from pylightnix.store.layout import CONFIG_FILE, CONTEXT_FILE, METADATA_NAMES, StoreLayout
 from pylightnix.store.owner import is_dead, is_owner_name
-from pylightnix.store.set_aside import all_set_aside
+from pylightnix.store.set_aside import retry_set_aside
 from pylightnix.store.trash import empty_trash
 
 UNIT_FILE = "unit.txt"
@@ -75,7 +75,7 @@ def check_sound(S: StorageSettings, acknowledged: Iterable[RRef] = ()) -> None:
     empty_trash(layout)
     trash = os.listdir(layout.trash) if os.path.isdir(layout.trash) else []
     assert not trash, trash
-    assert not all_set_aside(layout)
+    assert not retry_set_aside(layout)
 
 
 def _check_realization(layout: StoreLayout, rref: RRef, row: Row) -> None:
