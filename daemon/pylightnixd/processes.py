@@ -135,8 +135,8 @@ class Processes:
     nursery: SharedNursery
     remember: Callable[[Sequence[int]], None]
     """Notes, for daemons to come, which processes may still write into this one's folder."""
-    spared: set[int] = field(default_factory=set)
-    """Children of this process that are no strays."""
+    spared: set[int] = field(default_factory=lambda: set(children_of(os.getpid())))
+    """Children of this process that are no strays: ours, and those that were there before, as when a shell puts a daemon in its place."""
     forking: trio.Lock = field(default_factory=trio.Lock)
     """Held while a child of ours may be there that `spared` does not know yet."""
     given_up: list[GivenUp] = field(default_factory=list)

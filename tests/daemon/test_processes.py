@@ -140,6 +140,7 @@ def test_strays_are_killed_and_known_children_are_not() -> None:
 
     def main() -> None:  # in a process of its own, which has no other children
         become_subreaper()
+        earlier = subprocess.Popen(SLEEP)  # as a shell has them that puts a daemon in its own place
 
         async def script(processes: Processes) -> None:
             other = await processes.start(SLEEP, [])
@@ -151,9 +152,12 @@ def test_strays_are_killed_and_known_children_are_not() -> None:
             assert await processes.end(lost, lambda: None, "what was lost") == []
             assert not is_alive(stray)
             assert is_alive(other.pid)
+            assert is_alive(earlier.pid)
             await processes.end(other, lambda: None, "the other")
 
         with_processes(script)
+        earlier.kill()
+        earlier.wait()
 
     pid = os.fork()
     if pid == 0:
