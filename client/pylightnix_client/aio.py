@@ -123,7 +123,7 @@ class AsyncClient:
                     except BlockingIOError:
                         await anyio.wait_writable(self._socket)
                     except OSError as error:
-                        raise DaemonGone(self.path, f"is gone ({error.strerror or error})") from error
+                        raise self._dialogue.gone(f"is gone ({error.strerror or error})") from error
             if scope.cancelled_caught:
                 self.close()
                 raise DaemonGone(self.path, f"took nothing for {_SEND_SECONDS:g} s")
@@ -170,7 +170,7 @@ class AsyncClient:
                 try:
                     answer = await self.call(ask)
                 except PylightnixException as error:
-                    if isinstance(error, DaemonGone):
+                    if isinstance(error, DaemonGone) or self._dialogue.ended is not None:
                         raise  # nobody is there to be told of it
                     ask = exchange.throw(error)
                 else:

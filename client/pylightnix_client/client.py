@@ -132,7 +132,7 @@ class Client:
         except TimeoutError as error:
             raise DaemonGone(self.path, f"took nothing for {REPLY_SECONDS:g} s") from error
         except OSError as error:
-            raise DaemonGone(self.path, f"is gone ({error.strerror or error})") from error
+            raise self._dialogue.gone(f"is gone ({error.strerror or error})") from error
 
     def _receive(self, seconds: Optional[float]) -> None:
         self._socket.settimeout(seconds)
@@ -143,7 +143,7 @@ class Client:
         except ConnectionError:
             data = b""  # it was killed with something of ours unread
         except OSError as error:
-            raise DaemonGone(self.path, f"is gone ({error.strerror or error})") from error
+            raise self._dialogue.gone(f"is gone ({error.strerror or error})") from error
         self._dialogue.hear(data)
 
     def call(self, ask: Ask, seconds: Optional[float] = REPLY_SECONDS) -> m.Message:
@@ -166,7 +166,7 @@ class Client:
                 try:
                     answer = self.call(ask)
                 except PylightnixException as error:
-                    if isinstance(error, DaemonGone):
+                    if isinstance(error, DaemonGone) or self._dialogue.ended is not None:
                         raise  # nobody is there to be told of it
                     ask = exchange.throw(error)
                 else:

@@ -25,6 +25,7 @@ from pylightnix.protocol.connection import (
     ResponseReceived,
     Welcomed,
 )
+from pylightnix.protocol.errors import Draining
 from pylightnix_client.errors import DaemonGone
 
 __all__ = ["CREDIT", "Ask", "Dialogue", "Exchange", "query_rows", "registration", "whole_log"]
@@ -59,6 +60,7 @@ class Dialogue:
         self.welcome: Optional[m.DaemonWelcome] = None
         self.ended: Optional[PylightnixException] = None
         self._where = where
+        self._draining: Optional[Draining] = None
         self._connection = ClientConnection()
         self._answers: dict[int, m.Message | PylightnixException] = {}
         self._notices: dict[str, deque[m.Message]] = {}
@@ -102,6 +104,8 @@ class Dialogue:
             self._errands.append(event.params)
         elif isinstance(event, NotificationReceived) and isinstance(event.params, m.Pause):
             self._pauses.setdefault(event.params.operation, deque()).append(event.params)
+        elif isinstance(event, NotificationReceived) and isinstance(event.params, m.DrainingNotice):
+            self._draining = Draining(event.params.retry_after)
         elif isinstance(event, NotificationReceived):
             operation = getattr(event.params, "operation", None)
             if operation in self._notices:
@@ -109,7 +113,12 @@ class Dialogue:
         elif isinstance(event, ProtocolFailed):
             self.ended = event.error
         elif isinstance(event, ConnectionEnded):
-            self.ended = DaemonGone(self._where, "hung up")
+            self.gone("hung up")
+
+    def gone(self, problem: str) -> PylightnixException:
+        """Take the connection for ended, and return as what: the daemon stops, if it said so, else it is gone."""
+        self.ended = self.ended or self._draining or DaemonGone(self._where, problem)
+        return self.ended
 
     def answer(self, number: int) -> Optional[m.Message]:
         """Return the answer to a request, once; None if it has not come.
