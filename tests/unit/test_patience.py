@@ -105,7 +105,8 @@ def end(process: FakeProcess, and_then: Callable[[], Awaitable[None]] = trio.low
         async with trio.open_nursery() as nursery:
             nursery.start_soon(and_then)
             dead = await end_process(process, lambda: process.do("ask"), lambda _, number: process.do(number))
-            return dead, trio.current_time() - begun
+            seconds = trio.current_time() - begun
+        return dead, seconds
 
     return trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
 
