@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -228,7 +229,7 @@ class _Escaping(logging.Formatter):
 
 
 def _serve(settings: Settings, read: Callable[[], Settings], fds: list[int], ready_fd: Optional[int] = None) -> None:
-    handler = QueuedLog(sys.stderr)
+    handler = QueuedLog(io.FileIO(2, "w", closefd=False))
     handler.setFormatter(_Escaping("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import Final, TextIO
+from typing import Final, Optional, Protocol
 
 __all__ = ["QueuedLog"]
 
@@ -20,12 +20,21 @@ FLUSH_SECONDS: Final = 1.0
 """How long the end of the process may take for the last lines."""
 
 
-class QueuedLog(logging.Handler):
-    """Writes what is logged to a stream, from a thread of its own, which begins with the first line: forks must not lose it."""
+class BinaryFile(Protocol):
+    """What the log is written to, such as `io.FileIO`."""
 
-    def __init__(self, stream: TextIO, lines_max: int = LINES_MAX) -> None:
+    def write(self, data: memoryview, /) -> Optional[int]: ...
+
+
+class QueuedLog(logging.Handler):
+    """Writes what is logged to a file, from a thread of its own, which begins with the first line: forks must not lose it.
+
+    The file has no buffer: the end of the interpreter would wait for the lock of one.
+    """
+
+    def __init__(self, file: BinaryFile, lines_max: int = LINES_MAX) -> None:
         super().__init__()
-        self._stream, self._lines_max = stream, lines_max
+        self._file, self._lines_max = file, lines_max
         self._lines: deque[str] = deque()
         self._dropped = 0
         self._writing = False
@@ -73,7 +82,8 @@ class QueuedLog(logging.Handler):
                 self._dropped = 0
                 self._writing = True
             try:
-                self._stream.write("".join(f"{line}\n" for line in lines))
-                self._stream.flush()
+                rest = memoryview("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+                while rest:
+                    rest = rest[self._file.write(rest) or 0 :]
             except (OSError, ValueError):
                 pass  # nobody reads it any more, or the disk is full; the daemon is none the worse

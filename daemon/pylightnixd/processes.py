@@ -135,11 +135,13 @@ class Processes:
     nursery: SharedNursery
     remember: Callable[[Sequence[int]], None]
     """Notes, for daemons to come, which processes may still write into this one's folder."""
-    spared: set[int] = field(default_factory=lambda: set(children_of(os.getpid())))
-    """Children of this process that are no strays: ours, and those that were there before, as when a shell puts a daemon in its place."""
+    spared: set[int] = field(default_factory=set)
+    """Children that were started here, and are no strays."""
     forking: trio.Lock = field(default_factory=trio.Lock)
     """Held while a child of ours may be there that `spared` does not know yet."""
     given_up: list[GivenUp] = field(default_factory=list)
+    _earlier: set[int] = field(default_factory=lambda: set(children_of(os.getpid())))
+    """Children that were there before: a shell that puts a daemon in its own place may have some."""
 
     async def start(self, command: Sequence[str], owned_fds: Sequence[int], **options: Any) -> trio.Process:
         """Start a program, and return when it has begun. The file descriptors `owned_fds`, which it inherits, are closed.
@@ -226,7 +228,11 @@ class Processes:
             return []
 
     def _strays(self) -> list[int]:
-        known = self.spared | {gone.pid for gone in self.given_up}
+        self._earlier -= self.spared
+        for pid in {pid for pid in self._earlier if not is_alive(pid)}:
+            _reap(pid)
+            self._earlier.discard(pid)
+        known = self.spared | self._earlier | {gone.pid for gone in self.given_up}
         return [pid for pid in children_of(os.getpid()) if pid not in known]
 
     # --- those that cannot be ended ---------------------------------------------------------------------

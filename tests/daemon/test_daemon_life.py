@@ -147,7 +147,9 @@ def test_a_daemon_whose_log_nobody_reads_serves_and_ends(tmp_path: Path) -> None
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     store = tmp_path / "store"
-    process = subprocess.Popen([sys.executable, "-m", "pylightnixd", "--store", str(store), "--foreground"], stderr=writing)
+    command = [sys.executable, "-m", "pylightnixd", "--store", str(store), "--foreground"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(command, stderr=writing, env=environment)
     try:
         os.close(writing)
         assert is_readable(reading, 60), "it says that it serves"

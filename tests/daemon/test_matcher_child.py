@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 from typing import Any, cast
 
 import msgpack  # type: ignore[import-untyped]  # it ships no type information
 import pytest
 import trio
 from tests.daemon.fake_worker import Theirs, talk
-from tests.stores import new_store
 
 from pylightnix import DRef
-from pylightnix.storage import store_layout
+from pylightnix.storage import mkSS, store_layout
 from pylightnix.travel import capture_environment
 from pylightnixd.matching import MatcherChild
 from pylightnixd.report import FailedBuild
@@ -35,7 +33,7 @@ class OneWorker:
 
 def child_of(worker: Worker, seconds: float = 60.0) -> MatcherChild:
     pool = cast("WorkerPool", OneWorker(worker))
-    return MatcherChild("op-1", pool, store_layout(new_store(Path("/nonexistent"))), capture_environment(), seconds)
+    return MatcherChild("op-1", pool, store_layout(mkSS("/nonexistent")), capture_environment(), seconds)
 
 
 async def fork(theirs: Theirs) -> tuple[str, trio.SocketStream]:

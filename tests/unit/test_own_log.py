@@ -16,17 +16,18 @@ def record(text: str) -> logging.LogRecord:
 
 
 def test_lines_are_written_in_order_and_whole_when_it_is_flushed() -> None:
-    stream = io.StringIO()
+    stream = io.BytesIO()
     log = QueuedLog(stream)
     for n in range(1000):
         log.emit(record(f"line {n}"))
     log.flush()
-    assert stream.getvalue().splitlines() == [f"line {n}" for n in range(1000)]
+    assert stream.getvalue().decode().splitlines() == [f"line {n}" for n in range(1000)]
 
 
 def test_a_pipe_that_nobody_reads_holds_nobody_and_says_what_it_lacks() -> None:
     reading, writing = os.pipe()
-    log = QueuedLog(os.fdopen(writing, "w"), lines_max=100)
+    file = io.FileIO(writing, "w")
+    log = QueuedLog(file, lines_max=100)
     long = "x" * 10_000
     begun = time.monotonic()
     for _ in range(1000):
@@ -40,7 +41,7 @@ def test_a_pipe_that_nobody_reads_holds_nobody_and_says_what_it_lacks() -> None:
         log.flush()
         log.emit(record("last"))
         log.flush()
-        log._stream.close()
+        file.close()
         reader.join()
     notes = [line for line in read if line.startswith("(")]
     dropped = sum(int(line[1:].split()[0]) for line in notes)
@@ -50,7 +51,7 @@ def test_a_pipe_that_nobody_reads_holds_nobody_and_says_what_it_lacks() -> None:
 
 
 def test_a_stream_that_is_closed_ends_nothing() -> None:
-    stream = io.StringIO()
+    stream = io.BytesIO()
     log = QueuedLog(stream)
     stream.close()
     log.emit(record("lost"))
