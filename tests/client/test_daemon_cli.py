@@ -282,7 +282,9 @@ def test_an_operation_is_listed_attached_to_and_cancelled(
         command(served.root, "log", build["build"], "-f"), stdout=subprocess.PIPE, cwd=folder, env=daemons.environment(), text=True
     )
     assert followed.stdout is not None
+    assert attached.stdout is not None
     assert followed.stdout.readline() == "it waits\n"
+    attached.stdout.readline()  # it is attached
     assert run("cancel", build["dref"], "--json").objects == [{"kind": "cancelled", "operation": name}]
     told = json.loads(attached.communicate(timeout=daemons.SECONDS)[0].splitlines()[-1])
     assert (told["kind"], told["ok"], attached.returncode) == ("ended", False, 1)

@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,12 +64,18 @@ def started(line: str, folder: Path) -> Iterator[int]:
     ran = bash(line.format(daemon=f"{PYTHON} -m pylightnixd --store {root}"), folder)
     try:
         assert ran.returncode == 0, ran.stdout
-        wait_until((root / "daemon.sock").exists)
+        wait_until(lambda: is_listening(root / "daemon.sock"))
         with WireClient(str(root / "daemon.sock")) as client:
             assert client.status().pid == client.welcome.pid
             yield client.welcome.pid
     finally:
         end_started_daemon(root)
+
+
+def is_listening(path: Path) -> bool:
+    """Tell whether somebody takes connections there: a socket is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as trying:
+        return trying.connect_ex(str(path)) == 0
 
 
 def signals(pid: int, what: str) -> set[int]:
