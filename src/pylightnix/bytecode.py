@@ -101,6 +101,7 @@ def _outdated_bytecode(loader: importlib.machinery.SourceFileLoader) -> Optional
             return None  # Python sees that it is older
         made = loader.source_to_code(loader.get_data(loader.path), loader.path)
         return path if marshal.loads(taken[_HEADER_BYTES:]) != made else None
+    # NotImplementedError: this Python keeps no bytecode.
     except (OSError, NotImplementedError, SyntaxError, ValueError, EOFError, TypeError, RecursionError):
         return None
 

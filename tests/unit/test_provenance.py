@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path as FsPath
@@ -14,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.stores import is_served, new_store, stage, writes
 
-from pylightnix import StorageSettings, instantiate, mkSS, realize1, rmref, rref2path
+from pylightnix import RRef, StorageSettings, allrrefs, instantiate, mkSS, realize1, rmref, rref2path
 from pylightnix.arch import spack, sunpack
 from pylightnix.query import realization_info, rrefdata
 from pylightnix.storage import store_layout
+from pylightnix.store.layout import StoreLayout
 from pylightnix.store.provenance import Provenance, parse_provenance, provenance_text, read_provenance
+from pylightnix.store.set_aside import all_set_aside
 
 pytestmark = pytest.mark.language
 
@@ -96,6 +99,32 @@ def test_what_was_left_of_another_gives_way(S: StorageSettings) -> None:
         leave()
         assert realize1(instantiate(stage, S=S)) == rref
         assert read_provenance(path) is not None
+
+
+@pytest.mark.embedded_only("a daemon does the same by the same function")
+def test_one_that_cannot_be_removed_holds_up_nothing(S: StorageSettings) -> None:
+    rref = realize1(instantiate(stage, S=S))
+    path = store_layout(S).provenance(rref)
+    if subprocess.run(["chattr", "+i", path], check=False, capture_output=True).returncode:
+        pytest.skip("this file system, or this user, makes nothing immutable")
+    try:
+        rmref(rref, S)
+        assert list(allrrefs(S)) == []
+        assert [entry.was for entry in all_set_aside(store_layout(S))] == [path]
+        assert realize1(instantiate(stage, S=S)) == rref
+        assert list(allrrefs(S)) == [rref]
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+    rmref(rref, S)
+    assert os.listdir(store_layout(S).provenances) == []
+
+
+def test_it_stays_with_the_trees_wherever_the_state_is() -> None:
+    usual = StoreLayout(storage="/r/store-v1", tmp="/r/tmp", state="/r")
+    rref = RRef(f"rref:{'1' * 32}-{'2' * 32}-name")
+    assert usual.provenance(rref) == f"/r/provenance/{'1' * 32}-{'2' * 32}.json"
+    assert replace(usual, state="/elsewhere").provenance(rref) == usual.provenance(rref)
+    assert replace(usual, storage="/s/trees", state="/s/trees.state").provenances == "/s/trees.state/provenance"
 
 
 @pytest.mark.parametrize("odd", [lambda path: path.mkdir(), lambda path: path.symlink_to("/etc/hostname"), os.mkfifo])

@@ -215,7 +215,7 @@ def _finish(store: Store, gone: Removal, rows: Sequence[tuple[RRef, str]]) -> No
     for rref in gone.rrefs:
         if is_there(layout.realization(rref)) and store.index.state_of(rref) is None:
             put_away(layout, layout.realization(rref))
-            drop_provenance(layout.provenance(rref))
+            drop_provenance(layout, rref)
     reach("removal_trashed")
     for dref in gone.drefs:
         if not store.index.states(dref):  # nothing can be lost with it, whatever happened since the decision

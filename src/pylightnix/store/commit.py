@@ -205,7 +205,7 @@ def place(layout: StoreLayout, index: Index, owner: Owner, batch: Batch, attempt
         reach("after_pending")
         try:
             for rref, output in new.items():
-                write_provenance(layout.provenance(rref), _provenance(attempt))
+                write_provenance(layout, rref, _provenance(attempt))
                 _rename(layout, attempt.dref, output.path, rref)
         except BaseException:
             _abandon(layout, index, owner, new)
@@ -232,7 +232,7 @@ def _abandon(layout: StoreLayout, index: Index, owner: Owner, rrefs: Iterable[RR
             index.demote(rref, owner.id)
     for rref in rrefs:
         to_trash(layout, layout.realization(rref))
-        drop_provenance(layout.provenance(rref))
+        drop_provenance(layout, rref)
     with index.transaction(durable=False):
         for rref in rrefs:
             index.forget_deleted(rref)

@@ -117,8 +117,8 @@ class StoreLayout:
 
     @property
     def provenances(self) -> str:
-        """Who built each realization: a file each."""
-        return f"{self.state}/provenance"
+        """Who built each realization: a file each. It stays with the trees, wherever a daemon keeps its state."""
+        return f"{state_folder(os.path.dirname(self.storage), self.storage)}/provenance"
 
     def provenance(self, rref: RRef | str) -> str:
         """The hash of a derivation stands for its name, too."""

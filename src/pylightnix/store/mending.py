@@ -132,7 +132,7 @@ def _mend(store: Store, rref: RRef, at_work: Sequence[str]) -> Mended:
     reach("quarantined")
     if state is not None:
         _with_room(store.layout, rref, lambda: _drop_row(store, rref))
-    drop_provenance(store.layout.provenance(rref))
+    drop_provenance(store.layout, rref)
     return Mended(rref, Outcome.dropped if moved_to is None else Outcome.quarantined, damage, problem, moved_to)
 
 
@@ -171,12 +171,13 @@ def _mended_in_place(store: Store, found: Inspected) -> bool:
 
 def _restore_provenance(store: Store, rref: RRef) -> None:
     """Write who built a realization anew, as far as the index knows."""
-    path, info = store.layout.provenance(rref), store.index.info(rref)
+    info = store.index.info(rref)
     if info is None:
-        drop_provenance(path)
+        drop_provenance(store.layout, rref)
         return
-    write_provenance(path, Provenance(None, info.builder, info.host, info.started, info.stopped, info.realizer_digest, info.build))
-    sync_files([path])
+    known = Provenance(None, info.builder, info.host, info.started, info.stopped, info.realizer_digest, info.build)
+    write_provenance(store.layout, rref, known)
+    sync_files([store.layout.provenance(rref)])
 
 
 def _replace_context(layout: StoreLayout, rref: RRef, content: bytes) -> bool:

@@ -14,7 +14,9 @@ import stat
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Optional
 
-from pylightnix.store.removal import remove_tree
+from pylightnix.store.layout import StoreLayout
+from pylightnix.store.trash import put_away
+from pylightnix.types import RRef
 
 __all__ = ["Provenance", "drop_provenance", "parse_provenance", "provenance_text", "read_provenance", "write_provenance"]
 
@@ -78,13 +80,17 @@ def _of(said: dict[str, Any], key: str, *kinds: type) -> Any:
     return value
 
 
-def write_provenance(path: str, provenance: Provenance) -> None:
-    """Write the file of a realization that is being put in place; one that is left of a realization before it goes."""
+def write_provenance(layout: StoreLayout, rref: RRef, provenance: Provenance) -> None:
+    """Write the file of a realization that is being put in place; what is left there of an earlier one goes."""
+    path = layout.provenance(rref)
+    drop_provenance(layout, rref)
     try:
         fd = _made(path)
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         fd = _made(path)
+    except FileExistsError:
+        return  # it can be neither removed nor moved, which was told; no build fails for that
     try:
         view = memoryview(provenance_text(provenance))
         while view:  # a disk that is nearly full takes a part
@@ -94,18 +100,18 @@ def write_provenance(path: str, provenance: Provenance) -> None:
 
 
 def _made(path: str) -> int:
-    drop_provenance(path)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444)
 
 
-def drop_provenance(path: str) -> None:
-    """Remove the file of a realization that goes, if it has one."""
+def drop_provenance(layout: StoreLayout, rref: RRef) -> None:
+    """Remove the file of a realization that goes, if it has one. What cannot be removed is set aside, and holds up nothing."""
+    path = layout.provenance(rref)
     try:
         os.unlink(path)
     except FileNotFoundError:
         pass
-    except IsADirectoryError:
-        remove_tree(path)  # somebody's mistake
+    except OSError:
+        put_away(layout, path)
 
 
 def read_provenance(path: str) -> Optional[Provenance]:

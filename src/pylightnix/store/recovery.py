@@ -69,7 +69,7 @@ def finish_deletions(layout: StoreLayout, index: Index, rows: Sequence[tuple[RRe
             if index.is_deleted(rref):
                 if not put_away(layout, layout.realization(rref)):
                     continue  # its row says whose business it is, until it can be moved
-                drop_provenance(layout.provenance(rref))
+                drop_provenance(layout, rref)
                 reach("recovery_trashed")
                 with index.transaction(durable=False):
                     index.forget_deleted(rref)
